@@ -1,0 +1,95 @@
+#pragma once
+
+#include <sys/user.h>
+
+#include <chrono>
+#include <csignal>
+#include <vector>
+
+#include "base/bytes.hpp"
+#include "base/fd.hpp"
+#include "base/ids.hpp"
+#include "base/result.hpp"
+
+namespace godwit::kernel {
+
+/// General registers of a thread (PTRACE_GETREGSET NT_PRSTATUS).
+using Registers = user_regs_struct;
+
+/// How a wait on a tracee ended. Never an int.
+class WaitStatus {
+ public:
+  explicit WaitStatus(int raw) : raw_(raw) {}
+  [[nodiscard]] bool exited() const;
+  [[nodiscard]] bool killed() const;
+  [[nodiscard]] bool stopped() const;
+  [[nodiscard]] int signal() const;  ///< the stop or death signal
+  [[nodiscard]] int exit_code() const;
+  [[nodiscard]] int event() const;  ///< PTRACE_EVENT_*, 0 when none
+  [[nodiscard]] int raw() const { return raw_; }
+
+ private:
+  int raw_;
+};
+
+/// One thread of another process, seized by the calling thread. ptrace is bound to a thread: every call must come from
+/// the thread that seized. A tracee that has died is an `Error` of kind `gone` everywhere.
+///
+/// Destruction detaches; what was not put back stays as it is, so put registers and mask back first.
+class Tracee {
+ public:
+  /// PTRACE_SEIZE (no stop). Options: TRACECLONE|TRACEFORK|TRACEVFORK|TRACEEXEC as given, plus SUSPEND_SECCOMP.
+  static Result<Tracee> seize(HostPid tid, int options = 0);
+  /// A thread that is already a tracee of ours: a child reported by PTRACE_EVENT_CLONE and its kin.
+  static Tracee adopt(HostPid tid);
+
+  Tracee(Tracee&&) noexcept;
+  Tracee& operator=(Tracee&&) noexcept;
+  Tracee(const Tracee&) = delete;
+  Tracee& operator=(const Tracee&) = delete;
+  ~Tracee();
+
+  [[nodiscard]] HostPid tid() const { return tid_; }
+
+  /// PTRACE_INTERRUPT without waiting: interrupt all, then wait for all.
+  Result<void> interrupt();
+  /// Waits for the stop that `interrupt` asked for. A signal that arrives first is kept and injected again on `detach`
+  /// or `resume` (the stop is then that signal's delivery stop: re-interrupts until the PTRACE_EVENT_STOP comes).
+  /// `timeout` when it hasn't stopped by then (a vfork parent, a thread in an uninterruptible sleep).
+  Result<WaitStatus> wait_stop(std::chrono::milliseconds limit = std::chrono::seconds(2));
+  [[nodiscard]] bool stopped() const { return stopped_; }
+  /// True when the stop was a group stop (job control: SIGSTOP, SIGTSTP …).
+  [[nodiscard]] bool group_stopped() const { return group_stopped_; }
+
+  Result<Registers> registers() const;
+  Result<void> set_registers(const Registers&);
+  /// Full XSAVE area in the standard format (NT_X86_XSTATE).
+  Result<Bytes> xstate() const;
+  Result<void> set_xstate(BytesView);
+  /// Blocked signals (PTRACE_GETSIGMASK), bit n-1 for signal n.
+  Result<std::uint64_t> signal_mask() const;
+  Result<void> set_signal_mask(std::uint64_t);
+  /// Queued signals (PTRACE_PEEKSIGINFO), oldest first, not consumed. `shared`: those of the whole process.
+  Result<std::vector<siginfo_t>> pending_signals(bool shared) const;
+
+  /// PTRACE_CONT with an optional signal; the tracee runs.
+  Result<void> resume(int signal = 0);
+  Result<void> step();
+  /// Waits for the next stop of whatever kind, consuming it.
+  Result<WaitStatus> wait(std::chrono::milliseconds limit = std::chrono::seconds(2));
+  /// PTRACE_GETEVENTMSG: after a clone or fork event the new thread's id.
+  Result<std::uint64_t> event_message() const;
+  /// Lets go. The thread runs on (or stays group-stopped, or frozen by its cgroup). Signals that were kept are injected
+  /// again.
+  Result<void> detach();
+
+ private:
+  explicit Tracee(HostPid tid) : tid_(tid) {}
+  HostPid tid_{};
+  bool attached_ = true;
+  bool stopped_ = false;
+  bool group_stopped_ = false;
+  std::vector<siginfo_t> kept_;
+};
+
+}  // namespace godwit::kernel

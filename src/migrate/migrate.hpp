@@ -1,0 +1,67 @@
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/fd.hpp"
+#include "base/result.hpp"
+#include "image/codec.hpp"
+#include "migrate/report.hpp"
+#include "pod/pod.hpp"
+#include "store/store.hpp"
+
+/// A migration, seen from the daemon: two blocking calls, one on each side, each on a thread of its own (ptrace is
+/// bound to a thread).
+namespace godwit::migrate {
+
+/// What the user may choose.
+struct Options {
+  std::string strategy = "auto";  ///< freeze, precopy, postcopy, hybrid, eager-dirty, auto
+  bool dry_run = false;           ///< negotiate and preflight only; the report says what would happen
+  int connections = 0;            ///< for pages; 0: as many as pay (one per two processors, at least one, at most four)
+  MSGPACK_DEFINE_MAP(strategy, dry_run, connections)
+};
+
+/// How the source reaches the destination: each call opens one more connection of this migration, already
+/// authenticated, as a blocking socket with TCP_NODELAY. The first is the control connection.
+using Connect = std::function<Result<Fd>()>;
+
+/// How the destination gets the further connections of a migration that the source has opened: waits for the next one.
+using Accept = std::function<Result<Fd>(std::chrono::milliseconds limit)>;
+
+/// What a migration has come to; called from the migration's thread, often. Cheap calls only.
+using OnProgress = std::function<void(const Progress&)>;
+
+/// What the source needs of its node.
+struct SourceSite {
+  std::string node;         ///< our name
+  std::string destination;  ///< the other's
+  store::Store& store;
+  std::atomic<bool>& cancelled;  ///< set from outside; honoured up to the commit
+  OnProgress progress;
+};
+
+/// Moves a pod away. On success the pod runs at the destination, `pod` is shut and has been torn down to nothing, or,
+/// in post-copy, is so when this returns: it stays until the last page has been fetched. On failure before the commit
+/// the pod runs on here as if nothing had been (the error says what happened, the report in `report` what it cost);
+/// after the commit it runs there.
+Result<Report> send(pod::Pod& pod, const Options&, const Connect&, const SourceSite&, Report& report);
+
+/// What the destination needs of its node.
+struct DestinationSite {
+  pod::Site site;
+  store::Store& store;
+  std::uint64_t memory_available = 0;  ///< bytes that arriving pods may use
+  /// Called once the pod is ours by the store's word, before its first instruction here. It is in place from then on.
+  std::function<void(std::shared_ptr<pod::Pod>)> arrived;
+  OnProgress progress;
+};
+
+/// Takes a pod in over the control connection `control`. Returns when nothing is owed any more (after post-copy has
+/// drained), with the report of this side. On failure before the commit nothing of it is left here.
+Result<Report> receive(Fd control, const Accept&, const DestinationSite&);
+
+}  // namespace godwit::migrate
