@@ -1,0 +1,75 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/result.hpp"
+
+namespace godwit::node {
+
+/// Another node that may talk to us, and where it listens.
+struct Peer {
+  std::string name;
+  std::string address;  ///< "host:port" or "[v6]:port"; the port may be missing (4070)
+  bool operator==(const Peer&) const = default;
+};
+
+inline constexpr std::uint16_t default_port = 4070;
+
+/// What one godwitd is told: a TOML file. `packaging/godwitd.toml` shows every key with its default.
+struct Config {
+  std::string node;                ///< our name; default: the machine's host name up to the first dot
+  std::string listen = "0.0.0.0";  ///< address for peers ("::" for IPv6 too)
+  std::uint16_t port = default_port;
+  std::vector<Peer> peers;
+  /// The secret that all nodes of the cluster share: `key = "…"` in the file, or `key_file` with a file of mode 0600.
+  /// Empty only where there are no peers.
+  std::string key;
+  std::string state_dir = "/var/lib/godwit";  ///< must not lie on an overlay
+  std::string run_dir = "/run/godwit";
+  /// "sqlite" (a file in state_dir), "sqlite:PATH", or "peer:NAME": that node's store is asked.
+  std::string store = "sqlite";
+  /// Our directory in the cgroup v2 hierarchy, absolute. Empty: found (the one that the daemon was started in).
+  std::string cgroup;
+  std::string log_level = "info";  ///< debug, info, warn, error
+
+  struct Socket {
+    std::string path;           ///< default: run_dir/godwit.sock
+    std::uint32_t mode = 0600;  ///< who may: 0660 with a group for more than root
+    std::string group;          ///< empty: root's
+    bool operator==(const Socket&) const = default;
+  } socket;
+
+  struct Network {
+    std::string bridge;   ///< device that pods' ports are enslaved to; empty: pods have only loopback
+    std::string subnet4;  ///< CIDR of the nodes' network, "10.66.0.0/16"; empty: no IPv4 addresses for pods
+    std::string subnet6;  ///< "fd66::/64"; empty: none
+    std::string pods4;    ///< part of subnet4 that pods' addresses are taken from; empty: all of it
+    std::string pods6;
+    std::string gateway4;  ///< default routes of pods; empty: none
+    std::string gateway6;
+    bool operator==(const Network&) const = default;
+  } network;
+
+  std::map<std::string, std::string> labels;  ///< [labels]: zone = "x"
+
+  bool operator==(const Config&) const = default;
+  [[nodiscard]] const Peer* peer(const std::string& name) const;
+};
+
+/// `invalid` with file, line and key for what is malformed, unknown or out of its limits. `origin` is for messages.
+Result<Config> parse_config(const std::string& text, const std::string& origin);
+Result<Config> load_config(const std::string& path);
+
+/// The config as a file that parse_config reads back to the same; the key stands in it.
+std::string write_config(const Config&);
+
+/// True when a name of a node or pod is fit for file names, host names and URLs: [a-z0-9][a-z0-9.-]*, 63 at most.
+bool valid_name(const std::string& name);
+
+/// Splits "host:port", "[v6]:port" or "host".
+Result<std::pair<std::string, std::uint16_t>> split_address(const std::string& address);
+
+}  // namespace godwit::node
