@@ -1,0 +1,90 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.hpp"
+
+struct nl_msg;
+struct nl_sock;
+
+namespace godwit::kernel {
+
+using Mac = std::array<std::uint8_t, 6>;
+Result<Mac> parse_mac(const std::string&);
+std::string to_string(const Mac&);
+
+/// An IPv4 or IPv6 address with the length of its prefix.
+struct Prefix {
+  int family = 0;  ///< AF_INET, AF_INET6
+  std::array<std::uint8_t, 16> bytes{};
+  int length = 0;
+  [[nodiscard]] std::size_t size() const;       ///< of the address: 4 or 16
+  [[nodiscard]] std::string address() const;    ///< without the length
+  [[nodiscard]] std::string to_string() const;  ///< "10.66.0.21/16"
+};
+/// "10.66.0.21/16", "fd66::21/64"; without a length it is all of the address. `invalid` otherwise.
+Result<Prefix> parse_prefix(const std::string&);
+
+/// A veth pair to be made, both ends down.
+struct VethPair {
+  std::string name;
+  std::string peer_name;
+  int peer_netns = -1;  ///< descriptor of the namespace for the peer; -1: here
+  std::optional<Mac> peer_mac;
+  int mtu = 0;  ///< of both ends; 0: the kernel's default
+};
+
+/// Routing netlink of the network namespace that the calling thread was in at open(), whatever it enters later. Errors
+/// carry the kernel's errno: EEXIST, ENODEV, …
+class Netlink {
+ public:
+  static Result<Netlink> open();
+
+  Result<int> index(const std::string& device) const;
+  Result<std::vector<std::string>> devices() const;
+
+  Result<void> create_veth(const VethPair&) const;
+  /// No spanning tree, no forwarding delay, no multicast snooping.
+  Result<void> create_bridge(const std::string& name) const;
+  Result<void> remove(int index) const;
+
+  Result<void> set_up(int index, bool up) const;
+  Result<void> set_mac(int index, const Mac&) const;
+  Result<void> set_mtu(int index, int mtu) const;
+  Result<void> set_queue_length(int index, int frames) const;
+  /// Master bridge; 0 takes it out.
+  Result<void> set_master(int index, int bridge) const;
+  /// Moves the device (it goes down) and gives it another name on the way.
+  Result<void> move(int index, int netns, const std::string& new_name) const;
+  /// No link-local IPv6 address made by the kernel, so no frame is sent by itself when the device comes up.
+  Result<void> no_automatic_address(int index) const;
+
+  /// IPv6 without duplicate address detection. EEXIST is no error.
+  Result<void> add_address(int index, const Prefix&) const;
+  /// Default route through a gateway. Replaces one that is there.
+  Result<void> set_default_route(int index, const Prefix& gateway) const;
+
+  /// Token bucket at the device's root, bits per second; a new rate replaces the old one.
+  Result<void> set_rate(int index, std::uint64_t bits_per_second) const;
+  Result<void> clear_rate(int index) const;
+
+ private:
+  struct Close {
+    void operator()(nl_sock*) const;
+  };
+  struct Drop {
+    void operator()(nl_msg*) const;
+  };
+  using Message = std::unique_ptr<nl_msg, Drop>;
+  static Message link_message(int type, int flags, int index);
+  Result<void> request(Message, const std::string& what) const;
+
+  std::unique_ptr<nl_sock, Close> socket_;
+};
+
+}  // namespace godwit::kernel
