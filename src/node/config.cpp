@@ -113,10 +113,11 @@ Result<void> read_network(Table& table, Config::Network& network) {
   TRY(table.text("bridge", network.bridge));
   if (network.bridge.size() > 15 || network.bridge.find('/') != std::string::npos)
     return table.wrong(*table.find("bridge"), "bridge", "must be the name of a network device (15 characters at most)");
-  const Field fields[] = {
-      {"subnet4", network.subnet4, AF_INET, true},    {"subnet6", network.subnet6, AF_INET6, true},
-      {"pods4", network.pods4, AF_INET, true},        {"pods6", network.pods6, AF_INET6, true},
-      {"gateway4", network.gateway4, AF_INET, false}, {"gateway6", network.gateway6, AF_INET6, false}};
+  const Field fields[] = {{"subnet4", network.subnet4, AF_INET, true},
+                          {"subnet6", network.subnet6, AF_INET6, true},
+                          {"pods4", network.pods4, AF_INET, true},
+                          {"gateway4", network.gateway4, AF_INET, false},
+                          {"gateway6", network.gateway6, AF_INET6, false}};
   for (const Field& field : fields) {
     TRY(table.text(field.key, field.value));
     if (field.value.empty()) continue;
@@ -357,7 +358,6 @@ std::string write_config(const Config& config) {
   line("subnet4", config.network.subnet4);
   line("subnet6", config.network.subnet6);
   line("pods4", config.network.pods4);
-  line("pods6", config.network.pods6);
   line("gateway4", config.network.gateway4);
   line("gateway6", config.network.gateway6);
   if (!config.labels.empty()) out += "[labels]\n";

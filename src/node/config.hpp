@@ -43,11 +43,10 @@ struct Config {
   } socket;
 
   struct Network {
-    std::string bridge;   ///< device that pods' ports are enslaved to; empty: pods have only loopback
-    std::string subnet4;  ///< CIDR of the nodes' network, "10.66.0.0/16"; empty: no IPv4 addresses for pods
-    std::string subnet6;  ///< "fd66::/64"; empty: none
-    std::string pods4;    ///< part of subnet4 that pods' addresses are taken from; empty: all of it
-    std::string pods6;
+    std::string bridge;    ///< device that pods' ports are enslaved to; empty: pods have only loopback
+    std::string subnet4;   ///< CIDR of the nodes' network, "10.66.0.0/16"; empty: no IPv4 addresses for pods
+    std::string subnet6;   ///< "fd66::/64"; empty: none
+    std::string pods4;     ///< part of subnet4 that pods' addresses are taken from; empty: its upper half
     std::string gateway4;  ///< default routes of pods; empty: none
     std::string gateway6;
     bool operator==(const Network&) const = default;
