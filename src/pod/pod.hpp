@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <map>
 #include <memory>
 #include <optional>
@@ -9,11 +10,15 @@
 #include "base/fd.hpp"
 #include "base/ids.hpp"
 #include "base/result.hpp"
+#include "pod/clocks.hpp"
 #include "pod/gate.hpp"
+#include "pod/log_segments.hpp"
 #include "pod/namespaces.hpp"
 #include "pod/spec.hpp"
 
 namespace godwit::pod {
+
+class Zygote;
 
 /// What a node gives its pods. From the daemon's config, the same for all of them.
 struct Site {
@@ -22,24 +27,30 @@ struct Site {
   std::string run_dir;    ///< /run/godwit: sockets
   std::string bridge;     ///< device that pods' network ports are enslaved to; empty: pods have only loopback
   std::string cgroup;     ///< our own directory in the cgroup v2 hierarchy; a pod gets pods/NAME/{init,work} below it
+  Zygote* zygote = nullptr;  ///< forks the inits; started first thing in main, outlives every pod. Not needed to adopt
 };
 
 /// The pod's cgroup (v2) that the workload runs in; its init runs beside it and is never frozen.
 class Cgroup {
  public:
   [[nodiscard]] const std::string& path() const { return path_; }
-  /// cgroup.freeze, and waits until cgroup.events says frozen (thread that are ptrace-stopped count as frozen).
+  /// cgroup.freeze, and waits until cgroup.events says frozen (threads that are ptrace-stopped count as frozen).
+  /// `timeout` after ten seconds, thawed again.
   Result<void> freeze();
   Result<void> thaw();
   [[nodiscard]] Result<bool> frozen() const;
   /// All processes (thread group leaders) in it. Zombies are in it too.
   [[nodiscard]] Result<std::vector<HostPid>> processes() const;
+  /// Also into the directories of the limits, where those are v1.
   Result<void> add(HostPid process);
   Result<void> kill();  ///< cgroup.kill
-  explicit Cgroup(std::string path = {}) : path_(std::move(path)) {}
+  /// `limits`: directories in v1 hierarchies that the workload is in as well.
+  explicit Cgroup(std::string path = {}, std::vector<std::string> limits = {})
+      : path_(std::move(path)), limits_(std::move(limits)) {}
 
  private:
   std::string path_;
+  std::vector<std::string> limits_;
 };
 
 /// A process just made by the pod's init that waits to be turned into one that is arriving: it sleeps for ever until it
@@ -52,7 +63,20 @@ struct Stub {
 struct Exit {
   PodPid process;
   int status = 0;     ///< as waitpid gives it
-  bool last = false;  ///< it was the pod's first program: the pod ends with it
+  bool last = false;  ///< it was the pod's first program: the pod has ended with it, and its output is in the log
+};
+
+/// What the pod's init knows.
+struct Life {
+  bool kept = false;
+  std::optional<PodPid> first;    ///< none before it was started
+  std::optional<int> ended;       ///< wait status of the first program; nothing of the pod runs any more
+  std::uint64_t lost_output = 0;  ///< bytes that the log couldn't take (disk full)
+};
+
+/// A pseudo-terminal of the pod's own devpts.
+struct Terminal {
+  Fd master, slave;
 };
 
 /// One pod on this node, whatever its stage: namespaces, root, network port, cgroup, and the init that keeps them.
@@ -79,8 +103,11 @@ class Pod {
   [[nodiscard]] std::string upper() const;      ///< directory of the pod's own writes
   [[nodiscard]] std::string directory() const;  ///< state_dir/pods/NAME
 
-  /// Starts a program in the pod as a child of its init, in the workload cgroup. `first`: the pod lives as long as it.
-  Result<HostPid> start(const Program&, bool first);
+  /// Starts a program in the pod as a child of its init, in the workload cgroup. `first`: the pod lives as long as it,
+  /// and is kept from here on. `stdio`: its descriptors 0, 1, 2 instead of the pod's streams (with `terminal`, the
+  /// first is its controlling terminal); without, a program that isn't the first gets /dev/null and the pod's output.
+  /// What exec says comes back: "start nginx: No such file or directory".
+  Result<HostPid> start(const Program&, bool first, std::optional<std::array<int, 3>> stdio = {});
   /// A child of the init with exactly this pid inside the pod, in the workload cgroup, in a session of the init's; for
   /// rebuilding.
   Result<Stub> stub(PodPid);
@@ -88,23 +115,40 @@ class Pod {
   Result<void> set_first(PodPid);
   /// The pod is ours now: from here on its init survives us.
   Result<void> keep();
+  [[nodiscard]] Result<Life> life();
+  /// Sends a signal to the first program.
+  Result<void> signal(int signal);
   /// The pod's ends of its streams: "stdin", "stdout", "stderr", or "terminal". For telling them apart by inode, and
-  /// for rebuilding.
+  /// for rebuilding. The init's own ends can be withdrawn: "stdin-writer" (gone when the input has ended),
+  /// "terminal-master".
   Result<std::map<std::string, Fd>> streams();
+  /// Connects a client to the streams: output goes to it as well as to the log, from the returned place in the log on;
+  /// what it sends is the program's input. `client` is a stream socket that carries frames (log_segments.hpp) both
+  /// ways; the init keeps it until its other end is closed. A client that doesn't read holds the program up.
+  Result<LogPosition> attach(int client);
+  /// A terminal of the pod, for a program that is started beside the first.
+  Result<Terminal> open_terminal();
   /// Leaves a descriptor with the init, which outlives us; and gets a duplicate of it back.
   Result<void> deposit(const std::string& name, int fd);
   Result<Fd> withdraw(const std::string& name);
   Result<void> forget(const std::string& name);
   /// Asks the init to write out all that stands in the stream pipes now, and to end the current log segment.
   Result<void> flush_log();
+  [[nodiscard]] std::string log_directory() const;  ///< of segments, see log_segments.hpp
   /// Last pid given out in the pod's pid namespace (ns_last_pid).
   Result<PodPid> last_pid();
   Result<void> set_last_pid(PodPid);
+  /// The pod's clocks, and this host's CLOCK_MONOTONIC at that instant: what an Arrival elsewhere is made from.
+  [[nodiscard]] Result<ClockReading> clocks() const;
 
   /// Readable when `next_exit` has something.
   [[nodiscard]] int events_fd() const;
+  /// The end of a program that was started here, or of a stub. The last one is told again to every daemon that adopts
+  /// the pod. `gone` when the init itself has died.
   Result<std::optional<Exit>> next_exit();
 
+  /// Leaves the gate with the init, so that its state outlives us; an adopted pod gets it back.
+  Result<void> deposit_gate();
   /// Tells the neighbours where the pod is now: gratuitous ARP and unsolicited neighbour advertisement, from inside the
   /// pod, with a socket that was opened at creation.
   Result<void> announce();
@@ -113,7 +157,7 @@ class Pod {
   /// log stay.
   Result<void> destroy(bool keep_files = false);
 
-  ~Pod();  ///< lets go of the handles; a kept pod goes on
+  ~Pod();  ///< lets go of the handles; a kept pod goes on, any other is destroyed
 
  private:
   struct Parts;
