@@ -1,0 +1,228 @@
+#include "node/store_link.hpp"
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "base/log.hpp"
+#include "image/codec.hpp"
+
+namespace godwit::node {
+namespace {
+
+constexpr std::size_t request_limit = 64 * KiB;
+constexpr std::size_t answer_limit = 64 * MiB;
+constexpr std::size_t idle_limit = 4;
+constexpr std::chrono::seconds call_time{5};
+constexpr std::chrono::seconds warm_interval{10};
+
+struct Request {
+  std::string call;  ///< create, get, list, move, remove
+  store::Record record;
+  std::string owner;  ///< move: the new one
+  MSGPACK_DEFINE_MAP(call, record, owner)
+};
+
+struct Answer {
+  int error_kind = -1;  ///< ErrorKind, or -1
+  std::string what, hint;
+  int code = 0;
+  bool yes = false;
+  std::vector<store::Record> records;
+  MSGPACK_DEFINE_MAP(error_kind, what, hint, code, yes, records)
+};
+
+template <typename T>
+bool note_error(const Result<T>& result, Answer& answer) {
+  if (result) return false;
+  answer.error_kind = static_cast<int>(result.error().kind);
+  answer.what = result.error().what;
+  answer.hint = result.error().hint;
+  answer.code = result.error().code;
+  return true;
+}
+
+Answer answer_to(const Request& request, store::Store& store) {
+  Answer answer;
+  if (request.call == "create") {
+    note_error(store.create(request.record), answer);
+  } else if (request.call == "get") {
+    auto found = store.get(request.record.pod);
+    if (!note_error(found, answer) && *found) answer.records.push_back(std::move(**found));
+  } else if (request.call == "list") {
+    auto all = store.list();
+    if (!note_error(all, answer)) answer.records = std::move(*all);
+  } else if (request.call == "move" || request.call == "remove") {
+    const auto done = request.call == "move" ? store.move(request.record, request.owner) : store.remove(request.record);
+    if (!note_error(done, answer)) answer.yes = *done;
+  } else {
+    note_error(Result<void>(fail(ErrorKind::invalid, "the store has no call '{}'", request.call)), answer);
+  }
+  return answer;
+}
+
+class StoreLink final : public store::Store {
+ public:
+  StoreLink(const Links& links, std::string peer) : links_(links), peer_(std::move(peer)) {
+    warmer_ = std::thread([this] { keep_warm(); });
+  }
+  ~StoreLink() override {
+    {
+      const std::lock_guard lock(mutex_);
+      ending_ = true;
+    }
+    wake_.notify_all();
+    warmer_.join();
+  }
+
+  Result<void> create(const store::Record& record) override {
+    bool repeated = false;
+    auto answer = ask({"create", record, {}}, repeated);
+    if (answer) return {};
+    // The first try may have done it before its answer was lost.
+    if (repeated && answer.error().kind == ErrorKind::busy) {
+      const auto found = TRY(get(record.pod));
+      if (found && found->id == record.id) return {};
+    }
+    return std::unexpected(std::move(answer.error()));
+  }
+
+  Result<std::optional<store::Record>> get(const std::string& pod) override {
+    bool repeated = false;
+    Answer answer = TRY(ask({"get", {.pod = pod}, {}}, repeated));
+    if (answer.records.empty()) return std::nullopt;
+    return std::move(answer.records.front());
+  }
+
+  Result<std::vector<store::Record>> list() override {
+    bool repeated = false;
+    return TRY(ask({"list", {}, {}}, repeated)).records;
+  }
+
+  /// Repeating is safe: the epoch lets one of the two tries through at most. If it was the first, whose answer was
+  /// lost, the record says so.
+  Result<bool> move(const store::Record& expected, const std::string& new_owner) override {
+    bool repeated = false;
+    const Answer answer = TRY(ask({"move", expected, new_owner}, repeated));
+    if (answer.yes || !repeated) return answer.yes;
+    const auto found = TRY(get(expected.pod));
+    return found && found->id == expected.id && found->owner == new_owner && found->epoch == expected.epoch + 1;
+  }
+
+  Result<bool> remove(const store::Record& expected) override {
+    bool repeated = false;
+    const Answer answer = TRY(ask({"remove", expected, {}}, repeated));
+    if (answer.yes || !repeated) return answer.yes;
+    return !TRY(get(expected.pod)).has_value();
+  }
+
+ private:
+  /// An answer of the store, or its error. `repeated` when the request went out twice because the first connection
+  /// broke after it was sent.
+  Result<Answer> ask(const Request& request, bool& repeated) {
+    const Bytes packed = image::pack(request);
+    if (packed.size() > request_limit) return fail(ErrorKind::invalid, "store: the record is too long");
+    Error last;
+    for (int attempt = 0; attempt < 2; attempt++) {
+      repeated = attempt > 0;
+      Result<Fd> connection = attempt == 0 ? take() : open();
+      if (!connection) return std::unexpected(std::move(connection.error()));
+      Result<Answer> answer = exchange(connection->get(), packed);
+      if (!answer) {
+        last = answer.error();
+        drop_idle();
+        continue;
+      }
+      give_back(std::move(*connection));
+      if (answer->error_kind < 0) return answer;
+      const int kind = std::min(answer->error_kind, static_cast<int>(ErrorKind::cancelled));
+      return std::unexpected(Error{static_cast<ErrorKind>(kind), answer->what, answer->code, answer->hint});
+    }
+    last.kind = ErrorKind::unreachable;
+    return std::unexpected(std::move(last).within(fmt::format("store on node {}", peer_)));
+  }
+
+  static Result<Answer> exchange(int fd, BytesView packed) {
+    const Deadline deadline = in(call_time);
+    TRY(write_frame(fd, packed, deadline));
+    return image::unpack<Answer>(TRY(read_frame(fd, answer_limit, deadline)));
+  }
+
+  Result<Fd> open() const {
+    auto connection = links_.connect(peer_, service::store, call_time);
+    if (connection) return connection;
+    Error error = std::move(connection.error());
+    error.kind = ErrorKind::unreachable;
+    return std::unexpected(std::move(error).within("store"));
+  }
+
+  Result<Fd> take() {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!idle_.empty()) {
+        Fd connection = std::move(idle_.back());
+        idle_.pop_back();
+        return connection;
+      }
+    }
+    return open();
+  }
+
+  void give_back(Fd connection) {
+    const std::lock_guard lock(mutex_);
+    if (idle_.size() < idle_limit) idle_.push_back(std::move(connection));
+  }
+
+  void drop_idle() {
+    const std::lock_guard lock(mutex_);
+    idle_.clear();
+  }
+
+  /// A first connection from the start on, and a question now and then that finds a broken one before a commit does.
+  void keep_warm() {
+    bool reachable = true;
+    for (;;) {
+      const auto answer = get("-");
+      if (answer.has_value() != reachable) {
+        reachable = answer.has_value();
+        if (reachable)
+          log::info("store on node {} answers again", peer_);
+        else
+          log::warn("{}", answer.error().message());
+      }
+      std::unique_lock lock(mutex_);
+      const auto interval = reachable ? warm_interval : std::chrono::seconds(1);
+      if (wake_.wait_for(lock, interval, [this] { return ending_; })) return;
+    }
+  }
+
+  const Links& links_;
+  const std::string peer_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool ending_ = false;
+  std::vector<Fd> idle_;
+  std::thread warmer_;
+};
+
+}  // namespace
+
+std::unique_ptr<store::Store> open_store_link(const Links& links, const std::string& peer) {
+  return std::make_unique<StoreLink>(links, peer);
+}
+
+void serve_store(int fd, store::Store& store) {
+  for (;;) {
+    // Peers ask every few seconds even when nothing happens: who is silent for a minute is gone.
+    const auto frame = read_frame(fd, request_limit, in(std::chrono::minutes(1)));
+    if (!frame) return;
+    const auto request = image::unpack<Request>(*frame);
+    if (!request) {
+      log::warn("store: {}", request.error().message());
+      return;
+    }
+    if (!write_frame(fd, image::pack(answer_to(*request, store)), in(call_time))) return;
+  }
+}
+
+}  // namespace godwit::node

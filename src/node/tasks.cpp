@@ -1,0 +1,66 @@
+#include "node/tasks.hpp"
+
+#include <fcntl.h>
+#include <sys/socket.h>
+
+#include "base/log.hpp"
+
+namespace godwit::node {
+
+void Tasks::run(Fd fd, const Work& work) {
+  const std::lock_guard lock(mutex_);
+  collect();
+  if (finished_) return;
+  make_room();
+  if (connections_.size() >= most_) {
+    log::warn("more than {} connections at a time: one was turned away", most_);
+    return;
+  }
+  auto connection = std::make_shared<Connection>();
+  connection->handle_ = Fd(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
+  connection->fd = std::move(fd);
+  connections_.push_back(connection);
+  connection->thread_ = std::thread([this, connection, work] {
+    work(*connection);
+    connection->fd.reset();
+    const std::lock_guard over(mutex_);
+    connection->handle_.reset();
+    connection->over_ = true;
+  });
+}
+
+void Tasks::make_room() {
+  std::size_t strangers = 0;
+  std::shared_ptr<Connection> oldest;
+  for (const auto& connection : connections_) {
+    if (connection->trusted_ || connection->broken_) continue;
+    if (!oldest) oldest = connection;
+    strangers++;
+  }
+  if (strangers < strangers_) return;
+  ::shutdown(oldest->handle_.get(), SHUT_RDWR);
+  oldest->broken_ = true;
+}
+
+void Tasks::collect() {
+  std::erase_if(connections_, [](const std::shared_ptr<Connection>& connection) {
+    if (!connection->over_) return false;
+    connection->thread_.join();
+    return true;
+  });
+}
+
+void Tasks::finish() {
+  std::list<std::shared_ptr<Connection>> rest;
+  {
+    const std::lock_guard lock(mutex_);
+    finished_ = true;
+    for (const auto& connection : connections_)
+      if (connection->handle_) ::shutdown(connection->handle_.get(), SHUT_RDWR);
+    rest.swap(connections_);
+  }
+  for (const auto& connection : rest)
+    if (connection->thread_.joinable()) connection->thread_.join();
+}
+
+}  // namespace godwit::node

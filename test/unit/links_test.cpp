@@ -1,0 +1,151 @@
+#include "node/links.hpp"
+
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <filesystem>
+#include <future>
+
+#include "node/server.hpp"
+#include "node/store_link.hpp"
+
+namespace godwit::node {
+namespace {
+
+using namespace std::chrono_literals;
+
+/// A daemon's port on loopback that serves a store, and the config of a peer that may ask it.
+class PeerServerTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    char pattern[] = "/tmp/godwit-links-XXXXXX";
+    directory_ = mkdtemp(pattern);
+    store_ = std::move(*store::open_sqlite(directory_ + "/pods.db"));
+    config_.node = "a";
+    config_.key = "the key of the cluster";
+    start();
+    config_.peers = {{"b", "127.0.0.1:" + std::to_string(port_)}};
+  }
+  void TearDown() override {
+    server_.reset();
+    store_.reset();
+    std::filesystem::remove_all(directory_);
+  }
+
+  void start(std::size_t most = 16) {
+    auto listener = listen_tcp("127.0.0.1", port_);
+    ASSERT_TRUE(listener) << listener.error().message();
+    sockaddr_in name{};
+    socklen_t size = sizeof name;
+    getsockname(listener->get(), reinterpret_cast<sockaddr*>(&name), &size);
+    port_ = ntohs(name.sin_port);
+    server_ = std::make_unique<Server>(std::move(*listener), most, 64, [this](Tasks::Connection& connection) {
+      const auto caller = respond(
+          connection.fd.get(), {"b", config_.key}, [](const std::string& peer) { return peer == "a"; },
+          [](const std::string& service) { return service == service::store; }, in(5s));
+      if (!caller) return;
+      shaken_++;
+      connection.trust();
+      serve_store(connection.fd.get(), *store_);
+    });
+  }
+
+  std::string directory_;
+  std::uint16_t port_ = 0;
+  Config config_;
+  std::unique_ptr<store::Store> store_;
+  std::atomic<int> shaken_ = 0;
+  std::unique_ptr<Server> server_;
+  store::Record redis_{"redis", "id-1", "a", 1, "10.66.0.21", "a"};
+};
+
+TEST_F(PeerServerTest, StoreOverTheLinkBehavesAsTheStore) {
+  const Links links(config_);
+  const auto remote = open_store_link(links, "b");
+  ASSERT_TRUE(remote->create(redis_));
+  const auto taken = remote->create({"redis", "id-2", "a", 1, "", "a"});
+  ASSERT_FALSE(taken);
+  EXPECT_EQ(taken.error().kind, ErrorKind::busy);
+  EXPECT_EQ((**remote->get("redis")).address, "10.66.0.21");
+  EXPECT_FALSE(*remote->get("nothing"));
+  EXPECT_EQ(remote->list()->size(), 1u);
+  EXPECT_TRUE(*remote->move(redis_, "c"));
+  EXPECT_FALSE(*remote->move(redis_, "c"));
+  EXPECT_EQ((**store_->get("redis")).owner, "c");
+  EXPECT_FALSE(*remote->remove(redis_));
+  EXPECT_TRUE(*remote->remove(**remote->get("redis")));
+}
+
+TEST_F(PeerServerTest, CallsReuseTheOpenConnection) {
+  const Links links(config_);
+  const auto remote = open_store_link(links, "b");
+  for (int i = 0; i < 20; i++) ASSERT_TRUE(remote->get("redis"));
+  // One that keeps it warm and one of ours, at most.
+  EXPECT_LE(shaken_, 2);
+}
+
+TEST_F(PeerServerTest, StoreThatIsAwayIsUnreachableAndComesBack) {
+  const Links links(config_);
+  const auto remote = open_store_link(links, "b");
+  ASSERT_TRUE(remote->create(redis_));
+  server_.reset();
+  const auto away = remote->get("redis");
+  ASSERT_FALSE(away);
+  EXPECT_EQ(away.error().kind, ErrorKind::unreachable);
+  EXPECT_EQ(remote->move(redis_, "c").error().kind, ErrorKind::unreachable);
+  start();
+  // The connections it had are broken; that is found out and repaired within the call.
+  ASSERT_TRUE(remote->get("redis"));
+  server_.reset();
+  start();
+  EXPECT_TRUE(*remote->move(redis_, "c"));
+}
+
+TEST_F(PeerServerTest, UnknownPeersAndWrongKeys) {
+  Links links(config_);
+  const auto nobody = links.connect("z", service::store, 5s);
+  ASSERT_FALSE(nobody);
+  EXPECT_EQ(nobody.error().kind, ErrorKind::not_found);
+  EXPECT_NE(nobody.error().message().find("known here: a, b"), std::string::npos);
+  Config other = config_;
+  other.key = "a different key";
+  const auto wrong = Links(other).connect("b", service::store, 5s);
+  ASSERT_FALSE(wrong);
+  EXPECT_EQ(wrong.error().kind, ErrorKind::refused);
+}
+
+TEST_F(PeerServerTest, SilentPeersDontKeepOthersOut) {
+  server_.reset();
+  start(4);
+  const Links links(config_);
+  auto trusted = links.connect("b", service::store, 5s);
+  ASSERT_TRUE(trusted) << trusted.error().message();
+  std::vector<Fd> silent;
+  for (int i = 0; i < 12; i++) {
+    auto fd = connect_tcp("127.0.0.1", port_, in(5s));
+    ASSERT_TRUE(fd) << fd.error().message();
+    silent.push_back(std::move(*fd));
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_TRUE(links.connect("b", service::store, 5s));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, 1s) << "must not wait for the silent ones' time to run out";
+  pollfd poll_trusted{trusted->get(), POLLIN, 0};
+  EXPECT_EQ(poll(&poll_trusted, 1, 0), 0) << "a trusted connection must not be broken off for strangers";
+}
+
+TEST_F(PeerServerTest, GarbageFromATrustedPeerEndsItsConnectionOnly) {
+  const Links links(config_);
+  auto fd = links.connect("b", service::store, 5s);
+  ASSERT_TRUE(fd) << fd.error().message();
+  const Bytes garbage{0xdf, 0xff, 0xff, 0xff, 0xff};
+  ASSERT_TRUE(write_frame(fd->get(), garbage, in(5s)));
+  char byte;
+  const auto end = read_some(fd->get(), &byte, 1, in(5s));
+  EXPECT_TRUE(!end || *end == 0);
+  EXPECT_TRUE(links.connect("b", service::store, 5s));
+}
+
+}  // namespace
+}  // namespace godwit::node
