@@ -54,6 +54,9 @@ struct Descriptor {
   std::string link;  ///< readlink of /proc/PID/fd/N as the daemon sees it: "pipe:[12]", "/var/x (deleted)"
   int flags = 0;     ///< F_GETFL: access mode and status flags
   std::string info;  ///< fdinfo text
+  /// Source::stream(status), asked once by whoever makes this: "stdin", "terminal" … or empty when it is no stream of
+  /// the init's. What a `matches` goes by.
+  std::string stream;
   std::vector<Holder> holders;
 };
 

@@ -1,0 +1,31 @@
+#include "objects/kinds.hpp"
+
+namespace godwit::objects {
+
+const std::vector<const Kind*>& kinds() {
+  // The init's streams come first: they are pipes and terminals too. Files come last: they take what has a path.
+  // clang-format off
+  static const std::vector<const Kind*> all{
+      &pipe_kind,
+      &eventfd_kind,
+      &timerfd_kind,
+      &signalfd_kind,
+      &epoll_kind,
+  };
+  // clang-format on
+  return all;
+}
+
+const Kind* kind_of(const Descriptor& descriptor) {
+  for (const Kind* kind : kinds())
+    if (kind->matches(descriptor)) return kind;
+  return nullptr;
+}
+
+const Kind* kind_named(std::string_view name) {
+  for (const Kind* kind : kinds())
+    if (kind->name == name) return kind;
+  return nullptr;
+}
+
+}  // namespace godwit::objects
