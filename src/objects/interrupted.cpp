@@ -1,0 +1,387 @@
+#include "objects/interrupted.hpp"
+
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <charconv>
+#include <thread>
+
+#include "kernel/memory.hpp"
+#include "kernel/pidfd.hpp"
+#include "kernel/procfs.hpp"
+
+namespace godwit::objects {
+namespace {
+
+// The kernel's private results of an interrupted call (include/linux/errno.h).
+constexpr std::int64_t restart_sys = -512, restart_nointr = -513, restart_nohand = -514, restart_block = -516;
+constexpr std::int64_t second = 1'000'000'000, millisecond = 1'000'000;
+constexpr long epoll_pwait2 = 441;
+
+std::int64_t result_of(const kernel::Registers& registers) {
+  return static_cast<std::int64_t>(registers.rax);
+}
+
+std::int64_t nanoseconds(const timespec& time) {
+  // Longer than a century is for ever; the sum must not overflow.
+  constexpr std::int64_t most = 100LL * 366 * 86'400;
+  return std::clamp<std::int64_t>(time.tv_sec, 0, most) * second + std::clamp<std::int64_t>(time.tv_nsec, 0, second);
+}
+
+timespec to_timespec(std::int64_t time) {
+  return {.tv_sec = time / second, .tv_nsec = time % second};
+}
+
+Result<timespec> read_timespec(HostPid tid, RemoteAddress where) {
+  timespec time{};
+  if (TRY(kernel::read_memory(tid, where, &time, sizeof time)) != sizeof time)
+    return fail(ErrorKind::failed, "read the timeout of thread {} at {:#x}", tid.value, where);
+  return time;
+}
+
+/// Which register points to a relative timespec, in calls that leak EINTR; nullptr: another call, or no pointer.
+const unsigned long long* timeout_pointer(const kernel::Registers& registers, long number) {
+  switch (number) {
+    case SYS_rt_sigtimedwait:
+      return &registers.rdx;
+    case SYS_semtimedop:
+      return &registers.r10;
+    case SYS_io_getevents:
+    case SYS_io_pgetevents:
+      return &registers.r8;
+    default:
+      return nullptr;
+  }
+}
+
+/// Calls on a socket that obey its SO_RCVTIMEO or SO_SNDTIMEO; -1 for all others.
+int socket_timeout_option(long number) {
+  switch (number) {
+    case SYS_read:
+    case SYS_readv:
+    case SYS_recvfrom:
+    case SYS_recvmsg:
+    case SYS_recvmmsg:
+    case SYS_accept:
+    case SYS_accept4:
+      return SO_RCVTIMEO;
+    case SYS_write:
+    case SYS_writev:
+    case SYS_sendto:
+    case SYS_sendmsg:
+    case SYS_sendmmsg:
+    case SYS_connect:
+    case SYS_sendfile:
+    case SYS_splice:
+      return SO_SNDTIMEO;
+    default:
+      return -1;
+  }
+}
+
+Result<Fd> descriptor_of(HostPid tid, int number) {
+  const Fd process = TRY(kernel::pidfd_open(tid, true));
+  return kernel::pidfd_getfd(process.get(), number);
+}
+
+/// A call that went through a restart block once shows restart_syscall. Its number stands in the program: nearly every
+/// wrapper loads eax right before the syscall instruction.
+Result<long> number_before_restart(HostPid tid, const kernel::Registers& registers) {
+  std::array<std::uint8_t, 7> code{};  // b8 imm32 (mov eax, number), 0f 05 (syscall)
+  if (TRY(kernel::read_memory(tid, registers.rip - code.size(), code.data(), code.size())) == code.size() &&
+      code[0] == 0xb8 && code[5] == 0x0f && code[6] == 0x05) {
+    std::uint32_t number = 0;
+    std::memcpy(&number, &code[1], sizeof number);
+    return static_cast<long>(number);
+  }
+  return fail(ErrorKind::refused, "thread {} sleeps in a restarted system call whose number can't be known; try again",
+              tid.value);
+}
+
+/// The time that is left of a call with a restart block, as a deadline.
+Result<Interrupted> describe_block(HostPid tid, const kernel::Registers& registers, const SleepMark& slept,
+                                   const PodClock& clock) {
+  Interrupted result{.how = "block", .number = static_cast<std::int64_t>(registers.orig_rax)};
+  if (result.number == SYS_restart_syscall) result.number = TRY(number_before_restart(tid, registers));
+  const std::int64_t now = clock.now();
+  const std::int64_t began = slept.sleeping ? slept.began : now;
+  const auto sleep_until = [&](RemoteAddress request, RemoteAddress remainder) -> Result<std::int64_t> {
+    // The kernel has just written the remainder for the program, exact to the nanosecond. (Where both are the same
+    // memory, too: sleep(3) does that.)
+    if (remainder != 0) return now + nanoseconds(TRY(read_timespec(tid, remainder)));
+    return began + nanoseconds(TRY(read_timespec(tid, request)));
+  };
+  switch (result.number) {
+    case SYS_nanosleep:
+      result.deadline = TRY(sleep_until(registers.rdi, registers.rsi));
+      return result;
+    case SYS_clock_nanosleep:
+      result.clock = static_cast<std::int32_t>(registers.rdi);
+      result.deadline = TRY(sleep_until(registers.rdx, registers.r10));
+      return result;
+    case SYS_poll:
+      result.deadline = began + static_cast<std::int32_t>(registers.rdx) * millisecond;
+      return result;
+    case SYS_futex:
+      if ((registers.rsi & FUTEX_CMD_MASK) != FUTEX_WAIT) {
+        result.how = "again";  // absolute: the same call ends at the same moment
+        return result;
+      }
+      result.deadline = began + nanoseconds(TRY(read_timespec(tid, registers.r10)));
+      return result;
+    default:
+      return fail(ErrorKind::refused, "thread {} sleeps in system call {}, whose time can't be carried over", tid.value,
+                  result.number);
+  }
+}
+
+/// A call that shows EINTR although only we interrupted it.
+Result<Interrupted> describe_leaked(HostPid tid, const kernel::Registers& registers, const SleepMark& slept,
+                                    const PodClock& clock) {
+  Interrupted result{.how = "no", .number = static_cast<std::int64_t>(registers.orig_rax)};
+  const std::int64_t began = slept.sleeping ? slept.began : clock.now();
+  switch (result.number) {
+    case SYS_epoll_wait:
+    case SYS_epoll_pwait: {
+      const auto timeout = static_cast<std::int32_t>(registers.r10);
+      result.how = timeout > 0 ? "shorter" : "again";
+      if (timeout > 0) result.deadline = began + timeout * millisecond;
+      return result;
+    }
+    case epoll_pwait2:
+      result.how = registers.r10 != 0 ? "shorter" : "again";
+      if (registers.r10 != 0) result.deadline = began + nanoseconds(TRY(read_timespec(tid, registers.r10)));
+      return result;
+    case SYS_io_uring_enter:
+    case SYS_semop:
+      result.how = "again";
+      return result;
+    default:
+      break;
+  }
+  if (const auto* pointer = timeout_pointer(registers, result.number)) {
+    result.how = "again";
+    if (*pointer == 0) return result;
+    const timespec timeout = TRY(read_timespec(tid, *pointer));
+    result.how = "lent";
+    result.deadline = began + nanoseconds(timeout);
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(&timeout);
+    result.lent.assign(bytes, bytes + sizeof timeout);
+    return result;
+  }
+  if (const int option = socket_timeout_option(result.number); option >= 0) {
+    const Fd socket = TRY(descriptor_of(tid, static_cast<int>(registers.rdi)));
+    timeval timeout{};
+    socklen_t size = sizeof timeout;
+    result.how = "again";
+    if (::getsockopt(socket.get(), SOL_SOCKET, option, &timeout, &size) < 0 ||
+        (timeout.tv_sec == 0 && timeout.tv_usec == 0))
+      return result;
+    result.how = "lent";
+    result.deadline = began + nanoseconds({.tv_sec = timeout.tv_sec, .tv_nsec = timeout.tv_usec * 1000});
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(&timeout);
+    result.lent.assign(bytes, bytes + sizeof timeout);
+  }
+  return result;
+}
+
+/// Where a syscall instruction stands in the gadget.
+Result<RemoteAddress> syscall_instruction(const kernel::Gadget& gadget, HostPid tid) {
+  Bytes code(std::min<std::size_t>(gadget.size(), page_size));
+  code.resize(TRY(kernel::read_memory(tid, gadget.begin(), code.data(), code.size())));
+  const std::array<std::uint8_t, 2> instruction{0x0f, 0x05};
+  const auto found = std::ranges::search(code, instruction);
+  if (found.empty()) return fail(ErrorKind::failed, "no syscall instruction in the gadget of thread {}", tid.value);
+  return gadget.begin() + static_cast<std::uint64_t>(found.begin() - code.begin());
+}
+
+Result<void> wait_for_trap(HostPid tid) {
+  int status = 0;
+  if (::waitpid(tid.value, &status, __WALL) < 0) return fail_errno("wait for thread {}", tid.value);
+  if (!WIFSTOPPED(status)) return fail(ErrorKind::gone, "thread {} died while a call was restarted", tid.value);
+  return {};
+}
+
+/// Begins a call in the thread and interrupts it before it can sleep, so that it leaves its restart block in the
+/// kernel. Returns what the call answered: -516, or its result when it had one at once.
+Result<std::int64_t> begin_and_interrupt(kernel::Tracee& thread, const kernel::Registers& call) {
+  const HostPid tid = thread.tid();
+  const auto ptrace_or_fail = [&](auto request) -> Result<void> {
+    if (::ptrace(request, tid.value, 0, 0) < 0) return fail_errno("restart a call in thread {}", tid.value);
+    return {};
+  };
+  TRY(thread.set_registers(call));
+  // Stopped at the entry of the call, an interrupt is pending when it begins: no race, and no time passes.
+  TRY(ptrace_or_fail(PTRACE_SYSCALL));
+  TRY(wait_for_trap(tid));
+  TRY(ptrace_or_fail(PTRACE_INTERRUPT));
+  TRY(ptrace_or_fail(PTRACE_CONT));
+  TRY(wait_for_trap(tid));
+  return result_of(TRY(thread.registers()));
+}
+
+/// The call that makes the restart block anew: the program's arguments, but for the time that is left.
+Result<kernel::Registers> shortened_call(kernel::Gadget& gadget, kernel::Tracee& thread, const Interrupted& call,
+                                         const kernel::Registers& program, std::int64_t left) {
+  kernel::Registers registers = program;
+  registers.rip = TRY(syscall_instruction(gadget, thread.tid()));
+  registers.rax = static_cast<std::uint64_t>(call.number);
+  registers.orig_rax = static_cast<std::uint64_t>(-1);
+  if (call.number == SYS_poll) {
+    // Up, so that it never ends too early; below a millisecond it must still be a timeout.
+    registers.rdx = static_cast<std::uint64_t>((left + millisecond - 1) / millisecond);
+    return registers;
+  }
+  const timespec time = to_timespec(left);
+  kernel::Batch scratch = gadget.batch();
+  const RemoteAddress where = scratch.value(time);
+  if (TRY(kernel::write_memory(thread.tid(), where, &time, sizeof time)) != sizeof time)
+    return fail(ErrorKind::failed, "write into the gadget of thread {}", thread.tid().value);
+  (call.number == SYS_nanosleep ? registers.rdi : call.number == SYS_futex ? registers.r10 : registers.rdx) = where;
+  return registers;
+}
+
+Result<void> lend(kernel::Tracee& thread, const Interrupted& call, const kernel::Registers& registers,
+                  std::int64_t left) {
+  if (const auto* pointer = timeout_pointer(registers, call.number)) {
+    const timespec time = to_timespec(left);
+    return TRY(kernel::MemoryFile::open(thread.tid())).write(*pointer, &time, sizeof time);
+  }
+  const Fd socket = TRY(descriptor_of(thread.tid(), static_cast<int>(registers.rdi)));
+  // Zero would mean for ever.
+  const timeval time{.tv_sec = left / second, .tv_usec = std::max<suseconds_t>(left % second / 1000, 1)};
+  if (::setsockopt(socket.get(), SOL_SOCKET, socket_timeout_option(call.number), &time, sizeof time) < 0)
+    return fail_errno("set the timeout of thread {}'s socket {}", thread.tid().value, registers.rdi);
+  return {};
+}
+
+/// Field of /proc/thread-self/sched or of a thread's: "se.exec_start : 1234.567890" in ms.
+Result<std::int64_t> exec_start(const std::string& sched) {
+  const auto at = sched.find("se.exec_start");
+  const auto colon = at == std::string::npos ? at : sched.find(':', at);
+  double value = 0;
+  if (colon == std::string::npos) return fail(ErrorKind::failed, "no se.exec_start in /proc/PID/sched");
+  const char* begin = sched.data() + colon + 1;
+  while (*begin == ' ') ++begin;
+  if (std::from_chars(begin, sched.data() + sched.size(), value).ec != std::errc{})
+    return fail(ErrorKind::failed, "malformed se.exec_start in /proc/PID/sched");
+  return static_cast<std::int64_t>(value * 1e6);
+}
+
+/// The scheduler's clock against the pod's, right now: our own figure is fresh after a yield.
+Result<std::int64_t> scheduler_offset(const PodClock& clock) {
+  ::sched_yield();
+  const std::int64_t now = clock.now();
+  const Fd file(::openat(kernel::proc_directory(), "thread-self/sched", O_RDONLY | O_CLOEXEC));
+  char text[4096] = {};
+  if (!file || ::read(file.get(), text, sizeof text - 1) <= 0) return fail_errno("read /proc/thread-self/sched");
+  return now - TRY(exec_start(text));
+}
+
+}  // namespace
+
+Result<SleepMark> mark(HostPid tid, const PodClock& clock) {
+  SleepMark result;
+  const std::string stat = TRY(kernel::read_file(tid, "stat"));
+  const auto name_end = stat.rfind(')');
+  result.sleeping = name_end != std::string::npos && name_end + 2 < stat.size() && stat[name_end + 2] == 'S';
+  if (!result.sleeping) return result;
+  result.began = TRY(exec_start(TRY(kernel::read_file(tid, "sched")))) + TRY(scheduler_offset(clock));
+  result.began = std::min(result.began, clock.now());
+  return result;
+}
+
+Result<Interrupted> describe(kernel::Tracee& thread, const kernel::Registers& registers, const SleepMark& slept,
+                             const PodClock& clock) {
+  if (static_cast<std::int64_t>(registers.orig_rax) < 0) return Interrupted{};
+  switch (result_of(registers)) {
+    case restart_block:
+      return describe_block(thread.tid(), registers, slept, clock);
+    case -EINTR:
+      return describe_leaked(thread.tid(), registers, slept, clock);
+    case restart_sys:
+    case restart_nointr:
+    case restart_nohand:
+    default:
+      return Interrupted{};
+  }
+}
+
+std::array<Touched, 2> touched(const Interrupted& call, const kernel::Registers& registers) {
+  constexpr std::uint64_t pollfd_size = 8, most_pollfds = 1 << 20;
+  if (call.how == "lent") {
+    const auto* pointer = timeout_pointer(registers, call.number);
+    return {Touched{pointer == nullptr ? 0 : *pointer, pointer == nullptr ? 0 : sizeof(timespec)}, Touched{}};
+  }
+  if (call.how != "block") return {};
+  switch (call.number) {
+    case SYS_poll:
+      return {Touched{registers.rdi, std::min<std::uint64_t>(registers.rsi, most_pollfds) * pollfd_size}, Touched{}};
+    case SYS_futex:
+      return {Touched{registers.rdi, 4}, Touched{}};
+    case SYS_nanosleep:
+      return {Touched{registers.rsi, registers.rsi == 0 ? 0 : sizeof(timespec)}, Touched{}};
+    case SYS_clock_nanosleep:
+      return {Touched{registers.r10, registers.r10 == 0 ? 0 : sizeof(timespec)}, Touched{}};
+    default:
+      return {};
+  }
+}
+
+Result<kernel::Registers> rearm(kernel::Gadget& gadget, kernel::Tracee& thread, const Interrupted& call,
+                                kernel::Registers registers, const PodClock& clock) {
+  if (call.how == "no") return registers;
+  // A deadline that has passed still lets the call look once, and end as a timeout.
+  const std::int64_t left = std::max<std::int64_t>(call.deadline - clock.now(), 1);
+  const auto code = [](std::int64_t value) { return static_cast<std::uint64_t>(value); };
+  if (call.how == "block") {
+    const std::int64_t result =
+        TRY(begin_and_interrupt(thread, TRY(shortened_call(gadget, thread, call, registers, left))));
+    // An answer at once is the program's answer: a futex whose word has changed, a descriptor that is ready.
+    registers.rax = code(result);
+    registers.orig_rax = code(call.number);
+    return registers;
+  }
+  registers.rax = code(restart_nohand);
+  registers.orig_rax = code(call.number);
+  if (call.how == "shorter") {
+    // epoll_pwait2 differs from epoll_pwait only in where its time stands: this way it needs no memory of ours.
+    if (call.number == epoll_pwait2) registers.orig_rax = SYS_epoll_pwait;
+    registers.r10 = code(std::min<std::int64_t>((left + millisecond - 1) / millisecond, INT32_MAX));
+  } else if (call.how == "lent") {
+    TRY(lend(thread, call, registers, left));
+  } else if (call.how != "again") {
+    return fail(ErrorKind::invalid, "unknown way \"{}\" to restart a system call", call.how);
+  }
+  return registers;
+}
+
+Result<void> give_back(HostPid tid, const Interrupted& call, const kernel::Registers& registers) {
+  if (call.how != "lent") return {};
+  const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
+  // The kernel has copied the timeout when the call sleeps; when another call or none is made, it has ended.
+  while (std::chrono::steady_clock::now() < until) {
+    const std::string now = TRY(kernel::read_file(tid, "syscall"));
+    if (!now.starts_with("running")) break;
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
+  if (const auto* pointer = timeout_pointer(registers, call.number)) {
+    if (call.lent.size() != sizeof(timespec))
+      return fail(ErrorKind::invalid, "a lent timeout has {} bytes", call.lent.size());
+    return TRY(kernel::MemoryFile::open(tid)).write(*pointer, call.lent.data(), call.lent.size());
+  }
+  if (call.lent.size() != sizeof(timeval))
+    return fail(ErrorKind::invalid, "a lent timeout has {} bytes", call.lent.size());
+  const Fd socket = TRY(descriptor_of(tid, static_cast<int>(registers.rdi)));
+  if (::setsockopt(socket.get(), SOL_SOCKET, socket_timeout_option(call.number), call.lent.data(),
+                   static_cast<socklen_t>(call.lent.size())) < 0)
+    return fail_errno("give back the timeout of thread {}'s socket {}", tid.value, registers.rdi);
+  return {};
+}
+
+}  // namespace godwit::objects

@@ -1,0 +1,274 @@
+#include "objects/thread_state.hpp"
+
+#include <linux/rseq.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+
+#include "kernel/memory.hpp"
+#include "kernel/procfs.hpp"
+
+namespace godwit::objects {
+namespace {
+
+// Newer than the installed headers.
+constexpr int ptrace_set_dispatch = 0x4210, ptrace_get_dispatch = 0x4211, ptrace_get_rseq = 0x420f;
+constexpr std::uint64_t prctl_get_tid_address = 40;
+constexpr std::uint64_t rseq_unregister = 1;
+constexpr std::uint64_t personality_query = 0xffffffff;
+
+struct Dispatch {  // struct ptrace_sud_config
+  std::uint64_t mode, selector, offset, length;
+};
+struct RseqConfiguration {  // struct ptrace_rseq_configuration
+  std::uint64_t pointer;
+  std::uint32_t size, signature, flags, padding;
+};
+
+constexpr std::size_t xsave_header = 512;  // xstate_bv, after the legacy area
+constexpr std::size_t before_amx = 2696;   // end of PKRU, the last component below AMX
+constexpr std::uint64_t amx_components = 3ULL << 17;
+
+/// Components that a saved area uses.
+std::uint64_t components(BytesView xstate) {
+  std::uint64_t bits = 0;
+  if (xstate.size() >= xsave_header + sizeof bits) std::memcpy(&bits, &xstate[xsave_header], sizeof bits);
+  return bits;
+}
+
+void cut_xstate(Bytes& xstate) {
+  if (xstate.size() > before_amx && components(xstate) < 1ULL << 17) xstate.resize(before_amx);
+}
+
+/// The area in the size that this processor's kernel wants.
+Result<Bytes> full_xstate(BytesView saved, std::size_t size) {
+  if (saved.size() > size)
+    return fail(ErrorKind::refused, "the program uses processor state that this node doesn't have ({} bytes of {})",
+                saved.size(), size);
+  Bytes result(saved.begin(), saved.end());
+  result.resize(size);
+  return result;
+}
+
+template <typename T>
+Result<T> ask_ptrace(int request, HostPid tid, const char* what) {
+  T answer{};
+  if (::ptrace(static_cast<__ptrace_request>(request), tid.value, sizeof answer, &answer) < 0)
+    return fail_errno("read {} of thread {}", what, tid.value);
+  return answer;
+}
+
+Result<void> set_dispatch(HostPid tid, Dispatch dispatch) {
+  if (::ptrace(static_cast<__ptrace_request>(ptrace_set_dispatch), tid.value, sizeof dispatch, &dispatch) < 0)
+    return fail_errno("set syscall user dispatch of thread {}", tid.value);
+  return {};
+}
+
+template <typename T>
+Result<T> from_bytes(const Bytes& bytes, const char* what) {
+  T object;
+  if (bytes.size() != sizeof object)
+    return fail(ErrorKind::invalid, "{} has {} bytes instead of {}", what, bytes.size(), sizeof object);
+  std::memcpy(&object, bytes.data(), sizeof object);
+  return object;
+}
+
+template <typename T>
+Bytes to_bytes(const T& object) {
+  const auto* begin = reinterpret_cast<const std::uint8_t*>(&object);
+  return Bytes(begin, begin + sizeof object);
+}
+
+/// A thread within a restartable sequence goes to its abort handler, as after any preemption: our batches would make
+/// the kernel forget the sequence, and so does registering at the destination.
+Result<bool> leave_sequence(HostPid tid, std::uint64_t area, kernel::Registers& registers) {
+  std::uint64_t pointer = 0;
+  rseq_cs sequence{};
+  if (TRY(kernel::read_memory(tid, area + offsetof(struct rseq, rseq_cs), &pointer, sizeof pointer)) !=
+          sizeof pointer ||
+      pointer == 0)
+    return false;
+  if (TRY(kernel::read_memory(tid, pointer, &sequence, sizeof sequence)) != sizeof sequence) return false;
+  if (registers.rip - sequence.start_ip >= sequence.post_commit_offset) return false;
+  registers.rip = sequence.abort_ip;
+  return true;
+}
+
+}  // namespace
+
+Result<std::vector<Bytes>> queued_signals(const kernel::Tracee& thread, bool shared) {
+  std::vector<Bytes> result;
+  for (const siginfo_t& info : TRY(thread.pending_signals(shared))) result.push_back(to_bytes(info));
+  return result;
+}
+
+Result<void> ThreadCapture::look(kernel::Tracee& thread, const SleepMark& slept, const PodClock& clock,
+                                 Scheduling scheduling) {
+  const HostPid tid = thread.tid();
+  auto registers = TRY(thread.registers());
+  if (registers.cs != 0x33)
+    return fail(ErrorKind::refused, "thread {} ({}) runs 32-bit code", tid.value, state_.tid.value);
+  const auto rseq = TRY(ask_ptrace<RseqConfiguration>(ptrace_get_rseq, tid, "the rseq registration"));
+  state_.rseq = rseq.pointer;
+  state_.rseq_size = rseq.size;
+  state_.rseq_signature = rseq.signature;
+  if (rseq.pointer != 0 && TRY(leave_sequence(tid, rseq.pointer, registers))) TRY(thread.set_registers(registers));
+  const auto dispatch = TRY(ask_ptrace<Dispatch>(ptrace_get_dispatch, tid, "syscall user dispatch"));
+  if (dispatch.mode != 0) {
+    state_.dispatch = to_bytes(dispatch);
+    TRY(set_dispatch(tid, {}));
+  }
+  state_.interrupted = TRY(describe(thread, registers, slept, clock));
+  state_.registers = to_bytes(registers);
+  state_.xstate = TRY(thread.xstate());
+  cut_xstate(state_.xstate);
+  state_.mask = TRY(thread.signal_mask());
+  state_.pending = TRY(queued_signals(thread, false));
+  state_.scheduling = std::move(scheduling);
+  return {};
+}
+
+void ThreadCapture::ask(kernel::Batch& batch) {
+  name_ = batch.space(16);
+  stack_ = batch.space(sizeof(stack_t));
+  clear_tid_ = batch.space(8);
+  robust_ = batch.space(16);
+  death_signal_ = batch.space(sizeof(int));
+  name_call_ = batch.call(SYS_prctl, {PR_GET_NAME, name_});
+  stack_call_ = batch.call(SYS_sigaltstack, {0, stack_});
+  clear_tid_call_ = batch.call(SYS_prctl, {prctl_get_tid_address, clear_tid_});
+  robust_call_ = batch.call(SYS_get_robust_list, {0, robust_, robust_ + 8});
+  slack_ = batch.call(SYS_prctl, {PR_GET_TIMERSLACK});
+  personality_ = batch.call(SYS_personality, {personality_query});
+  death_signal_call_ = batch.call(SYS_prctl, {PR_GET_PDEATHSIG, death_signal_});
+  no_new_privileges_ = batch.call(SYS_prctl, {PR_GET_NO_NEW_PRIVS});
+  credentials_.ask(batch, own_sets_);
+}
+
+Result<ThreadState> ThreadCapture::take(const kernel::Batch& batch, HostPid tid) {
+  for (const auto call : {name_call_, stack_call_, clear_tid_call_, robust_call_, slack_, personality_,
+                          death_signal_call_, no_new_privileges_})
+    if (batch.result(call) < 0) {
+      errno = static_cast<int>(-batch.result(call));
+      return fail_errno("read the state of thread {}", tid.value);
+    }
+  const auto name = batch.read<std::array<char, 16>>(name_);
+  state_.name.assign(name.begin(), std::ranges::find(name, '\0'));
+  const auto stack = batch.read<stack_t>(stack_);
+  state_.stack_pointer = reinterpret_cast<std::uint64_t>(stack.ss_sp);
+  state_.stack_size = stack.ss_size;
+  state_.stack_flags = stack.ss_flags;
+  state_.clear_tid = batch.read<std::uint64_t>(clear_tid_);
+  state_.robust_list = batch.read<std::uint64_t>(robust_);
+  state_.robust_size = batch.read<std::uint64_t>(robust_ + 8);
+  state_.timer_slack = static_cast<std::uint64_t>(batch.result(slack_));
+  state_.personality = static_cast<std::uint64_t>(batch.result(personality_));
+  state_.parent_death_signal = batch.read<int>(death_signal_);
+  state_.no_new_privileges = batch.result(no_new_privileges_) == 1;
+  state_.credentials = TRY(credentials_.take(batch, tid));
+  return state_;
+}
+
+Result<void> ThreadCapture::put_back(kernel::Gadget& gadget, kernel::Tracee& thread, const PodClock& clock) {
+  const auto registers = TRY(from_bytes<kernel::Registers>(state_.registers, "a register set"));
+  TRY(thread.set_signal_mask(~0ULL));
+  const auto ready = rearm(gadget, thread, state_.interrupted, registers, clock);
+  TRY(thread.set_registers(ready.value_or(registers)));
+  TRY(thread.set_signal_mask(state_.mask));
+  if (!state_.dispatch.empty()) TRY(set_dispatch(thread.tid(), TRY(from_bytes<Dispatch>(state_.dispatch, "dispatch"))));
+  if (!ready) return std::unexpected(ready.error());
+  return {};
+}
+
+void ThreadRestore::tell(kernel::Batch& batch) {
+  const auto must = [&](const char* what, long number, std::array<std::uint64_t, 6> arguments) {
+    batch.must(fmt::format("{} of thread {}", what, state_.tid.value), number, arguments);
+  };
+  must("name", SYS_prctl, {PR_SET_NAME, batch.text(state_.name)});
+  batch.call(SYS_set_tid_address, {state_.clear_tid});
+  if (state_.robust_size != 0) must("robust list", SYS_set_robust_list, {state_.robust_list, state_.robust_size});
+  must("timer slack", SYS_prctl, {PR_SET_TIMERSLACK, state_.timer_slack});
+  must("personality", SYS_personality, {state_.personality});
+  // SS_ONSTACK says where the stack pointer is; it can't be set, and follows from the registers.
+  stack_t stack{};
+  stack.ss_sp = reinterpret_cast<void*>(state_.stack_pointer);
+  stack.ss_size = state_.stack_size;
+  stack.ss_flags = state_.stack_flags & ~SS_ONSTACK;
+  must("alternate stack", SYS_sigaltstack, {batch.value(stack), 0});
+  if (state_.rseq != 0) must("rseq", SYS_rseq, {state_.rseq, state_.rseq_size, 0, state_.rseq_signature});
+}
+
+Result<std::size_t> requeue_signals(kernel::Batch& batch, const std::vector<Bytes>& signals, std::size_t from,
+                                    PodPid process, std::optional<PodPid> thread) {
+  const auto group = static_cast<std::uint64_t>(process.value);
+  for (; from < signals.size() && !batch.full(2, 512); ++from) {
+    const auto info = TRY(from_bytes<siginfo_t>(signals[from], "a queued signal"));
+    const auto number = static_cast<std::uint64_t>(info.si_signo);
+    const RemoteAddress where = batch.data(signals[from]);
+    if (thread)
+      batch.must("queue a signal", SYS_rt_tgsigqueueinfo,
+                 {group, static_cast<std::uint64_t>(thread->value), number, where});
+    else
+      batch.must("queue a signal", SYS_rt_sigqueueinfo, {group, number, where});
+  }
+  return from;
+}
+
+Result<void> ThreadRestore::credentials(kernel::Batch& batch, HostPid tid) {
+  restore_credentials(batch, state_.credentials, TRY(permitted_of(tid)));
+  if (state_.no_new_privileges) batch.must("no new privileges", SYS_prctl, {PR_SET_NO_NEW_PRIVS, 1});
+  batch.must("parent-death signal", SYS_prctl,
+             {PR_SET_PDEATHSIG, static_cast<std::uint64_t>(state_.parent_death_signal)});
+  return {};
+}
+
+Result<void> ThreadRestore::rearm(kernel::Gadget& gadget, kernel::Tracee& thread, const PodClock& clock) {
+  const auto registers = TRY(from_bytes<kernel::Registers>(state_.registers, "a register set"));
+  TRY(thread.set_signal_mask(~0ULL));
+  final_ = TRY(objects::rearm(gadget, thread, state_.interrupted, registers, clock));
+  armed_ = true;
+  return {};
+}
+
+Result<void> ThreadRestore::settle(kernel::Tracee& thread) {
+  if (!armed_) return fail(ErrorKind::failed, "thread {} is settled before it is rearmed", state_.tid.value);
+  if ((components(state_.xstate) & amx_components) != 0)
+    return fail(ErrorKind::refused, "thread {} has AMX tiles in use", state_.tid.value);
+  const std::size_t size = TRY(thread.xstate()).size();
+  TRY(thread.set_xstate(TRY(full_xstate(state_.xstate, size))));
+  TRY(thread.set_registers(final_));
+  TRY(thread.set_signal_mask(state_.mask));
+  if (!state_.dispatch.empty()) TRY(set_dispatch(thread.tid(), TRY(from_bytes<Dispatch>(state_.dispatch, "dispatch"))));
+  return set_scheduling(thread.tid(), state_.scheduling);
+}
+
+Result<void> ThreadRestore::finish(kernel::Gadget& gadget, kernel::Tracee& thread, const PodClock& clock) {
+  TRY(rearm(gadget, thread, clock));
+  return settle(thread);
+}
+
+Result<bool> same_capability_sets(HostPid process) {
+  const auto first = TRY(kernel::read_status(process));
+  for (const HostPid tid : TRY(kernel::list_threads(process))) {
+    const auto status = kernel::read_status(tid);
+    if (!status) continue;  // it has ended meanwhile
+    if (status->cap_bounding != first.cap_bounding || status->cap_ambient != first.cap_ambient) return false;
+  }
+  return true;
+}
+
+Result<void> forget_stub_registrations(kernel::Tracee& stub, kernel::Batch& batch) {
+  const auto rseq = TRY(ask_ptrace<RseqConfiguration>(ptrace_get_rseq, stub.tid(), "the rseq registration"));
+  if (rseq.pointer != 0)
+    batch.must("unregister rseq", SYS_rseq, {rseq.pointer, rseq.size, rseq_unregister, rseq.signature});
+  batch.call(SYS_set_robust_list, {0, 24});
+  batch.call(SYS_set_tid_address, {0});
+  stack_t none{};
+  none.ss_flags = SS_DISABLE;
+  batch.call(SYS_sigaltstack, {batch.value(none), 0});
+  return {};
+}
+
+}  // namespace godwit::objects

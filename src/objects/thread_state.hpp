@@ -1,0 +1,105 @@
+#pragma once
+
+#include <vector>
+
+#include "image/codec.hpp"
+#include "kernel/remote.hpp"
+#include "kernel/tracee.hpp"
+#include "objects/credentials.hpp"
+#include "objects/interrupted.hpp"
+#include "objects/scheduling.hpp"
+
+/// Everything about one thread that is neither memory nor a descriptor.
+namespace godwit::objects {
+
+struct ThreadState {
+  PodPid tid;
+  std::string name;  ///< comm
+  Bytes registers;   ///< kernel::Registers: general, fs_base and gs_base too
+  Bytes xstate;      ///< XSAVE area, standard format; cut where AMX begins when that is unused
+  std::uint64_t mask = 0;
+  std::vector<Bytes> pending;                       ///< siginfo_t of the signals queued for this thread, oldest first
+  std::uint64_t stack_pointer = 0, stack_size = 0;  ///< alternate signal stack
+  std::int32_t stack_flags = 0;
+  std::uint64_t robust_list = 0, robust_size = 0;
+  std::uint64_t clear_tid = 0;  ///< where the kernel writes 0 and wakes when the thread ends
+  std::uint64_t rseq = 0;       ///< restartable sequences: 0 when not registered
+  std::uint32_t rseq_size = 0, rseq_signature = 0;
+  Bytes dispatch;  ///< syscall user dispatch: ptrace_sud_config; empty when off
+  Scheduling scheduling;
+  Credentials credentials;
+  std::uint64_t timer_slack = 0;  ///< ns
+  std::uint64_t personality = 0;
+  std::int32_t parent_death_signal = 0;
+  bool no_new_privileges = false;
+  Interrupted interrupted;
+  MSGPACK_DEFINE_MAP(tid, name, registers, xstate, mask, pending, stack_pointer, stack_size, stack_flags, robust_list,
+                     robust_size, clear_tid, rseq, rseq_size, rseq_signature, dispatch, scheduling, credentials,
+                     timer_slack, personality, parent_death_signal, no_new_privileges, interrupted)
+};
+
+/// Captures one stopped thread: `look`, then `ask` and a run of the batch in this very thread, then `take`.
+class ThreadCapture {
+ public:
+  /// `own_sets`: ask for the ambient and bounding capabilities of this thread. Without, the caller copies them from
+  /// another thread of the process, having seen that all are the same (`same_capability_sets`).
+  ThreadCapture(PodPid tid, bool own_sets) : own_sets_(own_sets) { state_.tid = tid; }
+
+  /// What can be read from outside. Right after the stop, before any batch in the thread. Leaves a restartable
+  /// sequence (sets the program counter to its abort handler: what any preemption does) and switches syscall user
+  /// dispatch off, which would catch our own calls; `put_back` switches it on again.
+  /// `scheduling`: as it was before the freeze raised it.
+  Result<void> look(kernel::Tracee&, const SleepMark&, const PodClock&, Scheduling scheduling);
+  void ask(kernel::Batch&);
+  Result<ThreadState> take(const kernel::Batch&, HostPid tid);
+
+  /// When the move is given up at the source: dispatch, and the registers with the interrupted call made ready again.
+  Result<void> put_back(kernel::Gadget&, kernel::Tracee&, const PodClock&);
+
+ private:
+  bool own_sets_;
+  ThreadState state_;
+  CredentialsCapture credentials_;
+  RemoteAddress name_ = 0, stack_ = 0, clear_tid_ = 0, robust_ = 0, death_signal_ = 0;
+  kernel::Batch::Call name_call_{}, stack_call_{}, clear_tid_call_{}, robust_call_{}, slack_{}, personality_{},
+      death_signal_call_{}, no_new_privileges_{};
+};
+
+/// Rebuilds a thread that stands stopped in the gadget, made by clone3 with the right id. In this order; the batches
+/// run in this very thread.
+class ThreadRestore {
+ public:
+  explicit ThreadRestore(const ThreadState& state) : state_(state) {}
+
+  /// Memory is in place (registering rseq writes to it). Still privileged.
+  void tell(kernel::Batch&);
+  /// Everything that needs privileges is done. `tid` is this thread, as the batch's caller sees it.
+  Result<void> credentials(kernel::Batch&, HostPid tid);
+  /// After the last batch. Requires descriptors and memory in place (see `touched`). Leaves the thread stopped with
+  /// the program's registers: let go, it runs on. Scheduling comes last, so that a raised priority lasts until here.
+  Result<void> finish(kernel::Gadget&, kernel::Tracee&, const PodClock&);
+  /// As `finish` in three steps, for a gadget that goes in between: `rearm` needs the gadget, `settle` doesn't.
+  Result<void> rearm(kernel::Gadget&, kernel::Tracee&, const PodClock&);
+  Result<void> settle(kernel::Tracee&);
+
+ private:
+  const ThreadState& state_;
+  kernel::Registers final_{};
+  bool armed_ = false;
+};
+
+/// Signals queued for a thread, or, without `thread`, for the whole process, are queued again by a batch in one of its
+/// threads. Begins at `from` and returns where it stopped because the batch is full: run it and go on with another.
+Result<std::size_t> requeue_signals(kernel::Batch&, const std::vector<Bytes>& signals, std::size_t from, PodPid process,
+                                    std::optional<PodPid> thread);
+/// The other way round: what a stopped thread has pending.
+Result<std::vector<Bytes>> queued_signals(const kernel::Tracee&, bool shared);
+
+/// True when all threads of the process have the same bounding and ambient capabilities. From /proc, before the freeze.
+Result<bool> same_capability_sets(HostPid process);
+
+/// Takes away what a stub has registered in memory that is about to be unmapped: rseq, robust list, clear-tid,
+/// alternate stack. Run in the stub's thread before its memory goes.
+Result<void> forget_stub_registrations(kernel::Tracee& stub, kernel::Batch&);
+
+}  // namespace godwit::objects

@@ -1,0 +1,159 @@
+#include "objects/timers.hpp"
+
+#include <sys/syscall.h>
+#include <sys/time.h>
+
+#include <algorithm>
+#include <csignal>
+#include <ctime>
+#include <sstream>
+
+#include "kernel/procfs.hpp"
+
+namespace godwit::objects {
+namespace {
+
+constexpr std::uint64_t prctl_timer_restore_ids = 77;  // PR_TIMER_CREATE_RESTORE_IDS, Linux 6.15
+constexpr std::int64_t second = 1'000'000'000;
+constexpr std::size_t most_timers = 65'536;
+
+struct KernelSigevent {  // struct sigevent, 64 bytes, with its union spelt out
+  std::uint64_t value;
+  std::int32_t signal, notify, thread;
+  std::array<std::int32_t, 11> padding;
+};
+static_assert(sizeof(KernelSigevent) == 64);
+
+std::int64_t nanoseconds(const timespec& time) {
+  return time.tv_sec * second + time.tv_nsec;
+}
+timespec to_timespec(std::int64_t time) {
+  return {.tv_sec = time / second, .tv_nsec = time % second};
+}
+
+/// A thread's id in its own, innermost namespace.
+Result<PodPid> pod_id(HostPid tid) {
+  const auto status = TRY(kernel::read_status(tid));
+  if (status.ns_pid.empty()) return fail(ErrorKind::failed, "no NSpid of thread {}", tid.value);
+  return PodPid{status.ns_pid.back()};
+}
+
+/// "notify: signal/tid.123", "none/pid.0", "thread/pid.7"
+Result<void> parse_notify(PosixTimer& timer, const std::string& text) {
+  const auto slash = text.find('/');
+  const auto dot = text.find('.', slash);
+  if (slash == std::string::npos || dot == std::string::npos)
+    return fail(ErrorKind::failed, "malformed timer notification \"{}\"", text);
+  const std::string how = text.substr(0, slash);
+  timer.notify = how == "none" ? SIGEV_NONE : how == "thread" ? SIGEV_THREAD : SIGEV_SIGNAL;
+  if (text.compare(slash + 1, dot - slash - 1, "tid") == 0) {
+    timer.notify |= SIGEV_THREAD_ID;
+    timer.thread = TRY(pod_id(HostPid{std::atoi(text.c_str() + dot + 1)}));
+  }
+  return {};
+}
+
+bool counts_processor_time(std::int32_t clock) {
+  // Negative ids are the CPU clocks of some process or thread.
+  return clock < 0 || clock == CLOCK_PROCESS_CPUTIME_ID || clock == CLOCK_THREAD_CPUTIME_ID;
+}
+
+}  // namespace
+
+Result<void> TimersCapture::look(HostPid process) {
+  std::istringstream text(TRY(kernel::read_file(process, "timers")));
+  std::string line;
+  while (std::getline(text, line)) {
+    const auto colon = line.find(':');
+    if (colon == std::string::npos) continue;
+    const std::string key = line.substr(0, colon);
+    const char* value = line.c_str() + std::min(colon + 2, line.size());
+    if (key == "ID") {
+      if (timers_.posix.size() == most_timers)
+        return fail(ErrorKind::refused, "process {} has more than {} timers", process.value, most_timers);
+      timers_.posix.push_back({.id = std::atoi(value)});
+      continue;
+    }
+    if (timers_.posix.empty()) continue;
+    PosixTimer& timer = timers_.posix.back();
+    if (key == "signal") {
+      char* end = nullptr;
+      timer.signal = static_cast<std::int32_t>(std::strtol(value, &end, 10));
+      if (*end == '/') timer.value = std::strtoull(end + 1, nullptr, 16);
+    } else if (key == "notify") {
+      TRY(parse_notify(timer, value));
+    } else if (key == "ClockID") {
+      timer.clock = std::atoi(value);
+      if (timer.clock < 0)
+        return fail(ErrorKind::refused, "timer {} of process {} counts another thread's CPU time", timer.id,
+                    process.value);
+    }
+  }
+  // The kernel lists the newest first.
+  std::ranges::reverse(timers_.posix);
+  return {};
+}
+
+void TimersCapture::ask(kernel::Batch& batch) {
+  settings_ = batch.space((timers_.posix.size() * sizeof(itimerspec)) + 3 * sizeof(itimerval));
+  RemoteAddress where = settings_;
+  for (std::uint64_t which = ITIMER_REAL; which <= ITIMER_PROF; ++which, where += sizeof(itimerval))
+    calls_.push_back(batch.call(SYS_getitimer, {which, where}));
+  for (const PosixTimer& timer : timers_.posix) {
+    calls_.push_back(batch.call(SYS_timer_gettime, {static_cast<std::uint64_t>(timer.id), where}));
+    where += sizeof(itimerspec);
+  }
+}
+
+Result<Timers> TimersCapture::take(const kernel::Batch& batch, const PodClock& clock) {
+  for (const auto call : calls_)
+    if (batch.result(call) < 0) return fail(ErrorKind::failed, "read a timer: error {}", -batch.result(call));
+  timers_.taken = clock.now();
+  RemoteAddress where = settings_;
+  timers_.interval.clear();
+  for (int which = ITIMER_REAL; which <= ITIMER_PROF; ++which, where += sizeof(itimerval)) {
+    const auto setting = batch.read<itimerval>(where);
+    timers_.interval.push_back({setting.it_value.tv_sec * 1'000'000 + setting.it_value.tv_usec,
+                                setting.it_interval.tv_sec * 1'000'000 + setting.it_interval.tv_usec});
+  }
+  for (PosixTimer& timer : timers_.posix) {
+    const auto setting = batch.read<itimerspec>(where);
+    timer.left = nanoseconds(setting.it_value);
+    timer.interval = nanoseconds(setting.it_interval);
+    where += sizeof(itimerspec);
+  }
+  return timers_;
+}
+
+void restore_timers(kernel::Batch& batch, const Timers& timers, const PodClock& clock) {
+  const std::int64_t passed = std::max<std::int64_t>(clock.now() - timers.taken, 0);
+  for (std::size_t which = 0; which < std::min<std::size_t>(timers.interval.size(), 3); ++which) {
+    const auto& timer = timers.interval[which];
+    std::int64_t left = timer.left;
+    // What was due meanwhile fires at once.
+    if (which == ITIMER_REAL && left != 0) left = std::max<std::int64_t>(left - passed / 1000, 1);
+    const itimerval setting{.it_interval = {timer.interval / 1'000'000, timer.interval % 1'000'000},
+                            .it_value = {left / 1'000'000, left % 1'000'000}};
+    batch.must("set an interval timer", SYS_setitimer, {which, batch.value(setting), 0});
+  }
+  if (timers.posix.empty()) return;
+  batch.must("choose timer ids", SYS_prctl, {prctl_timer_restore_ids, 1});
+  for (const PosixTimer& timer : timers.posix) {
+    const KernelSigevent event{.value = timer.value,
+                               .signal = timer.signal,
+                               .notify = timer.notify,
+                               .thread = timer.thread.value,
+                               .padding = {}};
+    std::int64_t left = timer.left;
+    if (left != 0 && !counts_processor_time(timer.clock)) left = std::max<std::int64_t>(left - passed, 1);
+    const itimerspec setting{.it_interval = to_timespec(timer.interval), .it_value = to_timespec(left)};
+    const auto id = static_cast<std::uint64_t>(timer.id);
+    batch.must("create a timer", SYS_timer_create,
+               {static_cast<std::uint64_t>(timer.clock), batch.value(event), batch.value(timer.id)});
+    if (left != 0 || timer.interval != 0)
+      batch.must("arm a timer", SYS_timer_settime, {id, 0, batch.value(setting), 0});
+  }
+  batch.must("no longer choose timer ids", SYS_prctl, {prctl_timer_restore_ids, 0});
+}
+
+}  // namespace godwit::objects
