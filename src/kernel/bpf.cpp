@@ -69,6 +69,13 @@ void Assembler::load_cell(int to, const Cell& cell) {
   code_.push_back({.code = BPF_LDX | BPF_MEM | BPF_W, .dst_reg = reg, .src_reg = reg});
 }
 
+void Assembler::load_context(int to, std::size_t offset) {
+  code_.push_back({.code = BPF_LDX | BPF_MEM | BPF_W,
+                   .dst_reg = static_cast<std::uint8_t>(to),
+                   .src_reg = 1,
+                   .off = static_cast<std::int16_t>(offset)});
+}
+
 void Assembler::move(int to, std::int32_t value) {
   code_.push_back({.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = static_cast<std::uint8_t>(to), .imm = value});
 }

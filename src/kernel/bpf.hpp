@@ -40,6 +40,8 @@ class Assembler {
 
   /// r[to] = the cell's value.
   void load_cell(int to, const Cell&);
+  /// r[to] = the 32-bit field of the context at r1.
+  void load_context(int to, std::size_t offset);
   void move(int to, std::int32_t value);
   void jump_if_equal(int reg, std::int32_t value, Label);
   /// r0 = helper(r1 … r5).

@@ -1,11 +1,12 @@
 #include "kernel/netlink.hpp"
 
 #include <arpa/inet.h>
+#include <linux/if.h>
 #include <linux/if_addr.h>
+#include <linux/if_bridge.h>
 #include <linux/if_link.h>
 #include <linux/pkt_sched.h>
 #include <linux/veth.h>
-#include <net/if.h>
 #include <netlink/attr.h>
 #include <netlink/msg.h>
 #include <netlink/netlink.h>
@@ -14,6 +15,8 @@
 
 #include <charconv>
 #include <cstdio>
+#include <string_view>
+#include <thread>
 
 namespace godwit::kernel {
 
@@ -142,6 +145,48 @@ Result<std::vector<std::string>> Netlink::devices() const {
   std::vector<std::string> names;
   for (auto& [index, name] : TRY(all_devices(socket_.get()))) names.push_back(std::move(name));
   return names;
+}
+
+namespace {
+
+const nlattr* find_nested(const nlattr* nest, int type) {
+  return nest == nullptr ? nullptr : nla_find(static_cast<nlattr*>(nla_data(nest)), nla_len(nest), type);
+}
+
+int look_at_state(nl_msg* message, void* to) {
+  const nlmsghdr* header = nlmsg_hdr(message);
+  const nlattr* operation = nlmsg_find_attr(const_cast<nlmsghdr*>(header), sizeof(ifinfomsg), IFLA_OPERSTATE);
+  bool carries = operation != nullptr && nla_get_u8(operation) == IF_OPER_UP;
+  const nlattr* info = nlmsg_find_attr(const_cast<nlmsghdr*>(header), sizeof(ifinfomsg), IFLA_LINKINFO);
+  const nlattr* kind = find_nested(info, IFLA_INFO_SLAVE_KIND);
+  if (kind != nullptr && std::string_view(nla_get_string(kind)) == "bridge") {
+    const nlattr* data = find_nested(info, IFLA_INFO_SLAVE_DATA);
+    const nlattr* state = find_nested(data, IFLA_BRPORT_STATE);
+    carries &= state != nullptr && nla_get_u8(state) == BR_STATE_FORWARDING;
+  }
+  *static_cast<bool*>(to) = carries;
+  return NL_OK;
+}
+
+}  // namespace
+
+Result<bool> Netlink::carries(int index) const {
+  bool carries = false;
+  nl_socket_modify_cb(socket_.get(), NL_CB_VALID, NL_CB_CUSTOM, look_at_state, &carries);
+  auto asked = request(link_message(RTM_GETLINK, 0, index), fmt::format("look at network device {}", index));
+  nl_socket_modify_cb(socket_.get(), NL_CB_VALID, NL_CB_DEFAULT, nullptr, nullptr);
+  if (!asked) return std::unexpected(std::move(asked.error()));
+  return carries;
+}
+
+Result<void> Netlink::wait_until_it_carries(int index, std::chrono::milliseconds limit) const {
+  const auto end = std::chrono::steady_clock::now() + limit;
+  while (!TRY(carries(index))) {
+    if (std::chrono::steady_clock::now() > end)
+      return fail(ErrorKind::timeout, "network device {} doesn't come up", index);
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+  }
+  return {};
 }
 
 Result<void> Netlink::create_veth(const VethPair& pair) const {

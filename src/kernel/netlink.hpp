@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -47,6 +48,12 @@ class Netlink {
 
   Result<int> index(const std::string& device) const;
   Result<std::vector<std::string>> devices() const;
+
+  /// Whether the device carries frames: its state is up (the kernel gets there some time after set_up) and, if it is
+  /// in a bridge, its port forwards.
+  Result<bool> carries(int index) const;
+  /// Waits until it does; `timeout` after `limit`.
+  Result<void> wait_until_it_carries(int index, std::chrono::milliseconds limit) const;
 
   Result<void> create_veth(const VethPair&) const;
   /// No spanning tree, no forwarding delay, no multicast snooping.

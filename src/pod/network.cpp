@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 
 #include <array>
+#include <chrono>
 #include <cstring>
 #include <functional>
 #include <thread>
@@ -27,6 +28,7 @@ using kernel::Prefix;
 namespace {
 
 constexpr std::size_t address_limit = 64;
+constexpr std::chrono::milliseconds start_limit{3000};
 
 /// Runs `work` on a thread that has entered the network namespace; sockets made there stay in it.
 Result<void> inside(int netns, const std::function<Result<void>()>& work) {
@@ -266,7 +268,13 @@ Result<Port> Port::create(const std::string& bridge, const std::string& id, cons
     if (!connected) return {};
     parts->announcements = announcements_of(identity);
     TRY(netlink.set_master(device, bridge_index));
-    return netlink.set_up(device, true);
+    TRY(netlink.set_up(device, true));
+    // Until the kernel's link watch has run, both ends drop what they are given.
+    TRY(netlink.wait_until_it_carries(device, start_limit));
+    return inside(pod_netns, []() -> Result<void> {
+      const auto netlink = TRY(Netlink::open());
+      return netlink.wait_until_it_carries(TRY(netlink.index("eth0")), start_limit);
+    });
   };
   if (auto finished = finish(); !finished) {
     (void)remove_device(netlink, parts->device);
@@ -301,60 +309,75 @@ Result<void> Port::remove() {
   return remove_device(TRY(Netlink::open()), parts_->device);
 }
 
-Result<Network> candidate_network(const AddressPlan& plan, const std::string& id, std::uint32_t attempt) {
-  const Prefix subnet = TRY(kernel::parse_prefix(plan.subnet4));
-  if (subnet.family != AF_INET || subnet.length > 29)
-    return fail(ErrorKind::invalid, "pods can't get addresses from {}", plan.subnet4);
-  const auto number = [](const Prefix& prefix) {
-    std::uint32_t value = 0;
-    std::memcpy(&value, prefix.bytes.data(), 4);
-    return ntohl(value);
-  };
-  const auto host_mask = [](int length) { return static_cast<std::uint32_t>((1ULL << (32 - length)) - 1); };
+namespace {
 
-  const std::uint32_t subnet_hosts = host_mask(subnet.length);
-  const std::uint32_t base = number(subnet) & ~subnet_hosts;
-  std::uint32_t pool = base | ((subnet_hosts + 1) / 2);
-  std::uint32_t pool_hosts = subnet_hosts / 2;
+std::uint32_t number(const Prefix& prefix) {
+  std::uint32_t value = 0;
+  std::memcpy(&value, prefix.bytes.data(), 4);
+  return ntohl(value);
+}
+
+std::uint32_t host_mask(int length) {
+  return static_cast<std::uint32_t>((1ULL << (32 - length)) - 1);
+}
+
+/// The address at `place` in the plan's IPv4 pool, or the first after it that may be given out.
+Result<Prefix> address_in_pool(const AddressPlan& plan, std::uint32_t place) {
+  const Prefix subnet = TRY(kernel::parse_prefix(plan.subnet4));
+  if (subnet.family != AF_INET || subnet.length < 1 || subnet.length > 29)
+    return fail(ErrorKind::invalid, "pods can't get addresses from {}", plan.subnet4);
+  const std::uint32_t hosts = host_mask(subnet.length);
+  const std::uint32_t base = number(subnet) & ~hosts;
+  std::uint32_t pool = base | ((hosts + 1) / 2);
+  std::uint32_t pool_hosts = hosts / 2;
   if (!plan.pool4.empty()) {
     const Prefix given = TRY(kernel::parse_prefix(plan.pool4));
+    if (given.family != AF_INET || given.length < subnet.length || given.length > 30 ||
+        (number(given) & ~hosts) != base)
+      return fail(ErrorKind::invalid, "the pool {} is no part of {}", plan.pool4, plan.subnet4);
     pool_hosts = host_mask(given.length);
     pool = number(given) & ~pool_hosts;
-    if (given.family != AF_INET || given.length < subnet.length || given.length > 30 || (pool & ~subnet_hosts) != base)
-      return fail(ErrorKind::invalid, "the pool {} is no part of {}", plan.pool4, plan.subnet4);
   }
   std::uint32_t gateway = 0;
   if (!plan.gateway4.empty()) gateway = number(TRY(kernel::parse_prefix(plan.gateway4)));
+  // At most three addresses are nobody's, and every pool has four.
+  std::uint32_t address = pool | (place & pool_hosts);
+  while (address == base || address == (base | hosts) || address == gateway) address = pool | (++place & pool_hosts);
+  Prefix prefix{.family = AF_INET, .length = subnet.length};
+  address = htonl(address);
+  std::memcpy(prefix.bytes.data(), &address, 4);
+  return prefix;
+}
 
-  // A place in the pool by the id, then on from there: every address is tried once in `pool_hosts` attempts.
+}  // namespace
+
+Result<Network> candidate_network(const AddressPlan& plan, const std::string& id, std::uint32_t attempt) {
+  // A place by the id, then on from there: every address of the pool is tried once.
   std::array<std::uint8_t, SHA256_DIGEST_LENGTH> digest{};
   SHA256(reinterpret_cast<const std::uint8_t*>(id.data()), id.size(), digest.data());
-  std::uint32_t start = 0;
-  std::memcpy(&start, digest.data(), sizeof start);
-  std::uint32_t address = 0;
-  for (std::uint32_t step = attempt;; ++step) {
-    address = pool | ((start + step) & pool_hosts);
-    if (address != base && address != (base | subnet_hosts) && address != gateway) break;
-  }
+  std::uint32_t place = 0;
+  std::memcpy(&place, digest.data(), sizeof place);
+  place += attempt;
 
   Network network;
-  const std::uint32_t big_endian = htonl(address);
-  std::array<std::uint8_t, 4> bytes{};
-  std::memcpy(bytes.data(), &big_endian, 4);
-  Prefix ipv4{.family = AF_INET, .length = subnet.length};
-  std::memcpy(ipv4.bytes.data(), bytes.data(), 4);
-  network.addresses.push_back(ipv4.to_string());
-  network.mac = kernel::to_string(Mac{0x02, 'g', bytes[0], bytes[1], bytes[2], bytes[3]});
-  network.gateway4 = plan.gateway4;
+  std::array<std::uint8_t, 4> last_bytes{};
+  std::memcpy(last_bytes.data(), &place, 4);
+  if (!plan.subnet4.empty()) {
+    const Prefix ipv4 = TRY(address_in_pool(plan, place));
+    std::memcpy(last_bytes.data(), ipv4.bytes.data(), 4);
+    network.addresses.push_back(ipv4.to_string());
+    network.gateway4 = plan.gateway4;
+  }
   if (!plan.subnet6.empty()) {
     Prefix ipv6 = TRY(kernel::parse_prefix(plan.subnet6));
     if (ipv6.family != AF_INET6 || ipv6.length > 64)
       return fail(ErrorKind::invalid, "pods can't get addresses from {}", plan.subnet6);
     std::memset(ipv6.bytes.data() + 8, 0, 8);
-    std::memcpy(ipv6.bytes.data() + 12, bytes.data(), 4);
+    std::memcpy(ipv6.bytes.data() + 12, last_bytes.data(), 4);
     network.addresses.push_back(ipv6.to_string());
     network.gateway6 = plan.gateway6;
   }
+  network.mac = kernel::to_string(Mac{0x02, 'g', last_bytes[0], last_bytes[1], last_bytes[2], last_bytes[3]});
   return network;
 }
 
