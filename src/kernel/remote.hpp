@@ -1,12 +1,17 @@
 #pragma once
 
 #include <array>
+#include <cstring>
 #include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/bytes.hpp"
 #include "base/ids.hpp"
 #include "base/result.hpp"
+#include "kernel/procfs.hpp"
 #include "kernel/tracee.hpp"
 
 namespace godwit::kernel {
@@ -59,22 +64,41 @@ class Batch {
 
  private:
   friend class Gadget;
-  struct Record;  // what the loop in the target reads: number, six arguments, result
-  // private state is up to the implementation
+  struct Record;
+  /// Room for `size` bytes in the image, or nothing (then `overflowed_`): its offset.
+  std::size_t take(std::size_t size, std::size_t alignment);
+  /// A record at the end of the chain, or behind `after`.
+  std::size_t append(const Record&, std::optional<std::size_t> after = {});
+  [[nodiscard]] Record record(std::size_t offset) const;
+  void put(std::size_t offset, const Record&);
+
+  RemoteAddress area_;
+  std::size_t capacity_;
+  bool overflowed_ = false;
+  Bytes image_;  ///< what stands in the target's area: records and data, in the order they were added
+  std::vector<std::size_t> calls_;  ///< offset of each call's record
+  std::vector<std::pair<Call, std::string>> musts_;
+  std::size_t last_ = 0;  ///< offset of the chain's last record
 };
 
 /// The only code of ours that ever runs inside a user's process: a loop of some thirty instructions that makes the
-/// system calls of a Batch and ends at an int3. It stands in pages of its own that are mapped for as long as this
-/// object lives.
+/// system calls of a Batch and then stops. It stands in pages of its own, from `install` to `remove`.
 ///
 /// While a batch runs, the thread's signals are blocked and its registers are borrowed; `run` puts both back exactly as
-/// they were (syscall-restart state included), so the user's program can't tell.
+/// they were (syscall-restart state included), so the user's program can't tell. Nor can it when we die in the middle:
+/// without a tracer the gadget ends in an rt_sigreturn to where the thread was.
 class Gadget {
  public:
-  /// Maps the gadget (code + `area_size` data bytes) through `thread`, which must be stopped. The mapping is made at an
-  /// address that is free in `thread`'s maps and, when `avoid` is given, not among those ranges either.
+  /// None: for members that are filled later.
+  Gadget() = default;
+  explicit operator bool() const { return base_ != 0; }
+
+  /// Maps the gadget (code + `area_size` data bytes) through `thread`, which must be stopped. The mapping is made at
+  /// `at`, or in the middle of the widest gap of `thread`'s maps, far from a heap or a stack that grows.
   static Result<Gadget> install(Tracee& thread, std::size_t area_size = 256 * KiB,
                                 std::optional<RemoteAddress> at = {});
+  /// Where a gadget of this area would be well placed among these mappings (of two processes, say).
+  static Result<RemoteAddress> place(const std::vector<Mapping>& mappings, std::size_t area_size = 256 * KiB);
   /// The gadget that a forked child inherited from the process it was forked from.
   [[nodiscard]] Gadget inherited() const;
 
@@ -93,8 +117,18 @@ class Gadget {
   /// gadget; its registers are set later.
   Result<Tracee> clone(Tracee& thread, BytesView clone_args, BytesView set_tid);
 
-  /// Unmaps the gadget, last of all: through the vdso's syscall instruction and a single step.
+  /// Unmaps the gadget, last of all. The thread never returns to user mode in between, so nothing is needed to stand
+  /// on; only our own death within these 20 us would kill the process.
   Result<void> remove(Tracee& thread);
+
+ private:
+  Gadget(RemoteAddress base, std::size_t area_size) : base_(base), area_size_(area_size) {}
+  Result<void> run(Tracee& thread, Batch& batch, std::vector<Tracee>* born);
+  Result<void> borrow(Tracee& thread, const Batch& batch, const Registers& own, std::uint64_t mask) const;
+  static Result<void> to_the_end(Tracee& thread, RemoteAddress end, std::vector<Tracee>* born);
+
+  RemoteAddress base_ = 0;
+  std::size_t area_size_ = 0;
 };
 
 }  // namespace godwit::kernel

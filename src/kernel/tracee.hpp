@@ -53,8 +53,8 @@ class Tracee {
 
   /// PTRACE_INTERRUPT without waiting: interrupt all, then wait for all.
   Result<void> interrupt();
-  /// Waits for the stop that `interrupt` asked for. A signal that arrives first is kept and injected again on `detach`
-  /// or `resume` (the stop is then that signal's delivery stop: re-interrupts until the PTRACE_EVENT_STOP comes).
+  /// Waits for the stop that `interrupt` asked for. A signal that arrives first is delivered as it would have been
+  /// without us: the thread then stops before the first instruction of its handler, and nothing has to be kept.
   /// `timeout` when it hasn't stopped by then (a vfork parent, a thread in an uninterruptible sleep).
   Result<WaitStatus> wait_stop(std::chrono::milliseconds limit = std::chrono::seconds(2));
   [[nodiscard]] bool stopped() const { return stopped_; }
@@ -75,21 +75,32 @@ class Tracee {
   /// PTRACE_CONT with an optional signal; the tracee runs.
   Result<void> resume(int signal = 0);
   Result<void> step();
-  /// Waits for the next stop of whatever kind, consuming it.
+  /// PTRACE_SYSCALL: like `resume`, but stops at the next system call's entry or exit too.
+  Result<void> resume_to_syscall(int signal = 0);
+  /// Waits for the next stop of whatever kind, consuming it. The signal of a signal-delivery stop is the caller's to
+  /// pass to `resume`; `detach` passes it by itself.
   Result<WaitStatus> wait(std::chrono::milliseconds limit = std::chrono::seconds(2));
   /// PTRACE_GETEVENTMSG: after a clone or fork event the new thread's id.
   Result<std::uint64_t> event_message() const;
-  /// Lets go. The thread runs on (or stays group-stopped, or frozen by its cgroup). Signals that were kept are injected
-  /// again.
+  /// PTRACE_SETOPTIONS (the thread must be stopped), plus SUSPEND_SECCOMP if `seize` could set it.
+  Result<void> set_options(int options);
+  [[nodiscard]] int options() const { return options_; }
+  /// When the thread stands inside a restartable sequence (rseq(2)), moves it to the sequence's abort handler, as
+  /// preemption would have. Any code of ours that runs in the thread would make the kernel forget the sequence.
+  Result<void> leave_restartable_sequence();
+  /// Lets go. The thread runs on (or stays group-stopped, or frozen by its cgroup).
   Result<void> detach();
 
  private:
+  friend class Gadget;
   explicit Tracee(HostPid tid) : tid_(tid) {}
   HostPid tid_{};
+  int options_ = 0;
+  int signal_ = 0;  ///< of the signal-delivery stop that the thread is in
   bool attached_ = true;
   bool stopped_ = false;
   bool group_stopped_ = false;
-  std::vector<siginfo_t> kept_;
+  bool sequence_left_ = false;  ///< leave_restartable_sequence has been done since the last resume
 };
 
 }  // namespace godwit::kernel

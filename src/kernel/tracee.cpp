@@ -1,0 +1,323 @@
+#include "kernel/tracee.hpp"
+
+#include <elf.h>
+#include <sys/ptrace.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include <algorithm>
+
+#include "kernel/memory.hpp"
+#include "kernel/procfs.hpp"
+
+namespace godwit::kernel {
+
+namespace {
+
+constexpr int suspend_seccomp = 1 << 21;  // PTRACE_O_SUSPEND_SECCOMP, which glibc doesn't define
+constexpr auto get_rseq_configuration = static_cast<__ptrace_request>(0x420f);
+
+template <typename Address, typename Data>
+long ptrace_call(__ptrace_request request, HostPid tid, Address address, Data data) {
+  return ::ptrace(request, tid.value, address, data);
+}
+
+std::unexpected<Error> fail_gone(HostPid tid) {
+  return fail(ErrorKind::gone, "thread {} has ended", tid.value);
+}
+
+/// struct ptrace_rseq_configuration of linux/ptrace.h.
+struct RseqConfiguration {
+  std::uint64_t address;
+  std::uint32_t size;
+  std::uint32_t signature;
+  std::uint32_t flags;
+  std::uint32_t pad;
+};
+
+/// struct rseq_cs of linux/rseq.h.
+struct RseqSection {
+  std::uint32_t version;
+  std::uint32_t flags;
+  std::uint64_t start;
+  std::uint64_t length;
+  std::uint64_t abort;
+};
+
+constexpr std::uint64_t rseq_section_offset = 8;  // of rseq_cs in struct rseq
+
+/// A stop comes some 5 to 20 us after it was asked for. Asking again without sleeping sees it at once; a thread that
+/// shares our processor needs us to sleep.
+constexpr int spins = 60;
+constexpr long first_nap = 10'000, longest_nap = 200'000;  // ns
+
+std::int64_t now() {
+  timespec time{};
+  ::clock_gettime(CLOCK_MONOTONIC, &time);
+  return time.tv_sec * 1'000'000'000LL + time.tv_nsec;
+}
+
+}  // namespace
+
+bool WaitStatus::exited() const {
+  return WIFEXITED(raw_);
+}
+bool WaitStatus::killed() const {
+  return WIFSIGNALED(raw_);
+}
+bool WaitStatus::stopped() const {
+  return WIFSTOPPED(raw_);
+}
+int WaitStatus::signal() const {
+  return stopped() ? WSTOPSIG(raw_) : WTERMSIG(raw_);
+}
+int WaitStatus::exit_code() const {
+  return WEXITSTATUS(raw_);
+}
+int WaitStatus::event() const {
+  return stopped() ? raw_ >> 16 : 0;
+}
+
+Result<Tracee> Tracee::seize(HostPid tid, int options) {
+  // A seccomp filter of the target would judge our system calls too. EPERM when this daemon has a filter of its own.
+  const int wanted = options | suspend_seccomp;
+  Tracee tracee(tid);
+  tracee.options_ = wanted;
+  if (ptrace_call(PTRACE_SEIZE, tid, nullptr, wanted) == 0) return tracee;
+  const int first = errno;
+  tracee.options_ = options;
+  if ((first == EPERM || first == EINVAL) && ptrace_call(PTRACE_SEIZE, tid, nullptr, options) == 0) return tracee;
+  tracee.attached_ = false;
+  errno = first;
+  if (errno == EPERM) {
+    // EPERM is also what a zombie answers.
+    const auto stat = read_stat(tid);
+    if (!stat || stat->state == 'Z' || stat->state == 'X') return fail_gone(tid);
+    errno = first;
+  }
+  return fail_errno("seize thread {}", tid.value);
+}
+
+Tracee Tracee::adopt(HostPid tid) {
+  return Tracee(tid);
+}
+
+Tracee::Tracee(Tracee&& other) noexcept {
+  *this = std::move(other);
+}
+
+Tracee& Tracee::operator=(Tracee&& other) noexcept {
+  if (this == &other) return *this;
+  if (attached_ && tid_.value != 0) (void)detach();
+  tid_ = std::exchange(other.tid_, {});
+  options_ = other.options_;
+  signal_ = other.signal_;
+  attached_ = std::exchange(other.attached_, false);
+  stopped_ = other.stopped_;
+  group_stopped_ = other.group_stopped_;
+  sequence_left_ = other.sequence_left_;
+  return *this;
+}
+
+Tracee::~Tracee() {
+  if (attached_ && tid_.value != 0) (void)detach();
+}
+
+Result<void> Tracee::interrupt() {
+  if (ptrace_call(PTRACE_INTERRUPT, tid_, nullptr, nullptr) < 0) return fail_errno("interrupt thread {}", tid_.value);
+  return {};
+}
+
+Result<WaitStatus> Tracee::wait(std::chrono::milliseconds limit) {
+  int raw = 0;
+  std::int64_t deadline = 0;
+  long nap = first_nap;
+  for (int tries = 0;; ++tries) {
+    const pid_t answer = ::waitpid(tid_.value, &raw, __WALL | WNOHANG);
+    if (answer == tid_.value) break;
+    // Another thread of the process has called exec, or somebody else has collected it.
+    if (answer < 0 && errno == ECHILD) {
+      attached_ = false;
+      return fail_gone(tid_);
+    }
+    if (answer < 0 && errno != EINTR) return fail_errno("wait for thread {}", tid_.value);
+    if (tries < spins) continue;
+    const std::int64_t time = now();
+    if (deadline == 0) deadline = time + std::chrono::nanoseconds(limit).count();
+    if (time >= deadline)
+      return fail(ErrorKind::timeout, "thread {} has not stopped within {} ms", tid_.value, limit.count());
+    const timespec pause{0, nap};
+    ::nanosleep(&pause, nullptr);
+    nap = std::min(nap * 2, longest_nap);
+  }
+  const WaitStatus status(raw);
+  stopped_ = status.stopped();
+  signal_ = 0;
+  group_stopped_ = false;
+  sequence_left_ = false;
+  if (!stopped_) attached_ = false;
+  if (stopped_ && status.event() == 0 && status.signal() != (SIGTRAP | 0x80)) signal_ = status.signal();
+  if (status.event() == PTRACE_EVENT_STOP) group_stopped_ = status.signal() != SIGTRAP;
+  return status;
+}
+
+Result<WaitStatus> Tracee::wait_stop(std::chrono::milliseconds limit) {
+  // Every stop that isn't the one asked for may have swallowed the request ("any trap clears pending STOP trap",
+  // kernel/signal.c), so it is made again. A stream of signals can't starve us: the request comes first.
+  constexpr int most_stops = 1000;
+  for (int stops = 0; stops < most_stops; ++stops) {
+    const WaitStatus status = TRY(wait(limit));
+    if (!status.stopped()) return fail_gone(tid_);
+    if (status.event() == PTRACE_EVENT_STOP) return status;
+    TRY(interrupt());
+    TRY(resume(signal_));
+  }
+  return fail(ErrorKind::timeout, "thread {} does nothing but receive signals", tid_.value);
+}
+
+Result<Registers> Tracee::registers() const {
+  Registers registers{};
+  iovec where{&registers, sizeof registers};
+  if (ptrace_call(PTRACE_GETREGSET, tid_, NT_PRSTATUS, &where) < 0)
+    return fail_errno("read the registers of thread {}", tid_.value);
+  return registers;
+}
+
+Result<void> Tracee::set_registers(const Registers& registers) {
+  iovec where{const_cast<Registers*>(&registers), sizeof registers};
+  if (ptrace_call(PTRACE_SETREGSET, tid_, NT_PRSTATUS, &where) < 0)
+    return fail_errno("set the registers of thread {}", tid_.value);
+  return {};
+}
+
+Result<Bytes> Tracee::xstate() const {
+  constexpr std::size_t most = 64 * KiB;  // with AMX tiles it is 11,008 bytes
+  thread_local Bytes buffer(most);
+  iovec where{buffer.data(), buffer.size()};
+  if (ptrace_call(PTRACE_GETREGSET, tid_, NT_X86_XSTATE, &where) < 0)
+    return fail_errno("read the extended registers of thread {}", tid_.value);
+  return Bytes(buffer.begin(), buffer.begin() + static_cast<std::ptrdiff_t>(where.iov_len));
+}
+
+Result<void> Tracee::set_xstate(BytesView state) {
+  iovec where{const_cast<std::uint8_t*>(state.data()), state.size()};
+  if (ptrace_call(PTRACE_SETREGSET, tid_, NT_X86_XSTATE, &where) < 0)
+    return fail_errno("set the extended registers of thread {}", tid_.value);
+  return {};
+}
+
+Result<std::uint64_t> Tracee::signal_mask() const {
+  std::uint64_t mask = 0;
+  if (ptrace_call(PTRACE_GETSIGMASK, tid_, sizeof mask, &mask) < 0)
+    return fail_errno("read the signal mask of thread {}", tid_.value);
+  return mask;
+}
+
+Result<void> Tracee::set_signal_mask(std::uint64_t mask) {
+  if (ptrace_call(PTRACE_SETSIGMASK, tid_, sizeof mask, &mask) < 0)
+    return fail_errno("set the signal mask of thread {}", tid_.value);
+  return {};
+}
+
+Result<std::vector<siginfo_t>> Tracee::pending_signals(bool shared) const {
+  constexpr int at_once = 32;
+  constexpr std::size_t most = 65'536;  // RLIMIT_SIGPENDING can be set higher; nobody means to keep that many
+  std::vector<siginfo_t> signals;
+  while (true) {
+    const std::size_t before = signals.size();
+    if (before >= most) return fail(ErrorKind::refused, "thread {} has more than {} queued signals", tid_.value, most);
+    signals.resize(before + at_once);
+    __ptrace_peeksiginfo_args request{};
+    request.off = before;
+    request.flags = shared ? PTRACE_PEEKSIGINFO_SHARED : 0;
+    request.nr = at_once;
+    const long count = ptrace_call(PTRACE_PEEKSIGINFO, tid_, &request, signals.data() + before);
+    if (count < 0) return fail_errno("read the queued signals of thread {}", tid_.value);
+    signals.resize(before + static_cast<std::size_t>(count));
+    if (count < at_once) return signals;
+  }
+}
+
+Result<void> Tracee::resume(int signal) {
+  if (ptrace_call(PTRACE_CONT, tid_, nullptr, static_cast<long>(signal)) < 0)
+    return fail_errno("continue thread {}", tid_.value);
+  stopped_ = false;
+  signal_ = 0;
+  return {};
+}
+
+Result<void> Tracee::resume_to_syscall(int signal) {
+  if (ptrace_call(PTRACE_SYSCALL, tid_, nullptr, static_cast<long>(signal)) < 0)
+    return fail_errno("continue thread {}", tid_.value);
+  stopped_ = false;
+  signal_ = 0;
+  return {};
+}
+
+Result<void> Tracee::step() {
+  if (ptrace_call(PTRACE_SINGLESTEP, tid_, nullptr, nullptr) < 0) return fail_errno("step thread {}", tid_.value);
+  stopped_ = false;
+  signal_ = 0;
+  return {};
+}
+
+Result<std::uint64_t> Tracee::event_message() const {
+  unsigned long message = 0;
+  if (ptrace_call(PTRACE_GETEVENTMSG, tid_, nullptr, &message) < 0)
+    return fail_errno("read the event of thread {}", tid_.value);
+  return message;
+}
+
+Result<void> Tracee::set_options(int options) {
+  options |= options_ & suspend_seccomp;
+  if (options == options_) return {};
+  if (ptrace_call(PTRACE_SETOPTIONS, tid_, nullptr, static_cast<long>(options)) < 0)
+    return fail_errno("set the trace options of thread {}", tid_.value);
+  options_ = options;
+  return {};
+}
+
+Result<void> Tracee::leave_restartable_sequence() {
+  if (sequence_left_) return {};
+  sequence_left_ = true;
+  RseqConfiguration configuration{};
+  // EINVAL: a kernel without rseq.
+  if (ptrace_call(get_rseq_configuration, tid_, sizeof configuration, &configuration) < 0 || configuration.address == 0)
+    return {};
+  std::uint64_t where = 0;
+  const auto pointer = read_memory(tid_, configuration.address + rseq_section_offset, &where, sizeof where);
+  if (!pointer || *pointer != sizeof where || where == 0) return {};
+  RseqSection section{};
+  const auto got = read_memory(tid_, where, &section, sizeof section);
+  if (!got || *got != sizeof section) return {};
+  Registers registers = TRY(this->registers());
+  if (registers.rip - section.start >= section.length) return {};
+  registers.rip = section.abort;
+  TRY(set_registers(registers));
+  const std::uint64_t none = 0;
+  TRY(write_memory(tid_, configuration.address + rseq_section_offset, &none, sizeof none));
+  return {};
+}
+
+Result<void> Tracee::detach() {
+  constexpr auto patience = std::chrono::milliseconds(200), mourning = std::chrono::milliseconds(20);
+  if (!attached_) return {};
+  if (!stopped_) {
+    // ESRCH when it is dying: then the wait collects it.
+    (void)interrupt();
+    TRY(wait_stop(patience));
+  }
+  if (ptrace_call(PTRACE_DETACH, tid_, nullptr, static_cast<long>(signal_)) < 0) {
+    const int code = errno;
+    // A killed tracee stays a zombie until its tracer has collected it, and its pid namespace can't end before.
+    if (code == ESRCH) (void)wait(mourning);
+    errno = code;
+    return fail_errno("detach from thread {}", tid_.value);
+  }
+  attached_ = false;
+  stopped_ = false;
+  return {};
+}
+
+}  // namespace godwit::kernel
