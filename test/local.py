@@ -1,0 +1,146 @@
+"""What needs no cluster: unit tests, the rules of the source, and the tracees and servers without any move."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import tempfile
+import threading
+
+import harness
+from harness import BUILD, ROOT, Case, Failure, Process, Result, Suite, command
+
+
+class Tidy(Suite):
+    """The rules of import."""
+
+    name = "tidy"
+
+    def cases(self):
+        return [Case("source", lambda: command(["python3", ROOT / "test/tidy.py"]) and None)]
+
+
+class Unit(Suite):
+    """GoogleTest; each of its tests is a case, run in one go."""
+
+    name = "unit"
+    binary = BUILD / "unit-tests"
+    arguments: list[str] = []
+
+    def cases(self):
+        if not self.binary.exists():
+            return []
+        listing = command([self.binary, "--gtest_list_tests", *self.arguments]).stdout
+        names, group = [], ""
+        for line in listing.splitlines():
+            line = line.split("#")[0].rstrip()
+            if line.endswith(".") and not line.startswith(" "):
+                group = line
+            elif line.startswith("  "):
+                names.append(group + line.strip())
+        self._results: dict | None = None
+        self._lock = threading.Lock()
+        return [Case(name, lambda name=name: self._result_of(name)) for name in names]
+
+    def _run(self) -> dict:
+        with tempfile.TemporaryDirectory() as directory:
+            report = pathlib.Path(directory) / "report.json"
+            done = command([self.binary, f"--gtest_output=json:{report}", *self.arguments], seconds=600, check=False, cwd=directory)
+            if not report.exists():
+                raise Failure(f"unit-tests ended with {done.returncode} and without a report:\n{(done.stdout + done.stderr)[-4000:]}")
+            suites = json.loads(report.read_text())["testsuites"]
+        return {f"{group['name']}.{test['name']}": test for group in suites for test in group["testsuite"]}
+
+    def _result_of(self, name: str) -> None:
+        with self._lock:
+            if self._results is None:
+                try:
+                    self._results = self._run()
+                except Failure as failure:
+                    self._results = {"": str(failure)}
+        if "" in self._results:
+            raise Failure(self._results[""])
+        test = self._results.get(name)
+        if test is None or test.get("status") == "NOTRUN":
+            raise Failure("was not run")
+        if test.get("failures"):
+            raise Failure("\n".join(failure["failure"] for failure in test["failures"]))
+        if test.get("result") == "SKIPPED":
+            raise harness.Skip("the test says that it can't run here")
+
+
+def tracees() -> list[str]:
+    return sorted(path.stem for path in (ROOT / "test/tracees").glob("*.c"))
+
+
+def trait(tracee: str, name: str) -> list[str]:
+    """Words after `// NAME:` at the top of a tracee's source: what the runner has to know about it."""
+    for line in (ROOT / f"test/tracees/{tracee}.c").read_text().splitlines():
+        if not line.startswith("//"):
+            break
+        found = re.match(rf"// {name}: (.*)", line)
+        if found:
+            return found.group(1).split()
+    return []
+
+
+class Echo:
+    """A peer that answers with what it gets, and ends where the other ends."""
+
+    def __init__(self, address: str = "127.0.0.1"):
+        self.listener = socket.create_server((address, 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    @staticmethod
+    def _serve(connection: socket.socket) -> None:
+        with connection:
+            try:
+                while data := connection.recv(65536):
+                    connection.sendall(data)
+            except OSError:
+                pass
+
+    def close(self) -> None:
+        self.listener.close()
+
+
+class Tracees(Suite):
+    """Every tracee alone: without a move it must be content, or its word after one is worth nothing."""
+
+    name = "tracees"
+    jobs = 2
+
+    def cases(self):
+        return [Case(name, lambda name=name: self._alone(name)) for name in tracees()]
+
+    def _alone(self, name: str) -> None:
+        arguments, peer = [BUILD / "tracees" / name], None
+        if "echo" in trait(name, "peer"):
+            peer = Echo()
+            arguments += ["127.0.0.1", peer.port]
+        with tempfile.TemporaryDirectory() as directory:
+            process = Process(arguments, pathlib.Path(directory) / "output", cwd=directory)
+            try:
+                process.wait_output("ready\n")
+                process.signal(signal.SIGTERM)
+                code = process.wait(30)
+                words = process.output().split("\n")
+                if code != 0 or words[-2:] != ["ok", ""] or words[0] != "ready":
+                    raise Failure(f"exit code {code}: {process.output()}")
+            finally:
+                process.end()
+                if peer:
+                    peer.close()

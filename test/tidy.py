@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""What the compiler can't hold the code to: which folder may import which, and that nothing of one machine is in the source.
+
+The order of the folders is the list in ARCHITECTURE.md; a folder imports only from folders above its own line there.
+"""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Beside each other on purpose, although one stands above the other in the list.
+STRANGERS = {("pod", "objects")}
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home/\w+|root/\w+|work/\w+|Users/\w+)")
+
+
+def rooms() -> list[str]:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    block = re.search(r"```\nsrc/\n(.*?)\n```", text, re.S)
+    if not block:
+        sys.exit("tidy: ARCHITECTURE.md has no list of folders under src/")
+    return re.findall(r"^  (\w+)/", block.group(1), re.M)
+
+
+def tracked() -> list[str]:
+    listing = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in listing.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def imports(order: list[str], files: list[str]) -> list[str]:
+    wrong = []
+    for name in files:
+        parts = pathlib.PurePath(name).parts
+        if len(parts) != 3 or parts[0] != "src" or not name.endswith((".cpp", ".hpp")):
+            continue
+        room = parts[1]
+        if room not in order:
+            wrong.append(f"{name}: folder {room}/ is not in ARCHITECTURE.md")
+            continue
+        for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):
+            found = re.match(r'\s*#\s*include\s+"([^"]+)"', line)
+            if not found:
+                continue
+            target = found.group(1)
+            other = target.split("/")[0]
+            if "/" not in target or not (ROOT / "src" / target).is_file():
+                wrong.append(f"{name}:{number}: {target} is not a folder/file.hpp under src/")
+            elif other != room and (other not in order or order.index(other) > order.index(room) or (room, other) in STRANGERS):
+                wrong.append(f"{name}:{number}: {room}/ may not import {target}")
+    return wrong
+
+
+def paths(files: list[str]) -> list[str]:
+    wrong = []
+    for name in files:
+        if not name.endswith((".cpp", ".hpp", ".c", ".h", ".S", ".py", ".txt", ".md", ".toml", ".service")) and name != "dev":
+            continue
+        if name == "test/tidy.py":
+            continue
+        for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):
+            if MACHINE_PATH.search(line):
+                wrong.append(f"{name}:{number}: a path of one machine: {line.strip()}")
+    return wrong
+
+
+def main() -> int:
+    files = tracked()
+    wrong = imports(rooms(), files) + paths(files)
+    for line in wrong:
+        print(line)
+    print(f"tidy: {len(files)} files, {len(wrong)} wrong")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
