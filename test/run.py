@@ -15,7 +15,7 @@ import local  # noqa: E402
 
 
 def suites(options) -> list[harness.Suite]:
-    return [kind(options) for kind in (local.Tidy, local.Unit, local.Tracees)]
+    return [kind(options) for kind in (local.Tidy, local.Unit, local.Tracees, local.Clients)]
 
 
 def main() -> int:

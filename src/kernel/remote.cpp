@@ -474,8 +474,10 @@ Result<void> Gadget::to_the_end(Tracee& thread, RemoteAddress end, std::vector<T
     }
     if (status.signal() != SIGWINCH)
       return fail(ErrorKind::failed, "a batch in thread {} ended in signal {}", tid.value, status.signal());
-    const std::uint64_t at = TRY(thread.registers()).rip;
-    if (at == end) break;
+    errno = 0;
+    const long at = ::ptrace(PTRACE_PEEKUSER, tid.value, offsetof(user, regs.rip), nullptr);
+    if (errno != 0) return fail_errno("read the registers of thread {}", tid.value);
+    if (static_cast<RemoteAddress>(at) == end) break;
     // A SIGWINCH of the program's own, taken by a mask that isn't the program's: sent again below.
     user_signal = true;
   }

@@ -470,6 +470,24 @@ TEST(Remote, DeadProcessIsGone) {
   EXPECT_EQ(outcome.error().kind, ErrorKind::gone);
 }
 
+TEST(Remote, ABatchThatBlocksEndsInATimeout) {
+  Child child(compute);
+  child.await(1);
+  Tracee thread = stop(child.pid());
+  const Registers before = must(thread.registers());
+  Gadget gadget = must(Gadget::install(thread));
+  const auto outcome = gadget.call(thread, SYS_pause);
+  ASSERT_FALSE(outcome);
+  EXPECT_EQ(outcome.error().kind, ErrorKind::timeout);
+  EXPECT_EQ(must(gadget.call(thread, SYS_getpid)), child.pid().value);
+  must(gadget.remove(thread));
+  const Registers after = must(thread.registers());
+  EXPECT_EQ(std::memcmp(&before, &after, sizeof before), 0);
+  must(thread.detach());
+  child.shared().go = 1;
+  EXPECT_EQ(child.exit_status(), 0);
+}
+
 TEST(Remote, CostOfABatch) {
   Child child(compute);
   child.await(1);
