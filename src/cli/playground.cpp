@@ -282,7 +282,6 @@ Result<bool> up(const std::string& name, const UpOptions& options) {
     TRY(take_down(*before));
   }
   State state = TRY(plan(name, options));
-  // A cable pulled on us would leave half of it: what can be caught ends in the same clean-up.
   auto built = build(state, options);
   if (!built) {
     (void)take_down(state);

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
@@ -235,55 +236,92 @@ Result<int> exec(const std::string& name, const std::string& host_name, const st
   return exit_code(status);
 }
 
+namespace {
+
+/// In the host: turns into the daemon. Says why not on `say`, which closes by itself when it works.
+[[noreturn]] void become_daemon(int say) {
+  const auto give_up = [say](const std::string& what) {
+    const std::string text = fmt::format("{}: {}", what, std::strerror(errno));
+    (void)!send(say, text.data(), text.size(), MSG_NOSIGNAL);
+    _exit(127);
+  };
+  setsid();
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, nullptr);
+  for (int signal = 1; signal < NSIG; ++signal) ::signal(signal, SIG_DFL);
+  const int log = open(daemon_log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  const int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  if (log < 0 || null < 0) give_up(fmt::format("open {}", daemon_log));
+  dup2(null, 0);
+  dup2(log, 1);
+  dup2(log, 2);
+  const std::vector<std::string> command = {"/usr/local/bin/godwitd", "--config", config_path};
+  const auto argv = as_argv(command);
+  execv(argv[0], argv.data());
+  give_up(fmt::format("run {}", command[0]));
+  _exit(127);
+}
+
+/// A message, and who sent it as a number of this machine: the kernel translates it.
+Result<std::string> hear_from(int channel, pid_t& sender) {
+  std::array<char, 4096> text{};
+  iovec part{text.data(), text.size()};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(ucred))> control{};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  const ssize_t size = recvmsg(channel, &message, 0);
+  if (size < 0) return fail_errno("hear from a helper");
+  const cmsghdr* header = CMSG_FIRSTHDR(&message);
+  if (size > 0 && header != nullptr && header->cmsg_type == SCM_CREDENTIALS) {
+    ucred who{};
+    std::memcpy(&who, CMSG_DATA(header), sizeof who);
+    sender = who.pid;
+  }
+  return std::string(text.data(), static_cast<std::size_t>(size));
+}
+
+}  // namespace
+
 Result<void> spawn_daemon(const State& state, Host& host) {
   int ends[2];
-  if (pipe2(ends, O_CLOEXEC) != 0) return fail_errno("make a pipe");
-  Fd report(ends[0]), say(ends[1]);
-  int pid_ends[2];
-  if (pipe2(pid_ends, O_CLOEXEC) != 0) return fail_errno("make a pipe");
-  Fd pid_here(pid_ends[0]), pid_there(pid_ends[1]);
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) return fail_errno("make a socket pair");
+  Fd ours(ends[0]), theirs(ends[1]);
+  const int on = 1;
+  setsockopt(ours.get(), SOL_SOCKET, SO_PASSCRED, &on, sizeof on);
   const pid_t helper = fork();
   if (helper < 0) return fail_errno("fork");
   if (helper == 0) {
-    const auto give_up = [&](const std::string& text) {
-      (void)!write(say.get(), text.data(), text.size());
+    const auto entered = enter(state, host, "godwitd");
+    if (!entered) {
+      const std::string text = entered.error().message();
+      (void)!send(theirs.get(), text.data(), text.size(), MSG_NOSIGNAL);
       _exit(1);
-    };
-    if (auto entered = enter(state, host, "godwitd"); !entered) give_up(entered.error().message());
-    const Fd log(open(daemon_log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
-    const Fd null(open("/dev/null", O_RDONLY | O_CLOEXEC));
-    if (!log || !null) give_up(fmt::format("open {}: {}", daemon_log, std::strerror(errno)));
-    const pid_t child = fork();
-    if (child == 0) {
-      setsid();
-      for (int signal = 1; signal < NSIG; ++signal) ::signal(signal, SIG_DFL);
-      dup2(null.get(), 0);
-      dup2(log.get(), 1);
-      dup2(log.get(), 2);
-      const std::vector<std::string> command = {"/usr/local/bin/godwitd", "--config", config_path};
-      const auto argv = as_argv(command);
-      execv(argv[0], argv.data());
-      const std::string text = fmt::format("run {}: {}", command[0], std::strerror(errno));
-      (void)!write(say.get(), text.data(), text.size());
-      _exit(127);
     }
-    (void)!write(pid_there.get(), &child, sizeof child);
+    // Twice: only a child of a process that is itself in the host is inherited by the host's PID 1.
+    const pid_t between = fork();
+    if (between == 0) {
+      if (fork() != 0) _exit(0);
+      (void)!send(theirs.get(), "P", 1, MSG_NOSIGNAL);
+      become_daemon(theirs.get());
+    }
+    waitpid(between, nullptr, 0);
     _exit(0);
   }
-  say.reset();
-  pid_there.reset();
-  pid_t child = 0;
-  const bool started = read(pid_here.get(), &child, sizeof child) == sizeof child && child > 0;
-  host.daemon = child;
-  host.daemon_start = started ? start_time(child) : 0;
-  // The pipe closes at the exec, or brings the reason why there was none.
-  std::array<char, 4096> text{};
-  const ssize_t size = read(report.get(), text.data(), text.size());
+  theirs.reset();
+  pid_t sender = 0;
+  const auto first = hear_from(ours.get(), sender);
   waitpid(helper, nullptr, 0);
-  if (size > 0)
-    return fail(ErrorKind::failed, "start godwitd on {}: {}", host.name,
-                std::string(text.data(), static_cast<std::size_t>(size)));
-  if (!started) return fail(ErrorKind::failed, "start godwitd on {}", host.name);
+  if (!first) return std::unexpected(first.error());
+  if (*first != "P") return fail(ErrorKind::failed, "start godwitd on {}: {}", host.name, *first);
+  host.daemon = sender;
+  host.daemon_start = start_time(sender);
+  const auto second = hear_from(ours.get(), sender);
+  if (!second) return std::unexpected(second.error());
+  if (!second->empty()) return fail(ErrorKind::failed, "start godwitd on {}: {}", host.name, *second);
   return {};
 }
 

@@ -64,7 +64,10 @@ void print(const json& playground) {
 
 int up(Chosen& chosen) {
   chosen.up.daemons = !chosen.no_daemon;
-  chosen.up.say = [&](const std::string& line) { fmt::print(chosen.as_json ? stderr : stdout, "{}\n", line); };
+  chosen.up.say = [&](const std::string& line) {
+    fmt::print(chosen.as_json ? stderr : stdout, "{}\n", line);
+    std::fflush(stdout);
+  };
   const auto made = playground::up(chosen.name, chosen.up);
   if (!made) return complain(made.error());
   const auto state = playground::load(chosen.name);

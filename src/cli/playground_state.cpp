@@ -105,24 +105,41 @@ Result<Fd> lock(const std::string& name) {
   }
 }
 
-std::uint64_t start_time(pid_t pid) {
-  const auto text = read_file(fmt::format("/proc/{}/stat", pid));
-  if (!text) return 0;
-  // The name, in parentheses, may hold anything; the start time is the 20th field after it.
-  const auto after_name = text->rfind(')');
-  if (after_name == std::string::npos) return 0;
-  std::istringstream fields(text->substr(after_name + 1));
+namespace {
+
+struct Life {
+  char state = '?';
+  std::uint64_t flags = 0;
+  std::uint64_t start = 0;
+};
+
+std::optional<Life> look_at(pid_t pid) {
+  const auto text = pid > 0 ? read_file(fmt::format("/proc/{}/stat", pid)) : std::nullopt;
+  if (!text) return std::nullopt;
+  // The name, in parentheses, may hold anything. After it come the state, the flags as the 7th and the start time as
+  // the 20th field (proc(5)).
+  std::istringstream fields(text->substr(std::min(text->rfind(')'), text->size() - 1) + 1));
+  Life life;
   std::string field;
-  for (int i = 0; i < 20; ++i) fields >> field;
-  return std::strtoull(field.c_str(), nullptr, 10);
+  fields >> life.state;
+  for (int i = 2; i <= 20 && fields >> field; ++i) {
+    if (i == 7) life.flags = std::strtoull(field.c_str(), nullptr, 10);
+    if (i == 20) life.start = std::strtoull(field.c_str(), nullptr, 10);
+  }
+  return life;
+}
+
+}  // namespace
+
+std::uint64_t start_time(pid_t pid) {
+  const auto life = look_at(pid);
+  return life ? life->start : 0;
 }
 
 bool alive(pid_t pid, std::uint64_t start) {
-  if (pid <= 0 || start_time(pid) != start) return false;
-  const auto text = read_file(fmt::format("/proc/{}/stat", pid));
-  if (!text) return false;
-  const auto after_name = text->rfind(')');
-  return after_name != std::string::npos && text->substr(after_name, 3) != ") Z";
+  constexpr std::uint64_t exiting = 4;  // PF_EXITING: a PID 1 may take a while to bury the others
+  const auto life = look_at(pid);
+  return life && life->start == start && life->state != 'Z' && (life->flags & exiting) == 0;
 }
 
 Result<Fd> open_process(pid_t pid, std::uint64_t start, const std::string& who) {
@@ -133,11 +150,11 @@ Result<Fd> open_process(pid_t pid, std::uint64_t start, const std::string& who) 
 }
 
 Result<void> kill_process(pid_t pid, std::uint64_t start) {
-  const auto process = open_process(pid, start, "process");
-  if (!process) return {};
-  if (syscall(SYS_pidfd_send_signal, process->get(), SIGKILL, nullptr, 0) != 0 && errno != ESRCH)
+  const Fd process(pid > 0 ? static_cast<int>(syscall(SYS_pidfd_open, pid, 0)) : -1);
+  if (!process || start_time(pid) != start) return {};
+  if (syscall(SYS_pidfd_send_signal, process.get(), SIGKILL, nullptr, 0) != 0 && errno != ESRCH)
     return fail_errno("kill process {}", pid);
-  pollfd wait{.fd = process->get(), .events = POLLIN};
+  pollfd wait{.fd = process.get(), .events = POLLIN};
   if (poll(&wait, 1, 20'000) != 1) return fail(ErrorKind::timeout, "process {} doesn't die", pid);
   return {};
 }
