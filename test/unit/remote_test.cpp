@@ -109,6 +109,7 @@ int compute(Shared& shared) {
       x += 1, y += 1, z += 1, w += 1;
     }
     asm volatile("" ::: "memory");
+    ++shared.value[0];
     if (y - x != 1 || z - y != 1 || w - z != 1) return 1;
     if (d != static_cast<std::uint64_t>(x) + 3) return 2;
   }
@@ -497,7 +498,10 @@ TEST(Remote, ProgramSurvivesTheTracersDeathInABatch) {
       // Somewhere within the 20 us of a batch.
       for (int i = 0; i < round * 97; ++i) asm volatile("");
     }
-    ASSERT_EQ(::waitpid(child.pid().value, nullptr, WNOHANG), 0) << "died in round " << round;
+    // Still on its way through the gadget at first; then it is back in its own loop.
+    const std::int64_t turns = child.shared().value[0];
+    while (child.shared().value[0] < turns + 2)
+      ASSERT_EQ(::waitpid(child.pid().value, nullptr, WNOHANG), 0) << "died in round " << round;
     Tracee thread = stop(child.pid());
     EXPECT_EQ(must(thread.signal_mask()), 0U);
     must(thread.detach());
