@@ -200,7 +200,7 @@ bool answers(const Host& host) {
   const Fd socket_here(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_un to{};
   to.sun_family = AF_UNIX;
-  const std::string path = fmt::format("/proc/{}/root/run/godwit/godwit.sock", host.pid);
+  const std::string path = fmt::format("/proc/{}/root{}", host.pid, "/run/godwit/godwit.sock");
   path.copy(to.sun_path, sizeof to.sun_path - 1);
   return connect(socket_here.get(), reinterpret_cast<sockaddr*>(&to), sizeof to) == 0;
 }
@@ -306,17 +306,17 @@ Result<bool> down(const std::string& name) {
 }
 
 Result<void> start_daemon(const std::string& name, const std::string& node) {
-  const Fd held = TRY(lock(name));
+  Fd held = TRY(lock(name));
   State state = TRY(load(name));
   Host& host = *TRY(find_host(state, node, true));
   if (alive(host.daemon, host.daemon_start)) return {};
   TRY(spawn_daemon(state, host));
   TRY(save(state));
+  held.reset();
   return wait_for_daemon(state, host);
 }
 
 Result<void> stop_daemon(const std::string& name, const std::string& node, bool hard) {
-  const Fd held = TRY(lock(name));
   State state = TRY(load(name));
   Host& host = *TRY(find_host(state, node, true));
   const auto process = open_process(host.daemon, host.daemon_start, "godwitd on " + node);
@@ -345,7 +345,6 @@ Result<std::uint64_t> parse_rate(const std::string& text) {
 }  // namespace
 
 Result<void> set_link(const std::string& name, const std::string& host_name, const std::string& setting) {
-  const Fd held = TRY(lock(name));
   State state = TRY(load(name));
   const Host& host = *TRY(find_host(state, host_name, false));
   const Fd wire = TRY(network_of(state.wire, state.wire_start, "the wire"));

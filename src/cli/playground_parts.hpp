@@ -23,7 +23,7 @@ std::string base_directory();
 std::string directory_of(const std::string& name);
 std::string directory_of(const std::string& name, const std::string& host);
 Result<void> save(const State&);
-/// Held while the playground is changed. `busy` when another command has it.
+/// Held while the playground is changed. Waits for another command to end; `busy` after a minute.
 Result<Fd> lock(const std::string& name);
 Result<void> write_file(const std::string& path, const std::string& content, unsigned mode = 0644);
 std::optional<std::string> read_file(const std::string& path);

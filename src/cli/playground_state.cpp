@@ -6,11 +6,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <thread>
 
 #include "cli/playground_parts.hpp"
 
@@ -91,11 +93,16 @@ Result<Fd> lock(const std::string& name) {
   if (error) return fail(ErrorKind::failed, "make {}: {}", base_directory(), error.message());
   const std::string path = base_directory() + "/" + name + ".lock";
   // Whoever removes a playground removes the lock file too, so what was opened may be a file that is gone.
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   for (;;) {
     Fd file(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
     if (!file) return fail_errno("open {}", path);
     if (flock(file.get(), LOCK_EX | LOCK_NB) != 0) {
       if (errno != EWOULDBLOCK) return fail_errno("lock {}", path);
+      if (std::chrono::steady_clock::now() < end) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        continue;
+      }
       return fail(ErrorKind::busy, "another command is changing the playground \"{}\"", name);
     }
     struct stat opened {
