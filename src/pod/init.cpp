@@ -12,14 +12,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <deque>
-#include <list>
-#include <map>
-#include <memory>
-#include <set>
 
-#include "pod/init_launch.hpp"
-#include "pod/init_streams.hpp"
+#include "pod/init_parts.hpp"
 #include "pod/root.hpp"
 
 namespace godwit::pod {
@@ -27,73 +21,20 @@ namespace godwit::pod {
 namespace {
 
 constexpr std::size_t connections_limit = 16;
-constexpr std::size_t deposits_limit = 4096;
 constexpr std::size_t events_limit = 1024;
-constexpr const char* last_pid_file = "/proc/sys/kernel/ns_last_pid";
 
-/// An answer on its way, with what goes along: borrowed numbers, and what must stay open until it is sent.
-struct Reply {
-  Response response;
-  std::vector<int> descriptors;
-  std::vector<Fd> owned;
-};
+/// Descriptors of the zygote that we have been born with would keep the wrong things alive.
+void close_all_but(std::vector<int> keep) {
+  std::ranges::sort(keep);
+  unsigned from = 3;
+  for (const int fd : keep) {
+    if (static_cast<unsigned>(fd) > from) close_range(from, static_cast<unsigned>(fd) - 1, 0);
+    from = static_cast<unsigned>(fd) + 1;
+  }
+  close_range(from, ~0U, 0);
+}
 
-class Init {
- public:
-  Init(const Setup& setup, std::vector<Fd> descriptors);
-  [[noreturn]] void live();
-
- private:
-  struct Connection {
-    Fd socket;
-    bool creator = false;  ///< the one that a fleeting init lives as long as
-    bool waiting = false;  ///< for a launch; nothing more is read until it is answered
-  };
-  struct Launching {
-    Launched launched;
-    std::shared_ptr<Connection> asker;
-    std::uint32_t sequence = 0;
-    bool first = false;
-  };
-  using ConnectionPointer = std::shared_ptr<Connection>;
-
-  Result<void> prepare();
-  std::vector<Watch> watches();
-  void accept();
-  void serve(const ConnectionPointer&);
-  void close(const ConnectionPointer&);
-  /// nullopt: the answer comes later.
-  Result<std::optional<Reply>> execute(const Request&, std::vector<Fd>& descriptors, const ConnectionPointer&);
-  Result<std::optional<Reply>> execute_on_deposits(const Request&, std::vector<Fd>& descriptors);
-  Result<std::optional<Reply>> execute_on_streams(const Request&, std::vector<Fd>& descriptors);
-  Result<void> launch(const Request&, const std::vector<Fd>& descriptors, const ConnectionPointer&);
-  void settle(std::list<Launching>::iterator);
-  void reap();
-  void ended(pid_t, int status);
-  void finish();
-  [[noreturn]] void end(const ConnectionPointer&, std::uint32_t sequence);
-  void answer(const ConnectionPointer&, std::uint32_t sequence, Reply);
-  void publish(Event);
-  void send_events();
-  [[nodiscard]] Response life() const;
-
-  Setup setup_;
-  Fd control_, listener_, init_procs_;
-  WorkloadCgroups cgroups_;
-  Streams streams_;
-  Fd children_;
-  std::vector<ConnectionPointer> connections_;
-  std::list<Launching> launching_;
-  std::map<std::string, Fd> deposits_;
-  std::deque<Event> events_;
-  Fd subscriber_;
-  std::set<pid_t> ours_;  ///< started here: their ends are told
-  bool kept_ = false;
-  pid_t first_ = 0;
-  bool first_gone_ = false;  ///< and `status_` is how; the rest is being killed
-  bool ended_ = false;       ///< nothing of the pod is left
-  int status_ = 0;
-};
+}  // namespace
 
 Init::Init(const Setup& setup, std::vector<Fd> descriptors)
     : setup_(setup),
@@ -105,17 +46,6 @@ Init::Init(const Setup& setup, std::vector<Fd> descriptors)
   cgroups_.directory = std::move(descriptors[setup_cgroup_work]);
   for (std::size_t i = setup_cgroup_limits; i < descriptors.size(); ++i)
     cgroups_.limits.push_back(std::move(descriptors[i]));
-}
-
-/// Descriptors of the zygote that we have been born with would keep the wrong things alive.
-void close_all_but(std::vector<int> keep) {
-  std::ranges::sort(keep);
-  unsigned from = 3;
-  for (const int fd : keep) {
-    if (static_cast<unsigned>(fd) > from) close_range(from, static_cast<unsigned>(fd) - 1, 0);
-    from = static_cast<unsigned>(fd) + 1;
-  }
-  close_range(from, ~0U, 0);
 }
 
 Result<void> Init::prepare() {
@@ -237,162 +167,6 @@ void Init::answer(const ConnectionPointer& connection, std::uint32_t sequence, R
     close(connection);
 }
 
-Response Init::life() const {
-  Response response;
-  response.kept = kept_;
-  response.first = first_;
-  response.ended = ended_;
-  response.status = status_;
-  response.lost = streams_.log().lost();
-  return response;
-}
-
-/// Reads or writes a file that holds one number.
-Result<pid_t> read_number(const char* path) {
-  const Fd file(::open(path, O_RDONLY | O_CLOEXEC));
-  char text[32] = {};
-  if (!file || ::read(file.get(), text, sizeof text - 1) <= 0) return fail_errno("read {} in the pod", path);
-  return static_cast<pid_t>(std::atol(text));
-}
-
-Result<void> write_number(const char* path, pid_t number) {
-  const Fd file(::open(path, O_WRONLY | O_CLOEXEC));
-  const std::string text = std::to_string(number);
-  if (!file || ::write(file.get(), text.data(), text.size()) < 0) return fail_errno("write {} to {}", text, path);
-  return {};
-}
-
-Result<std::optional<Reply>> Init::execute(const Request& request, std::vector<Fd>& descriptors,
-                                           const ConnectionPointer& connection) {
-  Reply reply;
-  switch (static_cast<Command>(request.command)) {
-    case Command::life:
-      reply.response = life();
-      return reply;
-    case Command::start:
-    case Command::stub:
-      TRY(launch(request, descriptors, connection));
-      return std::nullopt;
-    case Command::set_first:
-      first_ = request.pid;
-      return reply;
-    case Command::keep:
-      kept_ = true;
-      return reply;
-    case Command::last_pid:
-      reply.response.pid = TRY(read_number(last_pid_file));
-      return reply;
-    case Command::set_last_pid:
-      TRY(write_number(last_pid_file, request.pid));
-      return reply;
-    case Command::signal:
-      if (first_ == 0 || first_gone_) return fail(ErrorKind::gone, "the pod's program has ended");
-      if (kill(first_, request.number) != 0) return fail_errno("send signal {} to process {}", request.number, first_);
-      return reply;
-    case Command::subscribe:
-      if (descriptors.size() != 1) return fail(ErrorKind::invalid, "a subscription without its socket");
-      subscriber_ = std::move(descriptors.front());
-      if (ended_ && std::ranges::none_of(events_, &Event::last)) events_.push_back({first_, status_, true});
-      return reply;
-    case Command::end:
-      end(connection, request.sequence);
-    case Command::deposit:
-    case Command::withdraw:
-    case Command::list:
-    case Command::forget:
-      return execute_on_deposits(request, descriptors);
-    case Command::streams:
-    case Command::flush_log:
-    case Command::attach:
-    case Command::terminal:
-      return execute_on_streams(request, descriptors);
-  }
-  return fail(ErrorKind::invalid, "the pod's init doesn't know command {}", request.command);
-}
-
-Result<std::optional<Reply>> Init::execute_on_deposits(const Request& request, std::vector<Fd>& descriptors) {
-  Reply reply;
-  if (request.names.size() != 1) return fail(ErrorKind::invalid, "a deposit without a name");
-  const std::string& name = request.names.front();
-  switch (static_cast<Command>(request.command)) {
-    case Command::deposit:
-      if (descriptors.size() != 1) return fail(ErrorKind::invalid, "deposit {} without a descriptor", name);
-      if (deposits_.size() >= deposits_limit)
-        return fail(ErrorKind::refused, "the pod's init keeps too many descriptors");
-      deposits_[name] = std::move(descriptors.front());
-      return reply;
-    case Command::withdraw: {
-      const auto found = deposits_.find(name);
-      const int fd = found != deposits_.end() ? found->second.get() : streams_.own_end(name);
-      if (fd < 0) return fail(ErrorKind::not_found, "the pod's init keeps no descriptor {}", name);
-      reply.descriptors.push_back(fd);
-      return reply;
-    }
-    case Command::list:
-      for (const auto& [key, fd] : deposits_)
-        if (key.starts_with(name)) reply.response.names.push_back(key);
-      return reply;
-    default:
-      if (name == "stdin-writer")
-        streams_.end_input();
-      else if (deposits_.erase(name) == 0)
-        return fail(ErrorKind::not_found, "the pod's init keeps no descriptor {}", name);
-      return reply;
-  }
-}
-
-Result<std::optional<Reply>> Init::execute_on_streams(const Request& request, std::vector<Fd>& descriptors) {
-  Reply reply;
-  switch (static_cast<Command>(request.command)) {
-    case Command::streams:
-      for (const auto& [name, fd] : streams_.ends()) {
-        reply.response.names.push_back(name);
-        reply.descriptors.push_back(fd);
-      }
-      return reply;
-    case Command::flush_log:
-      streams_.flush();
-      reply.response.position = streams_.log().position();
-      return reply;
-    case Command::attach:
-      if (descriptors.size() != 1) return fail(ErrorKind::invalid, "a client without its socket");
-      reply.response.position = streams_.log().position();
-      streams_.attach(std::move(descriptors.front()));
-      if (ended_) streams_.finish(status_);
-      return reply;
-    default: {
-      auto [master, slave] = TRY(make_terminal());
-      reply.descriptors = {master.get(), slave.get()};
-      reply.owned.push_back(std::move(master));
-      reply.owned.push_back(std::move(slave));
-      return reply;
-    }
-  }
-}
-
-Result<void> Init::launch(const Request& request, const std::vector<Fd>& descriptors,
-                          const ConnectionPointer& connection) {
-  if (first_gone_) return fail(ErrorKind::gone, "the pod has ended");
-  Launching launching;
-  launching.asker = connection;
-  launching.sequence = request.sequence;
-  launching.first = request.first;
-  if (static_cast<Command>(request.command) == Command::stub) {
-    launching.launched = TRY(launch_stub(request.pid, cgroups_));
-  } else {
-    if (request.first && first_ != 0) return fail(ErrorKind::refused, "the pod has its first program already");
-    auto stdio = streams_.stdio(request.first);
-    Program program = request.program;
-    if (descriptors.size() == 3)
-      for (std::size_t i = 0; i < 3; ++i) stdio[i] = descriptors[i].get();
-    else if (!request.first)
-      program.terminal = false;  // the pod's belongs to the first program
-    launching.launched = TRY(launch_program(program, stdio, cgroups_));
-  }
-  launching_.push_back(std::move(launching));
-  return {};
-}
-
 void Init::settle(std::list<Launching>::iterator launching) {
   const Launching done = std::move(*launching);
   launching_.erase(launching);
@@ -480,8 +254,6 @@ void Init::end(const ConnectionPointer& connection, std::uint32_t sequence) {
   answer(connection, sequence, {});
   _exit(0);
 }
-
-}  // namespace
 
 void run_init(const Setup& setup, std::vector<Fd> descriptors) {
   Init(setup, std::move(descriptors)).live();

@@ -160,7 +160,8 @@ class Pod {
   Result<void> announce();
 
   /// Kills what runs and leaves nothing: processes, mounts, devices, cgroups. With `keep_files`, the upper layer and
-  /// log stay.
+  /// log stay. Processes of it that the calling thread traces are reaped; none may be traced by another. `timeout` when
+  /// the init doesn't end.
   Result<void> destroy(bool keep_files = false);
 
   ~Pod();  ///< lets go of the handles; a kept pod goes on, any other is destroyed

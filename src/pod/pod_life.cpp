@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/log.hpp"
@@ -61,9 +62,27 @@ Result<std::vector<Fd>> descriptors_for(const Directory& directory, const PodCgr
   return all;
 }
 
-bool wait_for_end(int pidfd, int limit_ms) {
-  pollfd end{pidfd, POLLIN, 0};
-  return poll(&end, 1, limit_ms) == 1;
+/// Threads of the workload: those that the calling thread traces stay zombies until it waits for them, and their pod's
+/// pid namespace with them.
+std::vector<pid_t> threads_of(const Cgroup& workload) {
+  std::vector<pid_t> all;
+  const auto processes = workload.processes();
+  if (!processes) return all;
+  for (const HostPid process : *processes)
+    if (const auto threads = kernel::list_threads(process))
+      for (const HostPid thread : *threads) all.push_back(thread.value);
+  return all;
+}
+
+bool wait_for_end(int pidfd, int limit_ms, const std::vector<pid_t>& traced) {
+  for (int waited = 0; waited < limit_ms; waited += 5) {
+    // Backwards: a leader ends after its threads.
+    for (auto thread = traced.rbegin(); thread != traced.rend(); ++thread)
+      waitpid(*thread, nullptr, __WALL | __WNOTHREAD | WNOHANG);
+    pollfd end{pidfd, POLLIN, 0};
+    if (poll(&end, 1, 5) == 1) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -125,7 +144,8 @@ Result<std::unique_ptr<Pod>> Pod::adopt(const Site& site, const std::string& nam
   std::map<std::string, Fd> gate;
   Request prefix;
   prefix.names = {"gate/"};
-  for (const auto& key : TRY(p.ask(Command::list, prefix)).response.names)
+  const auto deposits = TRY(p.ask(Command::list, prefix));
+  for (const auto& key : deposits.response.names)
     gate.emplace(key.substr(prefix.names[0].size()), TRY(pod->withdraw(key)));
   p.port = TRY(Port::adopt(record->spec.id, record->spec.network, p.namespaces.net.get(), std::move(gate)));
   TRY(p.subscribe());
@@ -148,13 +168,15 @@ Result<std::vector<std::unique_ptr<Pod>>> Pod::adopt_all(const Site& site) {
 
 Result<void> Pod::Parts::end_init() {
   if (!pidfd) return {};
-  if (control) {
-    // It writes the last output to the log. If it can't, it is killed all the same.
-    (void)ask(Command::end);
-    if (wait_for_end(pidfd.get(), 1000)) return {};
-  }
+  const auto traced = threads_of(workload);
+  (void)workload.kill();
+  // It writes the last output to the log and ends. If it can't, it is killed all the same.
+  Request request;
+  request.command = static_cast<std::uint8_t>(Command::end);
+  if (control && send_message(control.get(), image::pack(request)) && wait_for_end(pidfd.get(), 1000, traced))
+    return {};
   (void)kernel::pidfd_send_signal(pidfd.get(), SIGKILL);
-  if (!wait_for_end(pidfd.get(), end_limit_ms))
+  if (!wait_for_end(pidfd.get(), end_limit_ms, traced))
     return fail(ErrorKind::timeout, "the init of pod {} doesn't end", spec.name);
   return {};
 }
@@ -166,7 +188,6 @@ Result<void> Pod::destroy(bool keep_files) {
     if (!step && outcome) outcome = std::move(step);
   };
   if (p.port) note(p.port->gate().set(Gate::State::shut));
-  if (!p.workload.path().empty()) (void)p.workload.kill();
   note(p.end_init());
   // Nothing of the pod runs. Its namespaces go with our descriptors of them.
   p.control.reset();

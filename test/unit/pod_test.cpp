@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -13,6 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -208,6 +210,58 @@ TEST_F(PodTest, RefusesAnUpperLayerOnAnOverlay) {
   ASSERT_FALSE(pod);
   EXPECT_EQ(pod.error().kind, ErrorKind::refused);
   EXPECT_NE(pod.error().message().find("overlay"), std::string::npos) << pod.error().message();
+}
+
+/// Puts the caller on an overlay above the machine's root, as a node of the playground is; `real` stays what it is.
+bool enter_overlay(const std::string& base, const std::vector<std::string>& real) {
+  const std::string root = base + "/root";
+  for (const char* name : {"/root", "/root-upper", "/root-work"}) std::filesystem::create_directories(base + name);
+  const std::string options = fmt::format("lowerdir=/,upperdir={0}/root-upper,workdir={0}/root-work", base);
+  bool good = unshare(CLONE_NEWNS) == 0 && mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+              mount("overlay", root.c_str(), "overlay", 0, options.c_str()) == 0;
+  std::vector<std::string> bound = {"/proc", "/sys", "/dev"};
+  bound.insert(bound.end(), real.begin(), real.end());
+  for (const auto& path : bound)
+    good = good && mount(path.c_str(), (root + path).c_str(), nullptr, MS_BIND | MS_REC, nullptr) == 0;
+  return good && chdir(root.c_str()) == 0 && syscall(SYS_pivot_root, ".", ".") == 0 && umount2(".", MNT_DETACH) == 0 &&
+         chdir("/") == 0;
+}
+
+TEST_F(PodTest, StandsOnANodeWhoseRootIsAnOverlay) {
+  const pid_t node = fork();
+  ASSERT_GE(node, 0);
+  if (node == 0) {
+    if (!enter_overlay(base, {site.state_dir, site.run_dir})) _exit(2);
+    std::ofstream("/node-file") << "of the node\n";
+    auto own = Zygote::start();
+    site.zygote = &*own;
+    EXPECT_EQ(result_of("cat /node-file; echo x > /node-file; mv /etc/apt /etc/apt2; ls -d /etc/apt*"),
+              "of the node\n/etc/apt2\n");
+    std::string content;
+    std::getline(std::ifstream("/node-file"), content);
+    EXPECT_EQ(content, "of the node");
+    site.state_dir = base + "/state-on-overlay";
+    std::filesystem::create_directories(site.state_dir);
+    const auto refused = Pod::create(site, shell("true"));
+    EXPECT_FALSE(refused);
+    EXPECT_EQ(refused ? ErrorKind::failed : refused.error().kind, ErrorKind::refused);
+    _exit(HasFailure() ? 1 : 0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(node, &status, 0), node);
+  EXPECT_EQ(status, 0);
+}
+
+TEST_F(PodTest, IsTornDownByWhoTracesIt) {
+  auto pod = run(create(shell("sleep 1000 & wait")));
+  ASSERT_TRUE(pod);
+  await([&] { return pod->workload().processes()->size() == 2; });
+  const auto processes = pod->workload().processes();
+  for (const HostPid process : *processes)
+    ASSERT_EQ(ptrace(PTRACE_SEIZE, process.value, nullptr, nullptr), 0);
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_TRUE(pod->destroy());
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(1)) << "it was waited for in vain";
 }
 
 TEST_F(PodTest, ContinuesClocksThatArrive) {
@@ -501,6 +555,7 @@ TEST_F(PodTest, OutlivesTheDaemonAndIsAdopted) {
     if (!pod || !(*pod)->start((*pod)->spec().program, true)) _exit(1);
     int ends[2];
     if (pipe(ends) != 0 || !(*pod)->deposit("end", ends[0])) _exit(1);
+    if (!(*pod)->gate().set(Gate::State::shut) || !(*pod)->deposit_gate()) _exit(1);
     (void)pod->release();
   });
   auto adopted = Pod::adopt_all(site);
@@ -509,6 +564,7 @@ TEST_F(PodTest, OutlivesTheDaemonAndIsAdopted) {
   auto pod = std::move(adopted->front());
   EXPECT_EQ(pod->spec().hostname, "swan");
   EXPECT_TRUE(pod->withdraw("end"));
+  EXPECT_EQ(*pod->gate().state(), Gate::State::shut);
   EXPECT_FALSE(pod->life()->ended);
   EXPECT_FALSE(Pod::create(site, shell("true"))) << "the name is taken";
   Program touch;
