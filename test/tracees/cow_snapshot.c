@@ -1,4 +1,3 @@
-// varies: processes
 // What redis does to save: children forked again and again check the snapshot they took while the parent goes on
 // writing.
 #include "tracee.h"

@@ -1,0 +1,285 @@
+#include <fcntl.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+
+#include <cstddef>
+
+#include "kernel/sock_diag.hpp"
+#include "objects/kinds.hpp"
+#include "objects/tcp_state.hpp"
+#include "objects/typed.hpp"
+
+/// TCP sockets: listening, connecting, connected and half closed, closed.
+namespace godwit::objects {
+namespace tcp {
+namespace {
+
+constexpr int state_established = 1, state_syn_sent = 2, state_syn_received = 3, state_closed = 7, state_listening = 10;
+constexpr int send_queue = 2;
+constexpr int default_mss = 536;
+
+bool matches(const Descriptor& descriptor) {
+  const auto is = socket_class(descriptor);
+  return (is.domain == AF_INET || is.domain == AF_INET6) && is.type == SOCK_STREAM &&
+         (is.protocol == IPPROTO_TCP || is.protocol == IPPROTO_MPTCP);
+}
+
+Result<tcp_info> info_of(int fd) {
+  tcp_info info{};
+  socklen_t length = sizeof(info);
+  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return fail_errno("TCP_INFO");
+  return info;
+}
+
+/// What poll(2) tells of a socket without changing it.
+int poll_events(int fd) {
+  pollfd entry{.fd = fd, .events = POLLIN | POLLPRI | POLLRDHUP, .revents = 0};
+  return ::poll(&entry, 1, 0) > 0 ? entry.revents : 0;
+}
+
+bool is_unset(const InetAddress& address) {
+  return address.port == 0;
+}
+
+/// What sock_diag knows of the pod's TCP sockets; read once.
+struct Table {
+  bool read = false;
+  std::vector<kernel::TcpSocket> sockets;
+};
+
+Result<const std::vector<kernel::TcpSocket>*> diag_table(const Descriptor& descriptor, Source& source,
+                                                         const std::string& key, unsigned states) {
+  auto& table = source.shared<Table>(key);
+  if (!table.read) {
+    const Fd diag = TRY(kernel::open_sock_diag(descriptor.fd));
+    table.sockets = TRY(kernel::tcp_sockets(diag.get(), states, states == kernel::tcp_all_states));
+    table.read = true;
+  }
+  return &table.sockets;
+}
+
+Result<void> preflight(const Descriptor& descriptor, Source& source) {
+  if (socket_class(descriptor).protocol == IPPROTO_MPTCP)
+    return fail(ErrorKind::refused, "{}: a Multipath TCP socket can't move", describe(descriptor));
+  std::array<char, 16> protocol{};
+  socklen_t length = protocol.size();
+  if (::getsockopt(descriptor.fd, IPPROTO_TCP, TCP_ULP, protocol.data(), &length) == 0 && length != 0 &&
+      protocol[0] != 0)
+    return fail(ErrorKind::refused, "{}: a TCP socket with the upper layer protocol '{}' can't move",
+                describe(descriptor), protocol.data());
+  constexpr int tcp_ao_info = 40;
+  std::array<std::uint8_t, 128> authentication{};
+  length = authentication.size();
+  if (::getsockopt(descriptor.fd, IPPROTO_TCP, tcp_ao_info, authentication.data(), &length) == 0)
+    return fail(ErrorKind::refused, "{}: a TCP socket with authentication (TCP-AO) can't move", describe(descriptor));
+  for (const auto& socket : *TRY(diag_table(descriptor, source, "tcp sockets, preflight", kernel::tcp_all_states)))
+    if (socket.inode == descriptor.status.st_ino && socket.signed_md5)
+      return fail(ErrorKind::refused, "{}: a TCP socket with MD5 signatures can't move", describe(descriptor));
+  return check_socket_options(descriptor);
+}
+
+unsigned option_sets(int family, bool connected) {
+  return option_tcp | static_cast<unsigned>(family == AF_INET6 ? option_ipv6 : option_ipv4) |
+         (connected ? 0u : static_cast<unsigned>(option_listener));
+}
+
+/// Connections that are not the program's yet have no descriptor. A handshake in progress ends within a round trip, and
+/// a listening program accepts at once: who asks again finds none.
+Result<void> check_listener(const Descriptor& descriptor, Source& source, const tcp_info& info, const State& state) {
+  if (info.tcpi_unacked != 0)
+    return fail(ErrorKind::busy, "{}: {} connections to {} are not accepted yet", describe(descriptor),
+                info.tcpi_unacked, describe(state.local));
+  for (const auto& socket : *TRY(diag_table(descriptor, source, "tcp handshakes", 1u << state_syn_received)))
+    // Who has not answered for a second will hardly do it now, and may be nobody at all (a port scan).
+    if (socket.local_port == state.local.port && socket.retransmits == 0)
+      return fail(ErrorKind::busy, "{}: a connection to {} is being established", describe(descriptor),
+                  describe(state.local));
+  return {};
+}
+
+/// Sockets that still have the memory of a connection although none is left.
+Result<void> capture_closed(const Descriptor& descriptor, int events, State& state) {
+  state.phase = Phase::closed;
+  state.error_pending = events & POLLERR;
+  auto connection = TRY(read_connection(descriptor.fd, state_closed, state.options.value("SO_REUSEADDR") != 0));
+  // The sequence numbers of a connection that was never answered are zero.
+  state.refused = connection.receive_sequence == 0 && connection.received.empty();
+  connection.sending.clear();
+  connection.in_flight = 0;
+  connection.their_fin = connection.our_fin_sent = false;
+  state.connection.push_back(std::move(connection));
+  return {};
+}
+
+Result<void> capture_connected(const Descriptor& descriptor, int tcp_state, int events, State& state) {
+  if (events & POLLPRI) return fail(ErrorKind::busy, "{}: TCP urgent data is unread", describe(descriptor));
+  if (events & POLLERR) return fail(ErrorKind::busy, "{}: an error or a time stamp is unread", describe(descriptor));
+  state.phase = Phase::connected;
+  auto connection = TRY(read_connection(descriptor.fd, tcp_state, state.options.value("SO_REUSEADDR") != 0));
+  connection.receive_shut = (events & POLLRDHUP) != 0 && !connection.their_fin;
+  state.connection.push_back(std::move(connection));
+  return {};
+}
+
+Result<State> capture(const Descriptor& descriptor, Source& source) {
+  State state;
+  const int fd = descriptor.fd;
+  const auto info = TRY(info_of(fd));
+  const int tcp_state = info.tcpi_state;
+  state.family = socket_class(descriptor).domain;
+  state.local = inet_address(TRY(local_address(fd)));
+  if (const auto peer = peer_address(fd)) state.remote = inet_address(*peer);
+  const bool connected = tcp_state != state_closed && tcp_state != state_listening && tcp_state != state_syn_sent;
+  state.options = TRY(read_socket_options(descriptor, option_sets(state.family, connected)));
+  if (!connected) {
+    const int mss = int_option(fd, IPPROTO_TCP, TCP_MAXSEG, default_mss);
+    state.max_segment = mss == default_mss || tcp_state == state_syn_sent ? 0 : mss;
+  }
+  const int events = poll_events(fd);
+  switch (tcp_state) {
+    case state_listening:
+      TRY(check_listener(descriptor, source, info, state));
+      state.phase = Phase::listening;
+      state.backlog = static_cast<int>(info.tcpi_sacked);
+      break;
+    case state_syn_sent: {
+      state.phase = Phase::connecting;
+      const auto connection = TRY(read_connection(fd, tcp_state, state.options.value("SO_REUSEADDR") != 0));
+      state.initial_sequence = connection.send_sequence - 1;
+      break;
+    }
+    case state_syn_received:
+      return fail(ErrorKind::busy, "{}: a connection is being established", describe(descriptor));
+    case state_closed:
+      if (!is_unset(state.remote)) TRY(capture_closed(descriptor, events, state));
+      break;
+    default:
+      TRY(capture_connected(descriptor, tcp_state, events, state));
+  }
+  return state;
+}
+
+Result<void> bind_to(int fd, const SocketAddress& address, const InetAddress& text) {
+  if (::bind(fd, address.get(), address.length) != 0) return fail_errno("bind to {}", describe(text));
+  return {};
+}
+
+/// Listening sockets and those that are only bound. Connections of the same port may stand already: with SO_REUSEADDR
+/// for the time of the bind they are no obstacle, as they were none where they were made in the other order.
+Result<void> rebuild_unconnected(int fd, const State& state) {
+  if (state.max_segment != 0) TRY(set_int_option(fd, IPPROTO_TCP, TCP_MAXSEG, state.max_segment));
+  if (!is_unset(state.local)) {
+    TRY(set_int_option(fd, SOL_SOCKET, SO_REUSEADDR, 1));
+    TRY(bind_to(fd, TRY(socket_address(state.family, state.local)), state.local));
+  }
+  if (state.phase == Phase::listening && ::listen(fd, state.backlog) != 0)
+    return fail_errno("listen on {}", describe(state.local));
+  return set_int_option(fd, SOL_SOCKET, SO_REUSEADDR, state.options.value("SO_REUSEADDR") != 0);
+}
+
+/// A connect that has been answered by a reset: asked again with the same sequence number, and answered by ourselves.
+Result<void> rebuild_refused(int fd, const State& state, const Connection& connection, const SocketAddress& local,
+                             const SocketAddress& remote, Destination& destination) {
+  const std::uint32_t initial = connection.send_sequence - 1;
+  TRY(set_sequence(fd, send_queue, initial));
+  TRY(repair(fd, TCP_REPAIR_OFF_NO_WP));
+  TRY(set_int_option(fd, SOL_SOCKET, SO_REUSEADDR, state.options.value("SO_REUSEADDR") != 0));
+  const int flags = ::fcntl(fd, F_GETFL);
+  ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+  if (::connect(fd, remote.get(), remote.length) != 0 && errno != EINPROGRESS)
+    return fail_errno("connect to {}", describe(state.remote));
+  ::fcntl(fd, F_SETFL, flags);
+  return refuse_connection(fd, local, remote, initial, destination);
+}
+
+Result<void> rebuild_closed(int fd, const State& state, const SocketAddress& local, const SocketAddress& remote,
+                            Destination& destination) {
+  const auto& connection = state.connection.front();
+  if (state.refused) {
+    TRY(rebuild_refused(fd, state, connection, local, remote, destination));
+  } else {
+    TRY(rebuild_connection(fd, local, remote, connection, destination));
+    const auto next = connection.receive_sequence + static_cast<std::uint32_t>(connection.received.size());
+    TRY(reset_connection(fd, local, remote, next, destination));
+    TRY(repair(fd, TCP_REPAIR_OFF_NO_WP));
+    TRY(set_int_option(fd, SOL_SOCKET, SO_REUSEADDR, state.options.value("SO_REUSEADDR") != 0));
+  }
+  // Reading the error is what takes it away.
+  if (!state.error_pending) static_cast<void>(int_option(fd, SOL_SOCKET, SO_ERROR));
+  return {};
+}
+
+Result<Fd> build(const State& state, Destination& destination) {
+  if (state.family != AF_INET && state.family != AF_INET6)
+    return fail(ErrorKind::invalid, "a TCP socket of family {}", state.family);
+  const bool has_connection = state.phase == Phase::connected || state.phase == Phase::closed;
+  if (has_connection != (state.connection.size() == 1))
+    return fail(ErrorKind::invalid, "a TCP socket with {} connections", state.connection.size());
+  Fd socket(::socket(state.family, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP));
+  if (!socket) return fail_errno("make a TCP socket");
+  const int fd = socket.get();
+  TRY(write_socket_options(fd, state.options, OptionStage::early, destination));
+  if (state.phase == Phase::unconnected || state.phase == Phase::listening) {
+    TRY(rebuild_unconnected(fd, state));
+    TRY(write_socket_options(fd, state.options, OptionStage::late, destination));
+    return socket;
+  }
+  const auto local = TRY(socket_address(state.family, state.local));
+  const auto remote = TRY(socket_address(state.family, state.remote));
+  // In repair mode a port is given to whoever asks.
+  TRY(repair(fd, TCP_REPAIR_ON));
+  TRY(bind_to(fd, local, state.local));
+  if (state.phase == Phase::connecting) {
+    TRY(set_sequence(fd, send_queue, state.initial_sequence));
+    TRY(repair(fd, TCP_REPAIR_OFF_NO_WP));
+  } else if (state.phase == Phase::closed) {
+    TRY(rebuild_closed(fd, state, local, remote, destination));
+  } else {
+    TRY(rebuild_connection(fd, local, remote, state.connection.front(), destination));
+  }
+  TRY(write_socket_options(fd, state.options, OptionStage::late, destination));
+  return socket;
+}
+
+/// Connected: out of repair mode. It tells the peer its window and sends what waits. Connecting: the first SYN again,
+/// with the number it had.
+Result<void> open(const State& state, int fd, Destination&) {
+  const bool reuse = state.options.value("SO_REUSEADDR") != 0;
+  if (state.phase == Phase::connected) {
+    TRY(repair(fd, TCP_REPAIR_OFF));
+    if (reuse) TRY(set_int_option(fd, SOL_SOCKET, SO_REUSEADDR, 1));
+    const auto& connection = state.connection.front();
+    const bool corked = state.options.value("TCP_CORK") != 0;
+    // Setting TCP_CORK to what it is pushes what may go.
+    if (!connection.sending.empty() || connection.our_fin == Fin::queued)
+      TRY(set_int_option(fd, IPPROTO_TCP, TCP_CORK, corked));
+    return {};
+  }
+  if (state.phase != Phase::connecting) return {};
+  const auto remote = TRY(socket_address(state.family, state.remote));
+  const int flags = ::fcntl(fd, F_GETFL);
+  ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+  const int result = ::connect(fd, remote.get(), remote.length);
+  const int code = errno;
+  ::fcntl(fd, F_SETFL, flags);
+  if (result != 0 && code != EINPROGRESS) {
+    errno = code;
+    return fail_errno("connect to {}", describe(state.remote));
+  }
+  return {};
+}
+
+}  // namespace
+}  // namespace tcp
+
+const Kind tcp_kind{.name = "tcp",
+                    .matches = tcp::matches,
+                    .preflight = tcp::preflight,
+                    .capture = captures<tcp::State, tcp::capture>,
+                    .build = builds<tcp::State, tcp::build>,
+                    .attach = nothing_to_attach,
+                    .open = opens<tcp::State, tcp::open>};
+
+}  // namespace godwit::objects
