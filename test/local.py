@@ -12,6 +12,7 @@ import tempfile
 import threading
 
 import harness
+import servers
 from harness import BUILD, ROOT, Case, Failure, Process, Result, Suite, command
 
 
@@ -144,3 +145,72 @@ class Tracees(Suite):
                 process.end()
                 if peer:
                     peer.close()
+
+
+LIAR = """
+import socket, sys
+kind, port = sys.argv[1], int(sys.argv[2])
+listener = socket.create_server(("127.0.0.1", port))
+print("serving", flush=True)
+connection, _ = listener.accept()
+lines = connection.makefile("rb")
+count = 0
+for line in lines:
+    count += 1
+    answer = line.rstrip(b"\\n") + b" %d\\n" % count
+    if count == 300:
+        if kind == "doubled": answer += answer
+        if kind == "lost": count += 1
+        if kind == "stale": answer = answer.replace(b" 300", b" 299")
+        if kind == "closed": break
+        if kind == "silent": continue
+    connection.sendall(answer)
+"""
+
+
+class Clients(Suite):
+    """The load client with servers that don't move: it must be content with the real ones, and find what a bad one does."""
+
+    name = "clients"
+
+    def cases(self):
+        real = [servers.redis(17001, 8), servers.memcached(17002, 8), servers.nginx(17003), servers.python(17004)]
+        return [Case(server.name, lambda server=server: self._real(server)) for server in real] + [
+            Case(f"finds-{kind}", lambda kind=kind: self._liar(kind)) for kind in ("doubled", "lost", "stale", "closed", "silent")
+        ]
+
+    def _real(self, server: servers.Server) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            process = Process(server.command, pathlib.Path(directory) / "log", cwd=directory)
+            try:
+                listening(server.port, process)
+                done = command(server.client("127.0.0.1", "--seconds", 1, "--connections", 20), seconds=60, check=False)
+                if done.returncode != 0:
+                    raise Failure(f"exit code {done.returncode}: {done.stderr}{done.stdout[:2000]}\n{process.output()}")
+                if json.loads(done.stdout)["requests"] < 500:
+                    raise Failure(f"only few requests: {done.stdout}")
+            finally:
+                process.end()
+
+    def _liar(self, kind: str) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            process = Process(["python3", "-c", LIAR, kind, 17005], pathlib.Path(directory) / "log")
+            try:
+                process.wait_output("serving")
+                arguments = [BUILD / "loadclient", "echo", "--host", "127.0.0.1", "--port", 17005, "--connections", 1, "--seconds", 5,
+                             "--silence", 0.5]
+                done = command(arguments, check=False)
+                if done.returncode != 1 or json.loads(done.stdout)["errors"] != 1:
+                    raise Failure(f"not found: exit code {done.returncode}: {done.stdout}")
+            finally:
+                process.end()
+
+
+def listening(port: int, process: Process) -> None:
+    def accepts():
+        if not process.alive():
+            raise Failure(f"{process.arguments[0]} ended: {process.output()[-2000:]}")
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    harness.wait_for(f"port {port}", accepts)

@@ -12,7 +12,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Beside each other on purpose, although one stands above the other in the list.
 STRANGERS = {("pod", "objects")}
-MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home/\w+|root/\w+|work/\w+|Users/\w+)")
+MACHINE_PATH = re.compile(r"(?<![\w.}])/(?:home/\w+|root/\w+|work/\w+|Users/\w+)")
 
 
 def rooms() -> list[str]:

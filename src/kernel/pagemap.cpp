@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <span>
 
 #include "kernel/procfs.hpp"
 
@@ -52,14 +53,12 @@ Result<void> Pagemap::scan(RemoteAddress begin, RemoteAddress end, const PageQue
   scan.mask = query.mask;
   scan.any_of = query.any_of;
   scan.returned = query.returned;
-  for (scan.start = begin; scan.start < end; scan.start = scan.walk_end) {
-    scan.walk_end = scan.start;
+  scan.start = begin;
+  while (scan.start < end) {
     const long count = ::ioctl(fd_.get(), pagemap_scan, &scan);
     if (count < 0) return fail_errno("scan the pages of {:#x}-{:#x}", scan.start, end);
-    if (scan.walk_end <= scan.start)
-      return fail(ErrorKind::failed, "scan the pages of {:#x}-{:#x}: the walk does not advance", scan.start, end);
-    for (long i = 0; i < count; ++i) {
-      const Region& region = regions[static_cast<std::size_t>(i)];
+    const std::span<const Region> news(regions.data(), static_cast<std::size_t>(count));
+    for (const Region& region : news) {
       // A range that was cut because the array was full is joined again.
       if (found.size() > found_before && found.back().end == region.start &&
           found.back().categories == region.categories)
@@ -67,6 +66,10 @@ Result<void> Pagemap::scan(RemoteAddress begin, RemoteAddress end, const PageQue
       else
         found.push_back({region.start, region.end, region.categories});
     }
+    // Only a full array ends a walk early. walk_end can't tell: after a walk that came to its end it may still say
+    // where the kernel's own buffer was full last (seen on 6.18), and pages from there on would be found twice.
+    if (news.size() < regions.size()) break;
+    scan.start = std::max(scan.walk_end, news.back().end);
   }
   return {};
 }

@@ -4,12 +4,12 @@
 #include <sys/ptrace.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
-#include <time.h>
 
 #include <algorithm>
 
 #include "kernel/memory.hpp"
 #include "kernel/procfs.hpp"
+#include "kernel/wait_limit.hpp"
 
 namespace godwit::kernel {
 
@@ -47,15 +47,15 @@ struct RseqSection {
 
 constexpr std::uint64_t rseq_section_offset = 8;  // of rseq_cs in struct rseq
 
-/// A stop comes some 5 to 20 us after it was asked for. Asking again without sleeping sees it at once; a thread that
-/// shares our processor needs us to sleep.
-constexpr int spins = 60;
-constexpr long first_nap = 10'000, longest_nap = 200'000;  // ns
-
-std::int64_t now() {
-  timespec time{};
-  ::clock_gettime(CLOCK_MONOTONIC, &time);
-  return time.tv_sec * 1'000'000'000LL + time.tv_nsec;
+/// waitpid with a time limit. Returns its answer; 0 when the time is over. It sleeps at once: a stop comes some 6 us
+/// after it was asked for, asking without sleeping wins less than 1 us of it, and the tracee may need our processor.
+pid_t wait_until(HostPid tid, int& raw, std::chrono::nanoseconds limit) {
+  const WaitLimit end(limit);
+  while (true) {
+    const pid_t answer = ::waitpid(tid.value, &raw, __WALL);
+    if (answer >= 0 || errno != EINTR) return answer;
+    if (end.over()) return 0;
+  }
 }
 
 }  // namespace
@@ -117,6 +117,8 @@ Tracee& Tracee::operator=(Tracee&& other) noexcept {
   stopped_ = other.stopped_;
   group_stopped_ = other.group_stopped_;
   sequence_left_ = other.sequence_left_;
+  known_registers_ = other.known_registers_;
+  known_mask_ = other.known_mask_;
   return *this;
 }
 
@@ -131,31 +133,21 @@ Result<void> Tracee::interrupt() {
 
 Result<WaitStatus> Tracee::wait(std::chrono::milliseconds limit) {
   int raw = 0;
-  std::int64_t deadline = 0;
-  long nap = first_nap;
-  for (int tries = 0;; ++tries) {
-    const pid_t answer = ::waitpid(tid_.value, &raw, __WALL | WNOHANG);
-    if (answer == tid_.value) break;
-    // Another thread of the process has called exec, or somebody else has collected it.
-    if (answer < 0 && errno == ECHILD) {
-      attached_ = false;
-      return fail_gone(tid_);
-    }
-    if (answer < 0 && errno != EINTR) return fail_errno("wait for thread {}", tid_.value);
-    if (tries < spins) continue;
-    const std::int64_t time = now();
-    if (deadline == 0) deadline = time + std::chrono::nanoseconds(limit).count();
-    if (time >= deadline)
-      return fail(ErrorKind::timeout, "thread {} has not stopped within {} ms", tid_.value, limit.count());
-    const timespec pause{0, nap};
-    ::nanosleep(&pause, nullptr);
-    nap = std::min(nap * 2, longest_nap);
+  const pid_t answer = wait_until(tid_, raw, limit);
+  if (answer == 0) return fail(ErrorKind::timeout, "thread {} has not stopped within {} ms", tid_.value, limit.count());
+  if (answer < 0) {
+    // ECHILD: another thread of the process has called exec, or somebody else has collected it.
+    attached_ = errno != ECHILD;
+    if (!attached_) return fail_gone(tid_);
+    return fail_errno("wait for thread {}", tid_.value);
   }
   const WaitStatus status(raw);
   stopped_ = status.stopped();
   signal_ = 0;
   group_stopped_ = false;
   sequence_left_ = false;
+  known_registers_.reset();
+  known_mask_.reset();
   if (!stopped_) attached_ = false;
   if (stopped_ && status.event() == 0 && status.signal() != (SIGTRAP | 0x80)) signal_ = status.signal();
   if (status.event() == PTRACE_EVENT_STOP) group_stopped_ = status.signal() != SIGTRAP;
@@ -177,17 +169,21 @@ Result<WaitStatus> Tracee::wait_stop(std::chrono::milliseconds limit) {
 }
 
 Result<Registers> Tracee::registers() const {
+  if (known_registers_) return *known_registers_;
   Registers registers{};
   iovec where{&registers, sizeof registers};
   if (ptrace_call(PTRACE_GETREGSET, tid_, NT_PRSTATUS, &where) < 0)
     return fail_errno("read the registers of thread {}", tid_.value);
+  known_registers_ = registers;
   return registers;
 }
 
 Result<void> Tracee::set_registers(const Registers& registers) {
+  known_registers_.reset();
   iovec where{const_cast<Registers*>(&registers), sizeof registers};
   if (ptrace_call(PTRACE_SETREGSET, tid_, NT_PRSTATUS, &where) < 0)
     return fail_errno("set the registers of thread {}", tid_.value);
+  known_registers_ = registers;
   return {};
 }
 
@@ -208,15 +204,21 @@ Result<void> Tracee::set_xstate(BytesView state) {
 }
 
 Result<std::uint64_t> Tracee::signal_mask() const {
+  if (known_mask_) return *known_mask_;
   std::uint64_t mask = 0;
   if (ptrace_call(PTRACE_GETSIGMASK, tid_, sizeof mask, &mask) < 0)
     return fail_errno("read the signal mask of thread {}", tid_.value);
+  known_mask_ = mask;
   return mask;
 }
 
 Result<void> Tracee::set_signal_mask(std::uint64_t mask) {
+  // The kernel never blocks these two.
+  mask &= ~(1ULL << (SIGKILL - 1) | 1ULL << (SIGSTOP - 1));
+  known_mask_.reset();
   if (ptrace_call(PTRACE_SETSIGMASK, tid_, sizeof mask, &mask) < 0)
     return fail_errno("set the signal mask of thread {}", tid_.value);
+  known_mask_ = mask;
   return {};
 }
 
@@ -239,27 +241,24 @@ Result<std::vector<siginfo_t>> Tracee::pending_signals(bool shared) const {
   }
 }
 
+Result<void> Tracee::go_on(int request, int signal) {
+  if (ptrace_call(static_cast<__ptrace_request>(request), tid_, nullptr, static_cast<long>(signal)) < 0)
+    return fail_errno("continue thread {}", tid_.value);
+  stopped_ = false;
+  signal_ = 0;
+  known_registers_.reset();
+  known_mask_.reset();
+  return {};
+}
+
 Result<void> Tracee::resume(int signal) {
-  if (ptrace_call(PTRACE_CONT, tid_, nullptr, static_cast<long>(signal)) < 0)
-    return fail_errno("continue thread {}", tid_.value);
-  stopped_ = false;
-  signal_ = 0;
-  return {};
+  return go_on(PTRACE_CONT, signal);
 }
-
 Result<void> Tracee::resume_to_syscall(int signal) {
-  if (ptrace_call(PTRACE_SYSCALL, tid_, nullptr, static_cast<long>(signal)) < 0)
-    return fail_errno("continue thread {}", tid_.value);
-  stopped_ = false;
-  signal_ = 0;
-  return {};
+  return go_on(PTRACE_SYSCALL, signal);
 }
-
 Result<void> Tracee::step() {
-  if (ptrace_call(PTRACE_SINGLESTEP, tid_, nullptr, nullptr) < 0) return fail_errno("step thread {}", tid_.value);
-  stopped_ = false;
-  signal_ = 0;
-  return {};
+  return go_on(PTRACE_SINGLESTEP, 0);
 }
 
 Result<std::uint64_t> Tracee::event_message() const {

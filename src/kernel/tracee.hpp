@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <csignal>
+#include <optional>
 #include <vector>
 
 #include "base/bytes.hpp"
@@ -94,6 +95,7 @@ class Tracee {
  private:
   friend class Gadget;
   explicit Tracee(HostPid tid) : tid_(tid) {}
+  Result<void> go_on(int request, int signal);
   HostPid tid_{};
   int options_ = 0;
   int signal_ = 0;  ///< of the signal-delivery stop that the thread is in
@@ -101,6 +103,9 @@ class Tracee {
   bool stopped_ = false;
   bool group_stopped_ = false;
   bool sequence_left_ = false;  ///< leave_restartable_sequence has been done since the last resume
+  /// What the thread is known to have while it stays stopped: a system call to read them costs 0.6 to 1.2 us.
+  mutable std::optional<Registers> known_registers_;
+  mutable std::optional<std::uint64_t> known_mask_;
 };
 
 }  // namespace godwit::kernel

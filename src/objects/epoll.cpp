@@ -67,7 +67,8 @@ Result<std::vector<Line>> read_lines(int fd) {
     Line line;
     unsigned events = 0;
     unsigned long long data = 0, inode = 0;
-    if (std::sscanf(info.c_str() + at, "tfd: %d events: %x data: %llx pos:%*d ino:%llx", &line.number, &events, &data,
+    const std::string text = info.substr(at, info.find('\n', at) - at);
+    if (std::sscanf(text.c_str(), "tfd: %d events: %x data: %llx pos:%*d ino:%llx", &line.number, &events, &data,
                     &inode) != 4)
       return fail(ErrorKind::refused, "unknown form of an epoll instance's fdinfo");
     line.events = events;

@@ -1,6 +1,7 @@
 #pragma once
 
-#include <optional>
+#include <array>
+#include <map>
 #include <string>
 
 #include "image/codec.hpp"
@@ -23,13 +24,25 @@
 ///                left.
 namespace godwit::objects {
 
-/// When a thread went to sleep. Taken while the thread still sleeps, just before the stop: waking resets the
-/// scheduler's figure.
+/// When a thread went to sleep.
 struct SleepMark {
   bool sleeping = false;
-  std::int64_t began = 0;  ///< on the pod's clock, ns; accurate to about a millisecond
+  std::int64_t began = 0;  ///< on the pod's clock, ns; never too early, late by what the hypervisor stole meanwhile
 };
-Result<SleepMark> mark(HostPid tid, const PodClock&);
+
+/// Tells since when threads sleep, from the scheduler's figures. Each processor has a clock of its own there, which
+/// stands still while a hypervisor has the processor (milliseconds a second on a busy machine): the processors in
+/// question are visited once each, some 50 µs. One for each freeze, used before it.
+class SleepClock {
+ public:
+  explicit SleepClock(PodClock clock) : clock_(clock) {}
+  /// Taken while the thread still sleeps, just before the stop: waking resets the scheduler's figure.
+  Result<SleepMark> mark(HostPid tid);
+
+ private:
+  PodClock clock_;
+  std::map<int, std::int64_t> offsets_;  ///< of the pod's clock to a processor's, ns
+};
 
 /// What an interrupted call needs beyond the thread's registers.
 struct Interrupted {

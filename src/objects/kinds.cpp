@@ -6,12 +6,16 @@ const std::vector<const Kind*>& kinds() {
   // The init's streams come first: they are pipes and terminals too. Files come last: they take what has a path.
   // clang-format off
   static const std::vector<const Kind*> all{
+      &stream_kind,
+      &device_kind,
       &pipe_kind,
       &eventfd_kind,
       &timerfd_kind,
       &signalfd_kind,
       &epoll_kind,
       &tcp_kind,
+      &memfd_kind,
+      &file_kind,
   };
   // clang-format on
   return all;

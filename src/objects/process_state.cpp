@@ -230,33 +230,39 @@ Result<void> ProcessRestore::outside(HostPid process) {
     TRY(write("oom_score_adj", fmt::format("{}", state_.oom_score_adjustment)));
   if (TRY(number_in<std::uint64_t>(process, "coredump_filter", 16)) != state_.coredump_filter)
     TRY(write("coredump_filter", fmt::format("{:#x}", state_.coredump_filter)));
+  if (const std::string exe = TRY(kernel::read_link(process, "exe")); exe != state_.exe)
+    return fail(ErrorKind::failed, "process {} runs {} instead of {}", process.value, exe, state_.exe);
   return {};
 }
 
 void ProcessRestore::late(kernel::Batch& batch, int free_number) {
+  const MemoryLayout& layout = state_.layout;
+  prctl_mm_map map{.start_code = layout.start_code,
+                   .end_code = layout.end_code,
+                   .start_data = layout.start_data,
+                   .end_data = layout.end_data,
+                   .start_brk = layout.start_brk,
+                   .brk = layout.brk,
+                   .start_stack = layout.start_stack,
+                   .arg_start = layout.arg_start,
+                   .arg_end = layout.arg_end,
+                   .env_start = layout.env_start,
+                   .env_end = layout.env_end,
+                   .auxv = reinterpret_cast<__u64*>(batch.data(layout.auxv)),
+                   .auxv_size = static_cast<__u32>(layout.auxv.size()),
+                   .exe_fd = static_cast<__u32>(-1)};
+  batch.must("set the memory layout", SYS_prctl, {PR_SET_MM, PR_SET_MM_MAP, batch.value(map), sizeof map});
+  // The program: the kernel wants its descriptor inside the struct, so it must have a number that is known before.
+  // EBUSY when the old program is still mapped: in a child forked from a rebuilt parent, whose program is right
+  // already. `outside` looks at what came of it.
   const auto number = static_cast<std::uint64_t>(free_number);
   const auto program =
       batch.must(fmt::format("open {}", state_.exe), SYS_open, {batch.text(state_.exe), O_RDONLY | O_CLOEXEC});
-  // The kernel wants the descriptor inside a struct: it must have a number that is known before.
   const auto moved = batch.must("move the program's descriptor", SYS_dup3, {0, number, O_CLOEXEC});
   batch.forward(program, moved, 0);
   batch.forward(program, batch.must("close the program", SYS_close, {0}), 0);
-  const MemoryLayout& layout = state_.layout;
-  const prctl_mm_map map{.start_code = layout.start_code,
-                         .end_code = layout.end_code,
-                         .start_data = layout.start_data,
-                         .end_data = layout.end_data,
-                         .start_brk = layout.start_brk,
-                         .brk = layout.brk,
-                         .start_stack = layout.start_stack,
-                         .arg_start = layout.arg_start,
-                         .arg_end = layout.arg_end,
-                         .env_start = layout.env_start,
-                         .env_end = layout.env_end,
-                         .auxv = reinterpret_cast<__u64*>(batch.data(layout.auxv)),
-                         .auxv_size = static_cast<__u32>(layout.auxv.size()),
-                         .exe_fd = static_cast<__u32>(free_number)};
-  batch.must("set the memory layout", SYS_prctl, {PR_SET_MM, PR_SET_MM_MAP, batch.value(map), sizeof map});
+  map.exe_fd = static_cast<__u32>(free_number);
+  batch.call(SYS_prctl, {PR_SET_MM, PR_SET_MM_MAP, batch.value(map), sizeof map});
   batch.must("close the program", SYS_close, {number});
   if (state_.root != "/") batch.must(fmt::format("chroot {}", state_.root), SYS_chroot, {batch.text(state_.root)});
   // The path is the mount namespace's, not the new root's.

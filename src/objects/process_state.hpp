@@ -91,11 +91,12 @@ class ProcessRestore {
 
   /// Before memory and descriptors: what memory depends on, and soft limits out of the way.
   void early(kernel::Batch&);
-  /// From outside, any time before the credentials: oom_score_adj, coredump_filter.
-  Result<void> outside(HostPid process);
-  /// Memory, threads and descriptors are in place. `free_number` and the one above it are descriptor numbers that the
-  /// process doesn't use. The root directory and the program must exist in the pod's mount namespace.
+  /// Memory, threads and descriptors are in place. `free_number` is above every descriptor number that the process
+  /// uses (and the lowest free one isn't it). The root directory, the working directory and the program must exist in
+  /// the pod's mount namespace.
   void late(kernel::Batch&, int free_number);
+  /// From outside, after `late`: oom_score_adj, coredump_filter; sees that the program is the right one.
+  Result<void> outside(HostPid process);
   /// After the credentials of all threads, in any one thread: what changing credentials resets, or would forbid us.
   void last(kernel::Batch&);
 

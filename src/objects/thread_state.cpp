@@ -1,13 +1,11 @@
 #include "objects/thread_state.hpp"
 
-#include <linux/rseq.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
 
-#include "kernel/memory.hpp"
 #include "kernel/procfs.hpp"
 
 namespace godwit::objects {
@@ -81,21 +79,6 @@ Bytes to_bytes(const T& object) {
   return Bytes(begin, begin + sizeof object);
 }
 
-/// A thread within a restartable sequence goes to its abort handler, as after any preemption: our batches would make
-/// the kernel forget the sequence, and so does registering at the destination.
-Result<bool> leave_sequence(HostPid tid, std::uint64_t area, kernel::Registers& registers) {
-  std::uint64_t pointer = 0;
-  rseq_cs sequence{};
-  if (TRY(kernel::read_memory(tid, area + offsetof(struct rseq, rseq_cs), &pointer, sizeof pointer)) !=
-          sizeof pointer ||
-      pointer == 0)
-    return false;
-  if (TRY(kernel::read_memory(tid, pointer, &sequence, sizeof sequence)) != sizeof sequence) return false;
-  if (registers.rip - sequence.start_ip >= sequence.post_commit_offset) return false;
-  registers.rip = sequence.abort_ip;
-  return true;
-}
-
 }  // namespace
 
 Result<std::vector<Bytes>> queued_signals(const kernel::Tracee& thread, bool shared) {
@@ -107,14 +90,14 @@ Result<std::vector<Bytes>> queued_signals(const kernel::Tracee& thread, bool sha
 Result<void> ThreadCapture::look(kernel::Tracee& thread, const SleepMark& slept, const PodClock& clock,
                                  Scheduling scheduling) {
   const HostPid tid = thread.tid();
-  auto registers = TRY(thread.registers());
+  TRY(thread.leave_restartable_sequence());
+  const auto registers = TRY(thread.registers());
   if (registers.cs != 0x33)
     return fail(ErrorKind::refused, "thread {} ({}) runs 32-bit code", tid.value, state_.tid.value);
   const auto rseq = TRY(ask_ptrace<RseqConfiguration>(ptrace_get_rseq, tid, "the rseq registration"));
   state_.rseq = rseq.pointer;
   state_.rseq_size = rseq.size;
   state_.rseq_signature = rseq.signature;
-  if (rseq.pointer != 0 && TRY(leave_sequence(tid, rseq.pointer, registers))) TRY(thread.set_registers(registers));
   const auto dispatch = TRY(ask_ptrace<Dispatch>(ptrace_get_dispatch, tid, "syscall user dispatch"));
   if (dispatch.mode != 0) {
     state_.dispatch = to_bytes(dispatch);

@@ -81,6 +81,8 @@ class ThreadRestore {
   /// As `finish` in three steps, for a gadget that goes in between: `rearm` needs the gadget, `settle` doesn't.
   Result<void> rearm(kernel::Gadget&, kernel::Tracee&, const PodClock&);
   Result<void> settle(kernel::Tracee&);
+  /// After the thread runs: `give_back` of the interrupted call. Cheap when there is nothing to give back.
+  Result<void> running(HostPid tid) { return give_back(tid, state_.interrupted, final_); }
 
  private:
   const ThreadState& state_;

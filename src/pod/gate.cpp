@@ -166,11 +166,11 @@ Result<Gate::State> Gate::state() const {
 }
 
 Result<Bytes> Gate::next_held() {
-  Bytes frame(frame_limit);
-  const ssize_t size = read(parts_->tap.get(), frame.data(), frame.size());
+  // One for all, so that a small frame doesn't cost the clearing of a large buffer.
+  static thread_local std::array<std::uint8_t, frame_limit> buffer;
+  const ssize_t size = read(parts_->tap.get(), buffer.data(), buffer.size());
   if (size < 0 && errno != EAGAIN) return fail_errno("read a held frame");
-  frame.resize(size < 0 ? 0 : static_cast<std::size_t>(size));
-  return frame;
+  return Bytes(buffer.data(), buffer.data() + std::max<ssize_t>(size, 0));
 }
 
 int Gate::held_fd() const {

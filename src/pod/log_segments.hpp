@@ -59,6 +59,7 @@ class LogWriter {
   void append(FrameKind, BytesView bytes);
   /// The next byte begins a new segment.
   void end_segment() { file_.reset(); }
+  [[nodiscard]] int directory() const { return directory_.get(); }
   [[nodiscard]] std::uint64_t lost() const { return lost_; }
   [[nodiscard]] LogPosition position() const { return {segment_, size_}; }
 

@@ -59,6 +59,12 @@ struct Stub {
   HostPid process;
 };
 
+/// A program just started. `process` is 0 when it has ended already.
+struct Started {
+  HostPid process;
+  PodPid pid;
+};
+
 /// A program of the pod has ended, or all of it.
 struct Exit {
   PodPid process;
@@ -107,7 +113,7 @@ class Pod {
   /// and is kept from here on. `stdio`: its descriptors 0, 1, 2 instead of the pod's streams (with `terminal`, the
   /// first is its controlling terminal); without, a program that isn't the first gets /dev/null and the pod's output.
   /// What exec says comes back: "start nginx: No such file or directory".
-  Result<HostPid> start(const Program&, bool first, std::optional<std::array<int, 3>> stdio = {});
+  Result<Started> start(const Program&, bool first, std::optional<std::array<int, 3>> stdio = {});
   /// A child of the init with exactly this pid inside the pod, in the workload cgroup, in a session of the init's; for
   /// rebuilding.
   Result<Stub> stub(PodPid);
@@ -154,13 +160,15 @@ class Pod {
   Result<void> announce();
 
   /// Kills what runs and leaves nothing: processes, mounts, devices, cgroups. With `keep_files`, the upper layer and
-  /// log stay.
+  /// log stay. Processes of it that the calling thread traces are reaped; none may be traced by another. `timeout` when
+  /// the init doesn't end.
   Result<void> destroy(bool keep_files = false);
 
   ~Pod();  ///< lets go of the handles; a kept pod goes on, any other is destroyed
 
  private:
   struct Parts;
+  static Result<std::unique_ptr<Pod>> adopt(const Site&, const std::string& name);
   explicit Pod(std::unique_ptr<Parts>);
   std::unique_ptr<Parts> parts_;
 };

@@ -1,3 +1,4 @@
+// varies: processes
 // What redis does to save: children forked again and again check the snapshot they took while the parent goes on
 // writing.
 #include "tracee.h"

@@ -1,3 +1,4 @@
+// varies: descriptors
 // Descriptors that are one open file: dup, fork and a number in another process share position and flags; a second open
 // doesn't.
 #include "tracee.h"

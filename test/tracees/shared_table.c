@@ -1,3 +1,4 @@
+// varies: descriptors threads
 // Two processes with one descriptor table and one working directory (CLONE_FILES, CLONE_FS): what one opens, the other
 // has.
 #include <linux/sched.h>

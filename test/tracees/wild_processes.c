@@ -1,4 +1,4 @@
-// varies: processes threads maps fds
+// varies: processes threads maps descriptors
 // Forks, vforks, executes itself, exits and starts threads wildly; every child reports what it saw by its exit status.
 #include "tracee.h"
 

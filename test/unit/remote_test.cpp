@@ -109,6 +109,7 @@ int compute(Shared& shared) {
       x += 1, y += 1, z += 1, w += 1;
     }
     asm volatile("" ::: "memory");
+    ++shared.value[0];
     if (y - x != 1 || z - y != 1 || w - z != 1) return 1;
     if (d != static_cast<std::uint64_t>(x) + 3) return 2;
   }
@@ -468,6 +469,85 @@ TEST(Remote, DeadProcessIsGone) {
   const auto outcome = gadget.call(thread, SYS_getpid);
   ASSERT_FALSE(outcome);
   EXPECT_EQ(outcome.error().kind, ErrorKind::gone);
+}
+
+/// A process that runs batches in `target` until it is killed.
+Child tracer_of(HostPid target) {
+  return Child([target](Shared& shared) {
+    Tracee thread = stop(target);
+    Gadget gadget = must(Gadget::install(thread));
+    shared.ready = 1;
+    while (true) {
+      Batch batch = gadget.batch();
+      for (int i = 0; i < 10; ++i) batch.call(SYS_getppid);
+      must(gadget.run(thread, batch));
+      ++shared.value[0];
+    }
+    return 0;
+  });
+}
+
+TEST(Remote, ProgramSurvivesTheTracersDeathInABatch) {
+  Child child(compute);
+  child.await(1);
+  for (int round = 0; round < 60; ++round) {
+    {
+      Child tracer = tracer_of(child.pid());
+      tracer.await(1);
+      while (tracer.shared().value[0] < 3 + round % 7) std::this_thread::yield();
+      // Somewhere within the 20 us of a batch.
+      for (int i = 0; i < round * 97; ++i) asm volatile("");
+    }
+    // Still on its way through the gadget at first; then it is back in its own loop.
+    const std::int64_t turns = child.shared().value[0];
+    while (child.shared().value[0] < turns + 2)
+      ASSERT_EQ(::waitpid(child.pid().value, nullptr, WNOHANG), 0) << "died in round " << round;
+    Tracee thread = stop(child.pid());
+    EXPECT_EQ(must(thread.signal_mask()), 0U);
+    must(thread.detach());
+  }
+  child.shared().go = 1;
+  EXPECT_EQ(child.exit_status(), 0);
+}
+
+TEST(Remote, ABlockedReadSurvivesTheTracersDeath) {
+  int pipes[2];
+  ASSERT_EQ(::pipe(pipes), 0);
+  Child child([&](Shared& shared) {
+    shared.ready = 1;
+    char text = 0;
+    if (::read(pipes[0], &text, 1) != 1) return 1;
+    return text == 'x' ? 0 : 2;
+  });
+  child.await(1);
+  for (int round = 0; round < 20; ++round) {
+    Child::await_state(child.pid(), 'S');
+    Child tracer = tracer_of(child.pid());
+    tracer.await(1);
+    while (tracer.shared().value[0] < 3 + round % 7) std::this_thread::yield();
+  }
+  ASSERT_EQ(::write(pipes[1], "x", 1), 1);
+  EXPECT_EQ(child.exit_status(), 0);
+  ::close(pipes[0]);
+  ::close(pipes[1]);
+}
+
+TEST(Remote, ABatchThatBlocksEndsInATimeout) {
+  Child child(compute);
+  child.await(1);
+  Tracee thread = stop(child.pid());
+  const Registers before = must(thread.registers());
+  Gadget gadget = must(Gadget::install(thread));
+  const auto outcome = gadget.call(thread, SYS_pause);
+  ASSERT_FALSE(outcome);
+  EXPECT_EQ(outcome.error().kind, ErrorKind::timeout);
+  EXPECT_EQ(must(gadget.call(thread, SYS_getpid)), child.pid().value);
+  must(gadget.remove(thread));
+  const Registers after = must(thread.registers());
+  EXPECT_EQ(std::memcmp(&before, &after, sizeof before), 0);
+  must(thread.detach());
+  child.shared().go = 1;
+  EXPECT_EQ(child.exit_status(), 0);
 }
 
 TEST(Remote, CostOfABatch) {

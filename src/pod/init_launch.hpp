@@ -1,0 +1,34 @@
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "base/fd.hpp"
+#include "base/result.hpp"
+#include "pod/spec.hpp"
+
+/// How a pod's init makes a process of the workload.
+namespace godwit::pod {
+
+/// The cgroups of the workload, as descriptors that stay valid in the pod.
+struct WorkloadCgroups {
+  Fd directory;            ///< v2
+  std::vector<Fd> limits;  ///< cgroup.procs in v1 hierarchies
+};
+
+/// A process that is on its way. `report` becomes readable when it has arrived or failed: read_outcome.
+struct Launched {
+  pid_t process = 0;
+  Fd pidfd;
+  Fd report;
+};
+
+/// A program in a session of its own, with nothing open but `stdio`, default signal dispositions and an empty mask.
+Result<Launched> launch_program(const Program&, const std::array<int, 3>& stdio, const WorkloadCgroups&);
+/// A process with exactly this pid, with nothing open, all signals blocked and at their defaults, no rseq registered,
+/// asleep for ever in pause(2).
+Result<Launched> launch_stub(pid_t process, const WorkloadCgroups&);
+/// Once `report` is readable: whether it is running what it shall.
+Result<void> read_outcome(const Launched&);
+
+}  // namespace godwit::pod

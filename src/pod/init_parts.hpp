@@ -1,0 +1,85 @@
+#pragma once
+
+#include <sys/types.h>
+
+#include <deque>
+#include <list>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "pod/init_launch.hpp"
+#include "pod/init_protocol.hpp"
+#include "pod/init_streams.hpp"
+
+namespace godwit::pod {
+
+/// An answer on its way, with what goes along: borrowed numbers, and what must stay open until it is sent.
+struct Reply {
+  Response response;
+  std::vector<int> descriptors;
+  std::vector<Fd> owned;
+};
+
+/// PID 1 of a pod: what it holds, and what happens on which event. Commands are in init_commands.cpp.
+class Init {
+ public:
+  Init(const Setup& setup, std::vector<Fd> descriptors);
+  [[noreturn]] void live();
+
+ private:
+  struct Connection {
+    Fd socket;
+    bool creator = false;  ///< the one that a fleeting init lives as long as
+    bool waiting = false;  ///< for a launch; nothing more is read until it is answered
+  };
+  struct Launching {
+    Launched launched;
+    std::shared_ptr<Connection> asker;
+    std::uint32_t sequence = 0;
+    bool first = false;
+  };
+  using ConnectionPointer = std::shared_ptr<Connection>;
+
+  Result<void> prepare();
+  std::vector<Watch> watches();
+  void accept();
+  void serve(const ConnectionPointer&);
+  void close(const ConnectionPointer&);
+  /// nullopt: the answer comes later.
+  Result<std::optional<Reply>> execute(const Request&, std::vector<Fd>& descriptors, const ConnectionPointer&);
+  Result<std::optional<Reply>> execute_on_deposits(const Request&, std::vector<Fd>& descriptors);
+  Result<std::optional<Reply>> execute_on_streams(const Request&, std::vector<Fd>& descriptors);
+  Result<void> launch(const Request&, const std::vector<Fd>& descriptors, const ConnectionPointer&);
+  void settle(std::list<Launching>::iterator);
+  void reap();
+  void ended(pid_t, int status);
+  void finish();
+  [[noreturn]] void end(const ConnectionPointer&, std::uint32_t sequence);
+  void answer(const ConnectionPointer&, std::uint32_t sequence, Reply);
+  void publish(Event);
+  void send_events();
+  [[nodiscard]] Response life() const;
+
+  Setup setup_;
+  Fd control_, listener_, init_procs_;
+  WorkloadCgroups cgroups_;
+  Streams streams_;
+  Fd children_;
+  std::vector<ConnectionPointer> connections_;
+  std::list<Launching> launching_;
+  std::map<std::string, Fd> deposits_;
+  std::deque<Event> events_;
+  Fd subscriber_;
+  std::set<pid_t> ours_;  ///< started here: their ends are told
+  bool kept_ = false;
+  pid_t first_ = 0;
+  bool first_gone_ = false;  ///< and `status_` is how; the rest is being killed
+  bool ended_ = false;       ///< nothing of the pod is left
+  int status_ = 0;
+};
+
+}  // namespace godwit::pod

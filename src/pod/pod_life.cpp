@@ -1,0 +1,206 @@
+/// How a pod begins, is taken back by a new daemon, and ends.
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/log.hpp"
+#include "kernel/pidfd.hpp"
+#include "kernel/procfs.hpp"
+#include "pod/pod_parts.hpp"
+#include "pod/zygote.hpp"
+
+namespace godwit::pod {
+
+namespace {
+
+constexpr int end_limit_ms = 10'000;
+
+Result<Fd> open_for_writing(const std::string& path) {
+  Fd file(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+  if (!file) return fail_errno("open {}", path);
+  return file;
+}
+
+Result<Fd> open_directory(const std::string& path) {
+  Fd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory) return fail_errno("open {}", path);
+  return directory;
+}
+
+Result<Setup> setup_for(const Site& site, const Spec& spec, const Directory& directory,
+                        const std::optional<Pod::Arrival>& arrival) {
+  Setup setup;
+  setup.pod = spec.name;
+  setup.hostname = spec.hostname.empty() ? spec.name : spec.hostname;
+  setup.upper = directory.upper();
+  setup.work = directory.work();
+  setup.merged = directory.merged();
+  setup.hidden = site.state_dir;
+  setup.terminal = spec.program.terminal;
+  setup.input = spec.program.input;
+  setup.fleeting = true;
+  const auto offsets =
+      arrival ? TRY(offsets_for({arrival->clocks, arrival->at})) : TRY(read_clock_offsets(HostPid{getpid()}));
+  setup.monotonic_offset = offsets.monotonic;
+  setup.boottime_offset = offsets.boottime;
+  return setup;
+}
+
+/// Everything that the init needs from outside its root, in the order of SetupDescriptor.
+Result<std::vector<Fd>> descriptors_for(const Directory& directory, const PodCgroups& cgroups, Fd control) {
+  std::vector<Fd> all;
+  all.push_back(std::move(control));
+  all.push_back(TRY(listen_at(directory.socket())));
+  all.push_back(TRY(open_directory(directory.log())));
+  all.push_back(TRY(open_for_writing(cgroups.pod + "/cgroup.procs")));
+  all.push_back(TRY(open_for_writing(cgroups.init() + "/cgroup.procs")));
+  all.push_back(TRY(open_directory(cgroups.work())));
+  for (const auto& limit : cgroups.limits) all.push_back(TRY(open_for_writing(limit + "/cgroup.procs")));
+  return all;
+}
+
+/// Threads of the workload: those that the calling thread traces stay zombies until it waits for them, and their pod's
+/// pid namespace with them.
+std::vector<pid_t> threads_of(const Cgroup& workload) {
+  std::vector<pid_t> all;
+  const auto processes = workload.processes();
+  if (!processes) return all;
+  for (const HostPid process : *processes)
+    if (const auto threads = kernel::list_threads(process))
+      for (const HostPid thread : *threads) all.push_back(thread.value);
+  return all;
+}
+
+bool wait_for_end(int pidfd, int limit_ms, const std::vector<pid_t>& traced) {
+  for (int waited = 0; waited < limit_ms; waited += 5) {
+    // Backwards: a leader ends after its threads.
+    for (auto thread = traced.rbegin(); thread != traced.rend(); ++thread)
+      waitpid(*thread, nullptr, __WALL | __WNOTHREAD | WNOHANG);
+    pollfd end{pidfd, POLLIN, 0};
+    if (poll(&end, 1, 5) == 1) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Pod>> Pod::create(const Site& site, const Spec& spec, const std::optional<Arrival>& arrival) {
+  if (site.zygote == nullptr) return fail(ErrorKind::invalid, "no zygote to fork pods from");
+  auto parts = std::make_unique<Parts>(site, spec);
+  TRY(parts->directory.make(spec));
+  // From here on ~Pod removes what has been made.
+  std::unique_ptr<Pod> pod(new Pod(std::move(parts)));
+  Parts& p = *pod->parts_;
+  p.cgroups = TRY(make_cgroups(site.cgroup, site.node, spec));
+  p.workload = Cgroup(p.cgroups.work(), p.cgroups.limits);
+
+  auto control = TRY(seqpacket_pair());
+  const Setup setup = TRY(setup_for(site, spec, p.directory, arrival));
+  {
+    const auto owned = TRY(descriptors_for(p.directory, p.cgroups, std::move(control.theirs)));
+    std::vector<int> descriptors;
+    for (const Fd& fd : owned) descriptors.push_back(fd.get());
+    auto born = TRY(site.zygote->spawn(setup, descriptors));
+    p.init = born.init;
+    p.pidfd = std::move(born.pidfd);
+  }
+  TRY(p.use_control(std::move(control.ours)));
+  TRY(p.answer_to(0));
+  // The init stands in its own root and serves. Until the pod is kept it ends with our connection.
+  p.namespaces = TRY(Namespaces::of(p.init));
+  TRY(p.directory.write_record({spec, p.init.value, TRY(kernel::read_stat(p.init)).start_time, p.cgroups}));
+  TRY(set_limits(p.cgroups, spec));
+  p.port = TRY(Port::create(site.bridge, spec.id, spec.network, p.namespaces.net.get(),
+                            arrival ? Gate::State::shut : Gate::State::open));
+  TRY(p.subscribe());
+  return pod;
+}
+
+Result<std::unique_ptr<Pod>> Pod::adopt(const Site& site, const std::string& name) {
+  const Directory directory(site.state_dir, site.run_dir, name);
+  const auto record = TRY(directory.read_record());
+  if (!record || !Directory::alive(*record)) {
+    if (access((directory.path() + "/left").c_str(), F_OK) != 0) TRY(directory.clear());
+    return nullptr;
+  }
+  auto parts = std::make_unique<Parts>(site, record->spec);
+  parts->kept = true;  // unless its init says otherwise: whatever fails here, the pod goes on
+  std::unique_ptr<Pod> pod(new Pod(std::move(parts)));
+  Parts& p = *pod->parts_;
+  p.cgroups = record->cgroups;
+  p.workload = Cgroup(p.cgroups.work(), p.cgroups.limits);
+  p.init = HostPid{record->init};
+  p.pidfd = TRY(kernel::pidfd_open(p.init));
+  TRY(p.use_control(TRY(connect_to(directory.socket()))));
+  p.kept = TRY(pod->life()).kept;
+  if (!p.kept) {
+    TRY(pod->destroy());
+    return nullptr;
+  }
+  p.namespaces = TRY(Namespaces::of(p.init));
+  std::map<std::string, Fd> gate;
+  Request prefix;
+  prefix.names = {"gate/"};
+  const auto deposits = TRY(p.ask(Command::list, prefix));
+  for (const auto& key : deposits.response.names)
+    gate.emplace(key.substr(prefix.names[0].size()), TRY(pod->withdraw(key)));
+  p.port = TRY(Port::adopt(record->spec.id, record->spec.network, p.namespaces.net.get(), std::move(gate)));
+  TRY(p.subscribe());
+  return pod;
+}
+
+Result<std::vector<std::unique_ptr<Pod>>> Pod::adopt_all(const Site& site) {
+  std::vector<std::unique_ptr<Pod>> pods;
+  for (const auto& name : TRY(Directory::all(site.state_dir))) {
+    if (!check_name(name)) continue;
+    auto pod = adopt(site, name);
+    // One that can't be taken back must not keep the others from it. Nothing of it is touched.
+    if (!pod)
+      log::error("pod {} can't be taken back: {}", name, pod.error().message());
+    else if (*pod)
+      pods.push_back(std::move(*pod));
+  }
+  return pods;
+}
+
+Result<void> Pod::Parts::end_init() {
+  if (!pidfd) return {};
+  const auto traced = threads_of(workload);
+  (void)workload.kill();
+  // It writes the last output to the log and ends. If it can't, it is killed all the same.
+  Request request;
+  request.command = static_cast<std::uint8_t>(Command::end);
+  if (control && send_message(control.get(), image::pack(request)) && wait_for_end(pidfd.get(), 1000, traced))
+    return {};
+  (void)kernel::pidfd_send_signal(pidfd.get(), SIGKILL);
+  if (!wait_for_end(pidfd.get(), end_limit_ms, traced))
+    return fail(ErrorKind::timeout, "the init of pod {} doesn't end", spec.name);
+  return {};
+}
+
+Result<void> Pod::destroy(bool keep_files) {
+  Parts& p = *parts_;
+  Result<void> outcome;
+  const auto note = [&](Result<void> step) {
+    if (!step && outcome) outcome = std::move(step);
+  };
+  if (p.port) note(p.port->gate().set(Gate::State::shut));
+  note(p.end_init());
+  // Nothing of the pod runs. Its namespaces go with our descriptors of them.
+  p.control.reset();
+  p.events.reset();
+  p.pidfd.reset();
+  if (p.port) note(p.port->remove());
+  p.port.reset();
+  p.namespaces = {};
+  if (!p.cgroups.pod.empty()) note(remove_cgroups(p.cgroups));
+  note(keep_files ? p.directory.leave(p.spec.id) : p.directory.remove());
+  p.destroyed = outcome.has_value();
+  p.kept = p.kept && !outcome;
+  return outcome;
+}
+
+}  // namespace godwit::pod

@@ -1,0 +1,676 @@
+#include "pod/pod.hpp"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <sstream>
+
+#include "kernel/procfs.hpp"
+#include "pod/workshop.hpp"
+#include "pod/zygote.hpp"
+
+namespace godwit::pod {
+namespace {
+
+constexpr int limit_ms = 20'000;
+
+/// A node in miniature: directories and a cgroup of its own, pods without a network.
+class PodTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    if (geteuid() != 0) return;
+    auto started = Zygote::start();
+    ASSERT_TRUE(started) << started.error().message();
+    zygote = std::make_unique<Zygote>(std::move(*started));
+  }
+  static void TearDownTestSuite() { zygote.reset(); }
+
+  void SetUp() override {
+    if (geteuid() != 0) GTEST_SKIP() << "pods need root";
+    char pattern[] = "/var/tmp/godwit-pod-test-XXXXXX";
+    ASSERT_NE(mkdtemp(pattern), nullptr);
+    base = pattern;
+    site.node = "here";
+    site.state_dir = base + "/state";
+    site.run_dir = base + "/run";
+    site.cgroup = cgroup_root() + "/godwit-test-" + std::to_string(getpid());
+    site.zygote = zygote.get();
+    std::filesystem::create_directories(site.state_dir);
+    std::filesystem::create_directories(site.run_dir);
+    ASSERT_EQ(mkdir(site.cgroup.c_str(), 0755), 0) << site.cgroup;
+  }
+
+  void TearDown() override {
+    if (base.empty()) return;
+    EXPECT_TRUE(!std::filesystem::exists(site.state_dir + "/pods") ||
+                std::filesystem::is_empty(site.state_dir + "/pods"));
+    EXPECT_TRUE(!std::filesystem::exists(site.run_dir + "/pods") || std::filesystem::is_empty(site.run_dir + "/pods"));
+    std::ifstream mounts("/proc/self/mountinfo");
+    for (std::string line; std::getline(mounts, line);) EXPECT_EQ(line.find(base), std::string::npos) << line;
+    rmdir((site.cgroup + "/pods").c_str());
+    EXPECT_EQ(rmdir(site.cgroup.c_str()), 0) << "a pod's cgroup is left";
+    std::filesystem::remove_all(base);
+  }
+
+  static std::string cgroup_root() {
+    std::ifstream mounts("/proc/self/mountinfo");
+    for (std::string line; std::getline(mounts, line);) {
+      std::istringstream fields(line);
+      std::string skip, mount;
+      fields >> skip >> skip >> skip >> skip >> mount;
+      if (line.find(" - cgroup2 ") != std::string::npos) return mount;
+    }
+    return "/sys/fs/cgroup";
+  }
+
+  static Spec shell(const std::string& script) {
+    Spec spec;
+    spec.name = "p";
+    spec.id = "0123456789abcdef";
+    spec.hostname = "swan";
+    spec.network.mac = "02:00:00:00:00:05";
+    spec.program.arguments = {"/bin/sh", "-c", script};
+    return spec;
+  }
+
+  std::unique_ptr<Pod> create(const Spec& spec, const std::optional<Pod::Arrival>& arrival = {}) {
+    auto pod = Pod::create(site, spec, arrival);
+    EXPECT_TRUE(pod) << pod.error().message();
+    return pod ? std::move(*pod) : nullptr;
+  }
+
+  static std::unique_ptr<Pod> run(std::unique_ptr<Pod> pod) {
+    if (!pod) return nullptr;
+    auto started = pod->start(pod->spec().program, true);
+    EXPECT_TRUE(started) << started.error().message();
+    return pod;
+  }
+
+  /// The next end of a program; a status of -1 when none came.
+  static Exit await_exit(Pod& pod) {
+    pollfd watched{pod.events_fd(), POLLIN, 0};
+    EXPECT_EQ(poll(&watched, 1, limit_ms), 1) << "nothing ended";
+    auto exit = pod.next_exit();
+    EXPECT_TRUE(exit) << exit.error().message();
+    return exit && *exit ? **exit : Exit{{}, -1, false};
+  }
+
+  static std::string output(const Pod& pod, FrameKind kind = FrameKind::output) {
+    LogPosition position;
+    const auto frames = read_log(pod.log_directory(), position);
+    EXPECT_TRUE(frames) << frames.error().message();
+    std::string text;
+    for (const Frame& frame : *frames)
+      if (frame.kind == kind) text.append(frame.bytes.begin(), frame.bytes.end());
+    return text;
+  }
+
+  /// Runs a script to its end; what it wrote to stdout.
+  std::string result_of(const std::string& script) {
+    auto pod = run(create(shell(script)));
+    if (!pod) return "";
+    EXPECT_TRUE(await_exit(*pod).last);
+    auto text = output(*pod);
+    EXPECT_TRUE(pod->destroy());
+    return text;
+  }
+
+  static void await(const std::function<bool()>& condition) {
+    for (int waited = 0; !condition(); ++waited) {
+      ASSERT_LT(waited, limit_ms) << "what was waited for didn't happen";
+      poll(nullptr, 0, 1);
+    }
+  }
+
+  std::string base;
+  Site site;
+  static std::unique_ptr<Zygote> zygote;
+};
+std::unique_ptr<Zygote> PodTest::zygote;
+
+bool runs(HostPid process) {
+  const auto stat = kernel::read_stat(process);
+  return stat && stat->state != 'Z';
+}
+
+TEST_F(PodTest, RunsAProgramAndKeepsItsOutputAndStatus) {
+  auto pod = run(create(shell("echo hi; echo oh >&2; exit 3")));
+  ASSERT_TRUE(pod);
+  const Exit exit = await_exit(*pod);
+  EXPECT_TRUE(exit.last);
+  EXPECT_EQ(exit.process.value, 2);
+  ASSERT_TRUE(WIFEXITED(exit.status));
+  EXPECT_EQ(WEXITSTATUS(exit.status), 3);
+  EXPECT_EQ(output(*pod), "hi\n");
+  EXPECT_EQ(output(*pod, FrameKind::error), "oh\n");
+  EXPECT_EQ(pod->life()->ended, exit.status);
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, SaysWhyAProgramCannotStart) {
+  auto pod = create(shell(""));
+  ASSERT_TRUE(pod);
+  Program program;
+  program.arguments = {"/no/such/program"};
+  const auto started = pod->start(program, true);
+  ASSERT_FALSE(started);
+  EXPECT_EQ(started.error().code, ENOENT);
+  EXPECT_EQ(started.error().message(), "start /no/such/program: No such file or directory");
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, HasIdsAndNamesOfItsOwn) {
+  EXPECT_EQ(result_of("echo $$; hostname; ls /proc | grep -c '^[0-9]'; echo /dev/pts/*; cat /proc/1/comm"),
+            "2\nswan\n4\n/dev/pts/ptmx\ngodwit-init\n");
+}
+
+TEST_F(PodTest, WritesOnlyToItsUpperLayer) {
+  auto pod =
+      run(create(shell("echo mine > /etc/godwit-test-file; chmod 640 /etc/godwit-test-file; mkdir /godwit-test")));
+  ASSERT_TRUE(pod);
+  EXPECT_TRUE(await_exit(*pod).last);
+  EXPECT_FALSE(std::filesystem::exists("/etc/godwit-test-file"));
+  EXPECT_FALSE(std::filesystem::exists("/godwit-test"));
+  std::string content;
+  std::ifstream(pod->upper() + "/etc/godwit-test-file") >> content;
+  EXPECT_EQ(content, "mine");
+  EXPECT_TRUE(std::filesystem::is_directory(pod->upper() + "/godwit-test"));
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, DoesNotSeeTheStateDirectory) {
+  EXPECT_EQ(result_of("ls -A " + site.state_dir + "; touch " + site.state_dir + "/x 2>/dev/null || echo no"), "no\n");
+}
+
+TEST_F(PodTest, RefusesAnUpperLayerOnAnOverlay) {
+  const std::string merged = base + "/overlay";
+  for (const char* name : {"/lower", "/upper", "/work", "/overlay"}) std::filesystem::create_directories(base + name);
+  const std::string options = fmt::format("lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work", base);
+  ASSERT_EQ(mount("overlay", merged.c_str(), "overlay", 0, options.c_str()), 0);
+  site.state_dir = merged;
+  const auto pod = Pod::create(site, shell("true"));
+  EXPECT_EQ(umount(merged.c_str()), 0);
+  site.state_dir = base + "/state";
+  std::filesystem::remove_all(site.run_dir + "/pods");
+  ASSERT_FALSE(pod);
+  EXPECT_EQ(pod.error().kind, ErrorKind::refused);
+  EXPECT_NE(pod.error().message().find("overlay"), std::string::npos) << pod.error().message();
+}
+
+/// Puts the caller on an overlay above the machine's root, as a node of the playground is; `real` stays what it is.
+bool enter_overlay(const std::string& base, const std::vector<std::string>& real) {
+  const std::string root = base + "/root";
+  for (const char* name : {"/root", "/root-upper", "/root-work"}) std::filesystem::create_directories(base + name);
+  const std::string options = fmt::format("lowerdir=/,upperdir={0}/root-upper,workdir={0}/root-work", base);
+  bool good = unshare(CLONE_NEWNS) == 0 && mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+              mount("overlay", root.c_str(), "overlay", 0, options.c_str()) == 0;
+  std::vector<std::string> bound = {"/proc", "/sys", "/dev"};
+  bound.insert(bound.end(), real.begin(), real.end());
+  for (const auto& path : bound)
+    good = good && mount(path.c_str(), (root + path).c_str(), nullptr, MS_BIND | MS_REC, nullptr) == 0;
+  return good && chdir(root.c_str()) == 0 && syscall(SYS_pivot_root, ".", ".") == 0 && umount2(".", MNT_DETACH) == 0 &&
+         chdir("/") == 0;
+}
+
+TEST_F(PodTest, StandsOnANodeWhoseRootIsAnOverlay) {
+  const pid_t node = fork();
+  ASSERT_GE(node, 0);
+  if (node == 0) {
+    if (!enter_overlay(base, {site.state_dir, site.run_dir})) _exit(2);
+    std::ofstream("/node-file") << "of the node\n";
+    auto own = Zygote::start();
+    site.zygote = &*own;
+    EXPECT_EQ(result_of("cat /node-file; echo x > /node-file; mv /etc/apt /etc/apt2; ls -d /etc/apt*"),
+              "of the node\n/etc/apt2\n");
+    std::string content;
+    std::getline(std::ifstream("/node-file"), content);
+    EXPECT_EQ(content, "of the node");
+    site.state_dir = base + "/state-on-overlay";
+    std::filesystem::create_directories(site.state_dir);
+    const auto refused = Pod::create(site, shell("true"));
+    EXPECT_FALSE(refused);
+    EXPECT_EQ(refused ? ErrorKind::failed : refused.error().kind, ErrorKind::refused);
+    _exit(HasFailure() ? 1 : 0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(node, &status, 0), node);
+  EXPECT_EQ(status, 0);
+}
+
+TEST_F(PodTest, IsTornDownByWhoTracesIt) {
+  auto pod = run(create(shell("sleep 1000 & wait")));
+  ASSERT_TRUE(pod);
+  await([&] { return pod->workload().processes()->size() == 2; });
+  const auto processes = pod->workload().processes();
+  for (const HostPid process : *processes)
+    ASSERT_EQ(ptrace(PTRACE_SEIZE, process.value, nullptr, nullptr), 0);
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_TRUE(pod->destroy());
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(1)) << "it was waited for in vain";
+}
+
+TEST_F(PodTest, ContinuesClocksThatArrive) {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  const std::int64_t at = now.tv_sec * 1'000'000'000 + now.tv_nsec;
+  const std::int64_t hour = 3'600'000'000'000;
+  // Ahead of the host's and with fractions: 500 hours and 7 ns; boottime more.
+  Pod::Arrival arrival{{at + 500 * hour + 7, at + 600 * hour + 999'999'999}, at};
+  auto pod = create(shell("read up rest < /proc/uptime; echo $up"), arrival);
+  ASSERT_TRUE(pod);
+  const auto reading = pod->clocks();
+  ASSERT_TRUE(reading);
+  EXPECT_EQ(reading->clocks.monotonic - reading->at, 500 * hour + 7);
+  EXPECT_NEAR(static_cast<double>(reading->clocks.boottime - reading->at), 600.0 * hour + 1e9, 1e6);
+  // And as a process in there sees it: /proc/uptime is boottime.
+  pod = run(std::move(pod));
+  EXPECT_TRUE(await_exit(*pod).last);
+  EXPECT_NEAR(std::stod(output(*pod)), static_cast<double>(reading->clocks.boottime) / 1e9, 30);
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, MakesStubsWithGivenPids) {
+  auto pod = create(shell("true"), Pod::Arrival{{}, 0});
+  ASSERT_TRUE(pod);
+  const auto stub = pod->stub(PodPid{4711});
+  ASSERT_TRUE(stub) << stub.error().message();
+  const auto status = kernel::read_status(stub->process);
+  ASSERT_TRUE(status) << status.error().message();
+  EXPECT_EQ(status->ns_pid.back(), 4711);
+  EXPECT_EQ(status->ns_sid.back(), 1);
+  EXPECT_EQ(kernel::list_descriptors(stub->process)->size(), 0u);
+  EXPECT_EQ(pod->workload().processes()->front(), stub->process);
+  const auto again = pod->stub(PodPid{4711});
+  ASSERT_FALSE(again);
+  EXPECT_EQ(again.error().code, EEXIST);
+  ASSERT_TRUE(pod->set_last_pid(PodPid{5000}));
+  EXPECT_EQ(pod->last_pid()->value, 5000);
+  // The end of the stub that is said to be the first is the end of the pod.
+  ASSERT_TRUE(pod->set_first(PodPid{4711}));
+  ASSERT_EQ(kill(stub->process.value, SIGKILL), 0);
+  const Exit exit = await_exit(*pod);
+  EXPECT_TRUE(exit.last);
+  EXPECT_EQ(exit.process.value, 4711);
+  EXPECT_EQ(exit.status, SIGKILL);
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, WorkshopStandsInThePod) {
+  auto pod = run(create(shell("echo inside > /var/tmp/godwit-seen; sleep 1000")));
+  ASSERT_TRUE(pod);
+  await([&] { return std::filesystem::exists(pod->upper() + "/var/tmp/godwit-seen"); });
+  auto workshop = Workshop::open(pod->namespaces());
+  ASSERT_TRUE(workshop) << workshop.error().message();
+  Fd file;
+  Fd socket;
+  ASSERT_TRUE((*workshop)->run([&]() -> Result<void> {
+    file = Fd(open("/var/tmp/godwit-seen", O_RDONLY | O_CLOEXEC));
+    socket = Fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    return file ? Result<void>{} : fail_errno("open");
+  }));
+  char text[16] = {};
+  EXPECT_EQ(read(file.get(), text, sizeof text), 7);
+  EXPECT_STREQ(text, "inside\n");
+  EXPECT_EQ(access("/var/tmp/godwit-seen", F_OK), -1);
+  const Fd network(ioctl(socket.get(), 0x894c));  // SIOCGSKNS: the namespace that the socket is in
+  struct stat of_socket {};
+  struct stat of_pod {};
+  fstat(network.get(), &of_socket);
+  fstat(pod->namespaces().net.get(), &of_pod);
+  EXPECT_EQ(of_socket.st_ino, of_pod.st_ino);
+  const auto failed = (*workshop)->run([] { return Result<void>(fail(ErrorKind::refused, "no")); });
+  ASSERT_FALSE(failed);
+  EXPECT_EQ(failed.error().what, "no");
+  EXPECT_TRUE((*workshop)->run([] { return Result<void>{}; })) << "an error is told once";
+  workshop->reset();
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, FreezesAndThaws) {
+  auto pod = run(create(shell("while :; do echo tick; sleep 0.001; done")));
+  ASSERT_TRUE(pod);
+  await([&] { return !output(*pod).empty(); });
+  ASSERT_TRUE(pod->workload().freeze());
+  EXPECT_TRUE(*pod->workload().frozen());
+  ASSERT_TRUE(pod->flush_log());
+  const auto frozen = output(*pod);
+  ASSERT_TRUE(pod->flush_log());
+  EXPECT_EQ(output(*pod), frozen);
+  ASSERT_TRUE(pod->workload().thaw());
+  await([&] { return output(*pod).size() > frozen.size(); });
+  EXPECT_EQ(log_segments(pod->log_directory())->size(), 2u);
+  // A frozen pod can be torn down.
+  ASSERT_TRUE(pod->workload().freeze());
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, KillsWhatTheFirstProgramLeaves) {
+  auto pod = run(create(shell("setsid sleep 1000 & sleep 0.01; exit 0")));
+  ASSERT_TRUE(pod);
+  EXPECT_TRUE(await_exit(*pod).last);
+  EXPECT_TRUE(pod->workload().processes()->empty());
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, KeepsDescriptors) {
+  auto pod = create(shell("true"));
+  ASSERT_TRUE(pod);
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  ASSERT_TRUE(pod->deposit("pipe", ends[1]));
+  close(ends[1]);
+  auto back = pod->withdraw("pipe");
+  ASSERT_TRUE(back) << back.error().message();
+  EXPECT_EQ(write(back->get(), "x", 1), 1);
+  back->reset();
+  char byte = 0;
+  EXPECT_EQ(read(ends[0], &byte, 1), 1);
+  ASSERT_TRUE(pod->forget("pipe"));
+  EXPECT_EQ(read(ends[0], &byte, 1), 0) << "the init still has the other end";
+  EXPECT_FALSE(pod->withdraw("pipe"));
+  close(ends[0]);
+  EXPECT_TRUE(pod->destroy());
+}
+
+/// A client of the pod's streams that waits for what it expects.
+struct Client {
+  Fd ours, theirs;
+  Bytes received;
+  std::string text;
+  std::optional<int> status;
+
+  Client() {
+    int ends[2];
+    EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+    ours = Fd(ends[0]);
+    theirs = Fd(ends[1]);
+  }
+  void send(FrameKind kind, const std::string& bytes) const {
+    Bytes frame;
+    append_frame(frame, kind, BytesView(reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()));
+    EXPECT_EQ(write(ours.get(), frame.data(), frame.size()), static_cast<ssize_t>(frame.size()));
+  }
+  /// False at the end of the connection.
+  bool receive() {
+    pollfd watched{ours.get(), POLLIN, 0};
+    EXPECT_EQ(poll(&watched, 1, limit_ms), 1) << "nothing came; so far: " << text;
+    std::uint8_t part[4096];
+    const ssize_t got = watched.revents != 0 ? read(ours.get(), part, sizeof part) : 0;
+    if (got <= 0) return false;
+    received.insert(received.end(), part, part + got);
+    Frame frame;
+    while (*take_frame(received, frame)) {
+      if (frame.kind == FrameKind::exit)
+        status = frame.bytes.at(0) | frame.bytes.at(1) << 8;
+      else
+        text.append(frame.bytes.begin(), frame.bytes.end());
+    }
+    return true;
+  }
+  void expect(const std::string& wanted) {
+    while (text.find(wanted) == std::string::npos) ASSERT_TRUE(receive()) << text;
+  }
+};
+
+TEST_F(PodTest, TakesInputFromAClient) {
+  auto spec = shell("read line; echo got $line; cat; exit 5");
+  spec.program.input = true;
+  auto pod = create(spec);
+  ASSERT_TRUE(pod);
+  Client client;
+  ASSERT_TRUE(pod->attach(client.theirs.get()));
+  client.theirs.reset();
+  pod = run(std::move(pod));
+  client.send(FrameKind::input, "one\ntwo");
+  client.expect("got one\ntwo");
+  client.send(FrameKind::input, "");
+  while (client.receive()) {
+  }
+  ASSERT_TRUE(client.status);
+  EXPECT_EQ(WEXITSTATUS(*client.status), 5);
+  EXPECT_EQ(output(*pod), "got one\ntwo");
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, GivesATerminal) {
+  auto spec = shell("tty; read line; stty size; echo [$line]; kill -INT $$");
+  spec.program.terminal = true;
+  auto pod = create(spec);
+  ASSERT_TRUE(pod);
+  Client client;
+  ASSERT_TRUE(pod->attach(client.theirs.get()));
+  client.theirs.reset();
+  pod = run(std::move(pod));
+  client.expect("/dev/pts/0\r\n");
+  client.send(FrameKind::window, std::string("\x21\x00\x4d\x00", 4));
+  client.send(FrameKind::input, "hello\r");
+  while (client.receive()) {
+  }
+  EXPECT_EQ(client.text, "/dev/pts/0\r\nhello\r\n33 77\r\n[hello]\r\n");
+  EXPECT_EQ(output(*pod, FrameKind::terminal), client.text);
+  ASSERT_TRUE(client.status);
+  EXPECT_EQ(*client.status, SIGINT);
+  EXPECT_TRUE(pod->withdraw("terminal-master"));
+  EXPECT_EQ(pod->streams()->count("terminal"), 1u);
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, StartsProgramsBesideTheFirst) {
+  auto pod = run(create(shell("sleep 1000")));
+  ASSERT_TRUE(pod);
+  int ends[2];
+  ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
+  Program program;
+  program.arguments = {"sh", "-c", "echo $VALUE in $PWD; exit 9"};
+  program.environment = {"VALUE=beside"};
+  program.directory = "/usr";
+  const Fd null(open("/dev/null", O_RDWR | O_CLOEXEC));
+  const auto started = pod->start(program, false, std::array{null.get(), ends[1], ends[1]});
+  ASSERT_TRUE(started) << started.error().message();
+  close(ends[1]);
+  std::string text;
+  char part[64];
+  for (ssize_t got = 0; (got = read(ends[0], part, sizeof part)) > 0;) text.append(part, static_cast<std::size_t>(got));
+  close(ends[0]);
+  EXPECT_EQ(text, "beside in /usr\n");
+  const Exit exit = await_exit(*pod);
+  EXPECT_FALSE(exit.last);
+  EXPECT_EQ(exit.process, started->pid);
+  EXPECT_EQ(WEXITSTATUS(exit.status), 9);
+
+  // With a terminal of its own.
+  auto terminal = pod->open_terminal();
+  ASSERT_TRUE(terminal) << terminal.error().message();
+  program.arguments = {"tty"};
+  program.terminal = true;
+  const int slave = terminal->slave.get();
+  ASSERT_TRUE(pod->start(program, false, std::array{slave, slave, slave}));
+  EXPECT_EQ(await_exit(*pod).status, 0);
+  const ssize_t got = read(terminal->master.get(), part, sizeof part);
+  EXPECT_EQ(std::string(part, static_cast<std::size_t>(std::max<ssize_t>(got, 0))), "/dev/pts/0\r\n");
+  EXPECT_TRUE(pod->signal(SIGTERM));
+  EXPECT_EQ(await_exit(*pod).status, SIGTERM);
+  EXPECT_TRUE(pod->destroy());
+}
+
+/// What runs `work` as a daemon that is then killed without a chance to tidy up.
+void in_a_daemon_that_dies(const std::function<void()>& work) {
+  const pid_t daemon = fork();
+  ASSERT_GE(daemon, 0);
+  if (daemon == 0) {
+    work();
+    kill(getpid(), SIGKILL);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(daemon, &status, 0), daemon);
+  ASSERT_EQ(status, SIGKILL) << "the daemon failed before";
+}
+
+TEST_F(PodTest, VanishesWithTheDaemonUntilItIsKept) {
+  const std::string note = base + "/note";
+  in_a_daemon_that_dies([&] {
+    auto own = Zygote::start();
+    site.zygote = &*own;
+    auto pod = Pod::create(site, shell("true"), Pod::Arrival{{}, 0});
+    if (!pod) _exit(1);
+    const auto stub = (*pod)->stub(PodPid{33});
+    if (!stub) _exit(1);
+    std::ofstream(note) << (*pod)->init().value << ' ' << stub->process.value;
+    (void)pod->release();
+  });
+  pid_t init = 0;
+  pid_t stub = 0;
+  std::ifstream(note) >> init >> stub;
+  ASSERT_GT(stub, 0);
+  await([&] { return !runs(HostPid{init}) && !runs(HostPid{stub}); });
+  const auto adopted = Pod::adopt_all(site);
+  ASSERT_TRUE(adopted) << adopted.error().message();
+  EXPECT_TRUE(adopted->empty());
+  EXPECT_FALSE(std::filesystem::exists(site.state_dir + "/pods/p"));
+  EXPECT_FALSE(std::filesystem::exists(site.cgroup + "/pods/p"));
+}
+
+TEST_F(PodTest, OutlivesTheDaemonAndIsAdopted) {
+  const std::string go = "/var/tmp/godwit-go";
+  in_a_daemon_that_dies([&] {
+    auto own = Zygote::start();
+    site.zygote = &*own;
+    auto pod =
+        Pod::create(site, shell("echo before; until [ -e " + go + " ]; do sleep 0.01; done; echo after; exit 6"));
+    if (!pod || !(*pod)->start((*pod)->spec().program, true)) _exit(1);
+    int ends[2];
+    if (pipe(ends) != 0 || !(*pod)->deposit("end", ends[0])) _exit(1);
+    if (!(*pod)->gate().set(Gate::State::shut) || !(*pod)->deposit_gate()) _exit(1);
+    (void)pod->release();
+  });
+  auto adopted = Pod::adopt_all(site);
+  ASSERT_TRUE(adopted) << adopted.error().message();
+  ASSERT_EQ(adopted->size(), 1u);
+  auto pod = std::move(adopted->front());
+  EXPECT_EQ(pod->spec().hostname, "swan");
+  EXPECT_TRUE(pod->withdraw("end"));
+  EXPECT_EQ(*pod->gate().state(), Gate::State::shut);
+  EXPECT_FALSE(pod->life()->ended);
+  EXPECT_FALSE(Pod::create(site, shell("true"))) << "the name is taken";
+  Program touch;
+  touch.arguments = {"touch", go};
+  ASSERT_TRUE(pod->start(touch, false));
+  Exit exit = await_exit(*pod);
+  if (!exit.last) exit = await_exit(*pod);
+  EXPECT_TRUE(exit.last);
+  EXPECT_EQ(WEXITSTATUS(exit.status), 6);
+  EXPECT_EQ(output(*pod), "before\nafter\n");
+
+  // The next daemon is told again how it ended.
+  pod.reset();
+  adopted = Pod::adopt_all(site);
+  ASSERT_TRUE(adopted);
+  ASSERT_EQ(adopted->size(), 1u);
+  exit = await_exit(*adopted->front());
+  EXPECT_TRUE(exit.last);
+  EXPECT_EQ(WEXITSTATUS(exit.status), 6);
+  EXPECT_TRUE(adopted->front()->destroy());
+}
+
+TEST_F(PodTest, KeepsTheFilesOfAPodWhoseInitDied) {
+  auto pod = run(create(shell("echo data > /data; echo said; sleep 1000")));
+  ASSERT_TRUE(pod);
+  await([&] { return output(*pod) == "said\n"; });
+  const HostPid init = pod->init();
+  ASSERT_EQ(kill(init.value, SIGKILL), 0);
+  await([&] { return !runs(init); });
+  pollfd watched{pod->events_fd(), POLLIN, 0};
+  EXPECT_EQ(poll(&watched, 1, limit_ms), 1);
+  const auto end = pod->next_exit();
+  ASSERT_FALSE(end);
+  EXPECT_EQ(end.error().kind, ErrorKind::gone);
+  pod.reset();
+  const auto adopted = Pod::adopt_all(site);
+  ASSERT_TRUE(adopted) << adopted.error().message();
+  EXPECT_TRUE(adopted->empty());
+  EXPECT_TRUE(std::filesystem::exists(site.state_dir + "/lost/p-0123456789abcdef/upper/data"));
+}
+
+TEST_F(PodTest, LeavesItsFilesWhenAsked) {
+  auto pod = run(create(shell("echo first; echo data > /data")));
+  ASSERT_TRUE(pod);
+  EXPECT_TRUE(await_exit(*pod).last);
+  EXPECT_TRUE(pod->destroy(true));
+  EXPECT_TRUE(std::filesystem::exists(pod->upper() + "/data"));
+  // When it comes back its files are what it brings; its log goes on.
+  pod = run(create(shell("echo second; ls /data")));
+  ASSERT_TRUE(pod);
+  EXPECT_TRUE(await_exit(*pod).last);
+  EXPECT_EQ(output(*pod), "first\nsecond\n");
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, LimitsMemory) {
+  auto spec = shell("head -c 200M /dev/zero | tail -c 200M | wc -c");
+  spec.memory_limit = 32 * MiB;
+  spec.cpu_limit = 0.5;
+  auto pod = run(create(spec));
+  ASSERT_TRUE(pod);
+  const auto groups = *kernel::read_file(pod->init(), "cgroup");
+  EXPECT_EQ(groups.find("godwit-here-p-"), std::string::npos) << "the init is not under the limits";
+  EXPECT_TRUE(await_exit(*pod).last);
+  EXPECT_EQ(output(*pod), "0\n") << "tail was to be killed";
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, RefusesBadNames) {
+  for (const char* name : {"", "..", "a/b", "-a", "a b"}) {
+    auto spec = shell("true");
+    spec.name = name;
+    const auto pod = Pod::create(site, spec);
+    ASSERT_FALSE(pod) << name;
+    EXPECT_EQ(pod.error().kind, ErrorKind::invalid);
+  }
+}
+
+TEST(LogSegments, CountWhatCannotBeWritten) {
+  char pattern[] = "/tmp/godwit-log-XXXXXX";
+  ASSERT_NE(mkdtemp(pattern), nullptr);
+  const std::string directory = pattern;
+  {
+    LogWriter writer(Fd(open(pattern, O_RDONLY | O_DIRECTORY | O_CLOEXEC)));
+    const Bytes ten(10, 'x');
+    writer.append(FrameKind::output, ten);
+    rlimit old{};
+    getrlimit(RLIMIT_FSIZE, &old);
+    signal(SIGXFSZ, SIG_IGN);
+    const rlimit small{20, old.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &small);
+    writer.append(FrameKind::output, ten);
+    setrlimit(RLIMIT_FSIZE, &old);
+    EXPECT_EQ(writer.lost(), 10u);
+    writer.append(FrameKind::error, ten);
+  }
+  LogPosition position;
+  const auto frames = read_log(directory, position);
+  ASSERT_TRUE(frames);
+  ASSERT_EQ(frames->size(), 3u);
+  EXPECT_EQ((*frames)[1].kind, FrameKind::lost);
+  EXPECT_EQ((*frames)[1].bytes, (Bytes{10, 0, 0, 0, 0, 0, 0, 0}));
+  EXPECT_EQ((*frames)[2].kind, FrameKind::error);
+  EXPECT_TRUE(read_log(directory, position)->empty());
+  std::filesystem::remove_all(directory);
+}
+
+}  // namespace
+}  // namespace godwit::pod
