@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -20,6 +21,7 @@
 #include <functional>
 #include <sstream>
 
+#include "kernel/netlink.hpp"
 #include "kernel/procfs.hpp"
 #include "pod/workshop.hpp"
 #include "pod/zygote.hpp"
@@ -252,13 +254,51 @@ TEST_F(PodTest, StandsOnANodeWhoseRootIsAnOverlay) {
   EXPECT_EQ(status, 0);
 }
 
+TEST_F(PodTest, StandsInTheNodesBridge) {
+  const pid_t node = fork();
+  ASSERT_GE(node, 0);
+  if (node == 0) {
+    if (unshare(CLONE_NEWNET) != 0) _exit(2);
+    auto own = Zygote::start();
+    site.zygote = &*own;
+    site.bridge = "gwbr";
+    const auto netlink = kernel::Netlink::open();
+    if (!netlink || !netlink->create_bridge(site.bridge)) _exit(3);
+    const int bridge = *netlink->index(site.bridge);
+    if (!netlink->add_address(bridge, *kernel::parse_prefix("10.99.0.1/24")) || !netlink->set_up(bridge, true))
+      _exit(4);
+    const Fd listener(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in address{.sin_family = AF_INET, .sin_port = htons(7000)};
+    if (bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) _exit(5);
+    if (listen(listener.get(), 4) != 0) _exit(6);
+
+    auto spec = shell("");
+    spec.program.arguments = {"bash", "-c", "echo from pod > /dev/tcp/10.99.0.1/7000"};
+    spec.network.addresses = {"10.99.0.2/24"};
+    auto pod = run(create(spec));
+    EXPECT_EQ(await_exit(*pod).status, 0) << output(*pod, FrameKind::error);
+    sockaddr_in peer{};
+    socklen_t size = sizeof peer;
+    const Fd connection(accept4(listener.get(), reinterpret_cast<sockaddr*>(&peer), &size, SOCK_NONBLOCK));
+    EXPECT_EQ(ntohl(peer.sin_addr.s_addr), 0x0a630002u);
+    char text[32] = {};
+    EXPECT_EQ(read(connection.get(), text, sizeof text), 9);
+    EXPECT_TRUE(pod->announce());
+    EXPECT_TRUE(pod->destroy());
+    EXPECT_EQ(netlink->devices()->size(), 2u) << "the pod's port is left";
+    _exit(HasFailure() ? 1 : 0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(node, &status, 0), node);
+  EXPECT_EQ(status, 0);
+}
+
 TEST_F(PodTest, IsTornDownByWhoTracesIt) {
   auto pod = run(create(shell("sleep 1000 & wait")));
   ASSERT_TRUE(pod);
   await([&] { return pod->workload().processes()->size() == 2; });
   const auto processes = pod->workload().processes();
-  for (const HostPid process : *processes)
-    ASSERT_EQ(ptrace(PTRACE_SEIZE, process.value, nullptr, nullptr), 0);
+  for (const HostPid process : *processes) ASSERT_EQ(ptrace(PTRACE_SEIZE, process.value, nullptr, nullptr), 0);
   const auto begin = std::chrono::steady_clock::now();
   EXPECT_TRUE(pod->destroy());
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(1)) << "it was waited for in vain";
