@@ -228,9 +228,9 @@ Result<void> build(State& state, const UpOptions& options) {
   fs::create_directories(directory_of(state.name), error);
   if (error) return fail(ErrorKind::failed, "make {}: {}", directory_of(state.name), error.message());
   const auto write_down = [&] { return save(state); };
+  state.cgroups = TRY(plan_cgroups(state.name));
   TRY(save(state));
-  state.cgroups = TRY(create_cgroups(state));
-  TRY(save(state));
+  TRY(create_cgroups(state));
   TRY(start_wire(state, write_down));
   TRY(lay_wire(state));
   for (auto& host : state.hosts) {

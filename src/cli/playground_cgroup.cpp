@@ -60,6 +60,11 @@ bool unusable(const Hierarchy& hierarchy) {
   return !hierarchy.v2 && fs::exists(parent_of(hierarchy) + "/cpu.rt_runtime_us", error);
 }
 
+bool is_v2(const std::string& directory) {
+  std::error_code error;
+  return fs::exists(directory + "/cgroup.controllers", error);
+}
+
 void hand_on_controllers(const std::string& directory) {
   std::istringstream controllers(read_file(directory + "/cgroup.controllers").value_or(""));
   for (std::string controller; controllers >> controller;)
@@ -112,36 +117,39 @@ Result<std::vector<Hierarchy>> hierarchies() {
   return found;
 }
 
-Result<std::vector<std::string>> create_cgroups(const State& state) {
-  std::vector<std::string> made;
-  for (const auto& hierarchy : TRY(hierarchies())) {
-    if (unusable(hierarchy)) continue;
-    const std::string parent = parent_of(hierarchy);
-    const std::string common = parent + "/" + directory_name;
-    const std::string directory = common + "/" + state.name;
-    if (hierarchy.v2) hand_on_controllers(parent);
-    if (!make(common)) continue;
-    if (hierarchy.v2) hand_on_controllers(common);
-    if (!make(directory)) continue;
-    if (hierarchy.v2) hand_on_controllers(directory);
+Result<std::vector<std::string>> plan_cgroups(const std::string& name) {
+  std::vector<std::string> planned;
+  for (const auto& hierarchy : TRY(hierarchies()))
+    if (!unusable(hierarchy)) planned.push_back(fmt::format("{}/{}/{}", parent_of(hierarchy), directory_name, name));
+  return planned;
+}
+
+Result<void> create_cgroups(const State& state) {
+  for (const auto& directory : state.cgroups) {
+    const std::string common = fs::path(directory).parent_path();
+    const std::string parent = fs::path(common).parent_path();
+    const bool v2 = is_v2(parent);
+    if (v2) hand_on_controllers(parent);
+    if (!make(common)) return fail_errno("make the cgroup {}", common);
+    if (v2) hand_on_controllers(common);
+    if (!make(directory)) return fail_errno("make the cgroup {}", directory);
+    if (v2) hand_on_controllers(directory);
     for (const auto& host : state.hosts) {
       const std::string of_host = directory + "/" + host.name;
       if (!make(of_host)) return fail_errno("make the cgroup {}", of_host);
-      if (!hierarchy.v2) continue;
+      if (!v2) continue;
       // init: PID 1; exec: commands; godwitd: what the service manager would give it.
       for (const char* leaf : {"/init", "/exec", "/godwitd"})
         if (!make(of_host + leaf)) return fail_errno("make the cgroup {}{}", of_host, leaf);
     }
-    made.push_back(directory);
   }
-  return made;
+  return {};
 }
 
 Result<void> join_cgroups(const State& state, const std::string& host, const std::string& leaf) {
   for (const auto& directory : state.cgroups) {
     std::string of_host = directory + "/" + host;
-    std::error_code error;
-    const bool v2 = fs::exists(of_host + "/cgroup.controllers", error);
+    const bool v2 = is_v2(of_host);
     if (v2 && !leaf.empty()) of_host += "/" + leaf;
     if (!poke(of_host + "/cgroup.procs", "0")) return fail_errno("join the cgroup {}", of_host);
     // Now that nothing is in the host's own cgroup it can hand its controllers on.

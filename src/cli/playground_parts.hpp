@@ -44,8 +44,10 @@ struct Hierarchy {
   bool v2 = false;
 };
 Result<std::vector<Hierarchy>> hierarchies();
-/// Makes a directory for the playground in each hierarchy, with one for each host, and returns the former.
-Result<std::vector<std::string>> create_cgroups(const State&);
+/// Where the playground's own directory is to be, one per hierarchy that can be used.
+Result<std::vector<std::string>> plan_cgroups(const std::string& name);
+/// Makes them, with one for each host below.
+Result<void> create_cgroups(const State&);
 /// Moves the calling process into the host's cgroups; in v2 into `leaf` below it (empty: the host's own).
 Result<void> join_cgroups(const State&, const std::string& host, const std::string& leaf);
 /// Kills whatever is in them and removes them.
