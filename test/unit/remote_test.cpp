@@ -471,6 +471,54 @@ TEST(Remote, DeadProcessIsGone) {
   EXPECT_EQ(outcome.error().kind, ErrorKind::gone);
 }
 
+/// Stays in a restartable sequence until it is aborted, and then ends with 0.
+int stay_in_a_sequence(Shared& shared) {
+  auto* area = reinterpret_cast<std::uint64_t*>(static_cast<char*>(__builtin_thread_pointer()) + __rseq_offset);
+  struct alignas(32) Section {
+    std::uint32_t version, flags;
+    std::uint64_t start, length, abort;
+  } section{};
+  asm volatile(
+      "leaq 1f(%%rip), %%rax\n movq %%rax, 8(%0)\n"
+      "leaq 2f(%%rip), %%rcx\n subq %%rax, %%rcx\n movq %%rcx, 16(%0)\n"
+      "leaq 3f(%%rip), %%rax\n movq %%rax, 24(%0)\n"
+      "movl $1, (%2)\n"
+      "movq %0, 8(%1)\n"
+      "1: pause\n cmpl $0, (%3)\n je 1b\n"
+      "2: movl $10, %%eax\n jmp 4f\n"
+      ".long 0x53053053\n"
+      "3: movl $0, %%eax\n"
+      "4: movl %%eax, (%4)\n"
+      :
+      : "r"(&section), "r"(area), "r"(&shared.ready), "r"(&shared.go), "r"(&shared.value[0])
+      : "rax", "rcx", "memory", "cc");
+  return static_cast<int>(shared.value[0]);
+}
+
+TEST(Remote, ARestartableSequenceIsAborted) {
+  int caught = 0;
+  for (int round = 0; round < 200 && caught < 5; ++round) {
+    Child child(stay_in_a_sequence);
+    child.await(1);
+    Tracee thread = stop(child.pid());
+    const Registers before = must(thread.registers());
+    // The kernel itself may have aborted it already, when another process took its processor.
+    Gadget gadget = must(Gadget::install(thread));
+    must(gadget.call(thread, SYS_getpid));
+    must(gadget.remove(thread));
+    const Registers after = must(thread.registers());
+    if (after.rip != before.rip) ++caught;
+    must(thread.detach());
+    // Forgotten by the kernel, the sequence would go on until it is told to end, and yield 10.
+    const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+    while (must(read_stat(child.pid())).state != 'Z' && std::chrono::steady_clock::now() < patience)
+      std::this_thread::yield();
+    child.shared().go = 1;
+    EXPECT_EQ(child.exit_status(), 0);
+  }
+  EXPECT_GE(caught, 1);
+}
+
 /// A process that runs batches in `target` until it is killed.
 Child tracer_of(HostPid target) {
   return Child([target](Shared& shared) {
@@ -505,6 +553,39 @@ TEST(Remote, ProgramSurvivesTheTracersDeathInABatch) {
     Tracee thread = stop(child.pid());
     EXPECT_EQ(must(thread.signal_mask()), 0U);
     must(thread.detach());
+  }
+  child.shared().go = 1;
+  EXPECT_EQ(child.exit_status(), 0);
+}
+
+/// Keeps a value in the upper half of a vector register, where the old FXSAVE format has no room, and nowhere else.
+int keep_in_a_wide_register(Shared& shared) {
+  alignas(32) const std::uint64_t in[4] = {1, 2, 0x1234'5678'9abc'def0, 4};
+  alignas(32) std::uint64_t out[4] = {};
+  asm volatile(
+      "vmovdqa (%0), %%ymm7\n"
+      "movl $1, (%2)\n"
+      "1: incq (%4)\n pause\n cmpl $0, (%3)\n je 1b\n"
+      "vmovdqa %%ymm7, (%1)\n vzeroupper\n"
+      :
+      : "r"(in), "r"(out), "r"(&shared.ready), "r"(&shared.go), "r"(&shared.value[0])
+      : "xmm7", "memory", "cc");
+  return std::memcmp(in, out, sizeof in) == 0 ? 0 : 1;
+}
+
+TEST(Remote, WideRegistersSurviveTheTracersDeath) {
+  if (!__builtin_cpu_supports("avx")) GTEST_SKIP() << "this processor has no AVX";
+  Child child(keep_in_a_wide_register);
+  child.await(1);
+  for (int round = 0; round < 20; ++round) {
+    {
+      Child tracer = tracer_of(child.pid());
+      tracer.await(1);
+      while (tracer.shared().value[0] < 3 + round % 7) std::this_thread::yield();
+    }
+    const std::int64_t turns = child.shared().value[0];
+    while (child.shared().value[0] < turns + 2)
+      ASSERT_EQ(::waitpid(child.pid().value, nullptr, WNOHANG), 0) << "died in round " << round;
   }
   child.shared().go = 1;
   EXPECT_EQ(child.exit_status(), 0);

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <utility>
+
+#include "base/ids.hpp"
+#include "base/result.hpp"
+
+namespace godwit::kernel {
+
+/// What a thread's policy was before it was raised: two numbers, to be written down before. Threads of a process whose
+/// daemon dies stay raised until somebody puts this back.
+struct Policy {
+  int policy = 0;    ///< SCHED_*, with SCHED_RESET_ON_FORK as sched_getscheduler(2) gives it
+  int priority = 0;  ///< of SCHED_FIFO and SCHED_RR
+  bool operator==(const Policy&) const = default;
+};
+
+Result<Policy> policy_of(HostPid tid);
+/// Nice and a slice of the thread's own (sched_setattr) stay as they are: that call would reset the slice.
+Result<void> set_policy(HostPid tid, const Policy&);
+
+/// A thread in SCHED_FIFO for as long as this object lives: steps of the freeze run in the target at its own priority,
+/// and with other load they would take milliseconds instead of microseconds. Only for the freeze itself, and taken back
+/// before a thread is killed: everything at that priority, exit_mmap included, keeps others off its processor.
+///
+/// A daemon that may not (a container, RT_GROUP_SCHED without a share) goes on without: `raised` is false. A thread
+/// that is at this priority already, above it, or in SCHED_DEADLINE, is left alone.
+class RaisedPriority {
+ public:
+  RaisedPriority() = default;
+  RaisedPriority(HostPid tid, int priority);
+  RaisedPriority(RaisedPriority&& other) noexcept
+      : tid_(other.tid_), before_(other.before_), raised_(std::exchange(other.raised_, false)) {}
+  RaisedPriority& operator=(RaisedPriority&& other) noexcept;
+  RaisedPriority(const RaisedPriority&) = delete;
+  RaisedPriority& operator=(const RaisedPriority&) = delete;
+  ~RaisedPriority() { restore(); }
+
+  [[nodiscard]] bool raised() const { return raised_; }
+  [[nodiscard]] const Policy& before() const { return before_; }
+  /// Puts the old policy back, now. A thread that has died is nothing to restore.
+  void restore();
+
+ private:
+  HostPid tid_{};
+  Policy before_;
+  bool raised_ = false;
+};
+
+}  // namespace godwit::kernel
