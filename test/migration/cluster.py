@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
-import os
 import pathlib
+import socket
 import subprocess
 import threading
-import time
 
-from harness import BUILD, Failure, Skip, command, say, wait_for
+from harness import BUILD, Failure, Skip, command, wait_for
 from migration import proc
 
 GODWIT = BUILD / "godwit"
@@ -37,11 +37,25 @@ def json_in(text: str):
     raise Failure(f"no JSON in: {text[-2000:]!r}")
 
 
+class _Api(http.client.HTTPConnection):
+    """HTTP over a Unix socket, of which only a path through /proc is known."""
+
+    def __init__(self, path: str, timeout: float):
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
 class Cluster:
     def __init__(self, name: str, nodes: int = 3, options: tuple = ()):
         self.name, self.count, self.options = name, nodes, options
         self.nodes = [chr(ord("a") + number) for number in range(nodes)]
         self._lock = threading.Lock()
+        self._pids: dict[str, int] = {}
 
     # ---- the machines
 
@@ -68,6 +82,17 @@ class Cluster:
             for node in dead:
                 self.daemon("start", node)
             return dead
+
+    def api(self, node: str, method: str, path: str, body: dict | None = None, seconds: float = 30) -> http.client.HTTPResponse:
+        """Asks a node's daemon directly: for what is asked often, and for what the command doesn't show."""
+        if node not in self._pids:
+            self._pids = {host["name"]: host["pid"] for host in self.status()["hosts"]}
+        connection = _Api(f"/proc/{self._pids[node]}/root/run/godwit/godwit.sock", seconds)
+        try:
+            connection.request(method, path, body=None if body is None else json.dumps(body), headers={"Content-Type": "application/json"})
+            return connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise Failure(f"{method} {path} on {node}: {error}") from None
 
     def daemon(self, action: str, node: str) -> None:
         self.playground("daemon", action, node)
@@ -104,9 +129,12 @@ class Cluster:
     def run(self, node: str, pod: str, words: list, *options) -> None:
         self.godwit(node, "run", "--detach", "--name", pod, *options, "--", *words)
 
-    def pods(self) -> dict[str, dict]:
-        answer = json_in(self.godwit("a", "ps", "--all", "--json").stdout)
-        return {pod["name"]: pod for pod in (answer if isinstance(answer, list) else answer.get("pods", []))}
+    def pods(self, node: str = "a") -> dict[str, dict]:
+        response = self.api(node, "GET", "/v1/pods")
+        answer = json.loads(response.read())
+        if response.status != 200:
+            raise Failure(f"GET /v1/pods on {node}: {answer}")
+        return {pod["name"]: pod for pod in answer["pods"]}
 
     def pod(self, name: str) -> dict:
         pods = self.pods()
@@ -165,39 +193,45 @@ class Migration:
     """A migration on its way, with its progress as it comes; for those who interfere."""
 
     def __init__(self, cluster: Cluster, pod: str, to: str, strategy: str, node: str = "a"):
-        self.lines: list[dict] = []
+        self.phases: list[str] = []
+        self.last: dict = {}
         self._changed = threading.Condition()
         self._over = False
-        words = cluster.exec_words(node, "godwit", "migrate", pod, to, "--strategy", strategy, "--json", "--progress")
-        self.popen = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._thread = threading.Thread(target=self._read, args=(cluster, pod, to, strategy, node), daemon=True)
+        self._thread.start()
 
-    def _read(self) -> None:
-        for line in self.popen.stdout:
-            with contextlib.suppress(json.JSONDecodeError), self._changed:
-                self.lines.append(json.loads(line))
-                self._changed.notify_all()
+    def _read(self, cluster: Cluster, pod: str, to: str, strategy: str, node: str) -> None:
+        try:
+            response = cluster.api(node, "POST", f"/v1/pods/{pod}/migrate", {"destination": to, "strategy": strategy}, seconds=180)
+            while line := response.readline():
+                self._take(json.loads(line))
+        except (OSError, http.client.HTTPException, ValueError, Failure) as error:
+            self._take({"error": {"message": f"the daemon went away: {error}"}})
         with self._changed:
             self._over = True
             self._changed.notify_all()
 
+    def _take(self, line: dict) -> None:
+        with self._changed:
+            if "progress" in line:
+                self.phases.append(line["progress"]["phase"])
+            else:
+                self.last |= line
+            self._changed.notify_all()
+
     def wait_phase(self, phase: str, seconds: float = 30) -> None:
         with self._changed:
-            if not self._changed.wait_for(lambda: self._over or any(line.get("phase") == phase for line in self.lines), seconds):
-                raise Failure(f"waited {seconds} s for phase {phase}; had {[line.get('phase') for line in self.lines]}")
-            if not any(line.get("phase") == phase for line in self.lines):
-                raise Skip(f"the migration was over without being seen in phase {phase}")
+            if not self._changed.wait_for(lambda: self._over or phase in self.phases, seconds):
+                raise Failure(f"waited {seconds} s for phase {phase}; had {sorted(set(self.phases))}")
+            if phase not in self.phases:
+                raise Skip(f"the migration was over without being seen in phase {phase}; it said {json.dumps(self.last)[:300]}")
 
-    def finish(self, seconds: float = 60) -> tuple[int, str]:
-        """Exit code, and all that it said."""
-        try:
-            code = self.popen.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.popen.kill()
-            raise Failure(f"the migration command did not end in {seconds} s; it said {self.lines[-3:]}") from None
-        self._reader.join(5)
-        return code, "\n".join(json.dumps(line) for line in self.lines) + self.popen.stderr.read()
+    def finish(self, seconds: float = 60) -> dict:
+        """The last that it said: `report`, and `error` if it didn't go well."""
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            raise Failure(f"the migration has no end after {seconds} s; phases {sorted(set(self.phases))}")
+        return self.last
 
 
 def alone(pod: str) -> bool:

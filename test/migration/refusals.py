@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 
@@ -144,11 +145,13 @@ class Refusals(Suite):
             moving = Migration(cluster, pod, "b", "precopy")
             moving.wait_phase("precopy")
             cluster.signal(pod, "USR1")
-            code, said = moving.finish()
-            if code == 0:
-                raise Failure(f"moved: {said[-2000:]}")
-            if not re.search("inotify", said):
-                raise Failure(f"the late refusal doesn't name it: {said[-2000:]}")
+            last = moving.finish()
+            if "error" not in last:
+                raise Failure(f"moved: {last}")
+            if "inotify" not in json.dumps(last):
+                raise Failure(f"the late refusal doesn't name it: {last}")
+            if not last.get("report", {}).get("pauses_us"):
+                raise Failure(f"the report doesn't say what the late refusal cost: {last}")
             self._unharmed(pod, still_ms=None)
         finally:
             cluster.link("b", "rate=none")
