@@ -225,7 +225,9 @@ Result<void> UpperTarget::Parts::set_attributes(const UpperRecord& record, const
   for (const auto& [name, value] : record.attributes) {
     if (name.empty() || name.size() > XATTR_NAME_MAX || value.size() > 64 * KiB || !travels(name))
       return fail(ErrorKind::invalid, "{}: attribute {} of {} bytes", record.path, name, value.size());
-    // The overlay keeps its own marks: we have done what they say through it.
+    if (kind == Kind::overlay && name == "trusted.overlay.redirect")
+      return fail(ErrorKind::refused, "{}: a directory of the node's root that the pod has renamed", record.path);
+    // The overlay keeps its other marks itself: we have done what they say through it.
     if (kind == Kind::overlay && name.starts_with("trusted.overlay.")) continue;
     if (::setxattr(through.c_str(), name.c_str(), value.data(), value.size(), 0) < 0)
       return fail_errno("set attribute {} of {}", name, record.path);

@@ -308,6 +308,76 @@ TEST_F(Upper, MalformedMessagesAreRefused) {
   EXPECT_FALSE(target->apply(Bytes(4 * MiB, 0x80)));
 }
 
+/// An overlay that is mounted nowhere: it goes with its descriptor.
+Fd mount_overlay(const std::string& lower, const std::string& upper, const std::string& work) {
+  Fd context(::fsopen("overlay", FSOPEN_CLOEXEC));
+  EXPECT_TRUE(context);
+  for (const auto& [key, value] : {std::pair{"lowerdir", lower}, {"upperdir", upper}, {"workdir", work}})
+    EXPECT_EQ(::fsconfig(context.get(), FSCONFIG_SET_STRING, key, value.c_str(), 0), 0) << key;
+  EXPECT_EQ(::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0), 0) << std::strerror(errno);
+  return Fd(::fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
+}
+
+TEST_F(Upper, MountedOverlaySeesEverything) {
+  for (const char* name : {"work-from", "work-to", "lower/etc/dir/deep", "lower/lib"})
+    fs::create_directories(base + "/" + name);
+  for (const char* name : {"etc/a", "etc/b", "etc/dir/x", "etc/dir/deep/y", "lib/so"})
+    std::ofstream(base + "/lower/" + name) << name;
+  const Fd there = mount_overlay(base + "/lower", from(), base + "/work-from");
+  const Fd here = mount_overlay(base + "/lower", to(), base + "/work-to");
+  const auto path = [](const Fd& root, const std::string& name) {
+    return "/proc/self/fd/" + std::to_string(root.get()) + "/" + name;
+  };
+  const auto compare = [&] {
+    const auto a = describe(path(there, "")), b = describe(path(here, ""));
+    for (const auto& [name, text] : a) {
+      const auto at = b.find(name);
+      EXPECT_EQ(text, at == b.end() ? "missing" : at->second) << name;
+    }
+    for (const auto& [name, text] : b) EXPECT_TRUE(a.contains(name)) << name << " should be gone";
+  };
+  compare();  // and the destination has looked at every name, and remembers
+  EXPECT_FALSE(fs::exists(path(here, "etc/new")));
+  target.emplace(UpperTarget::open(here.get(), UpperTarget::Kind::overlay).value());
+
+  std::ofstream(path(there, "etc/new")) << "new";
+  std::ofstream(path(there, "etc/a"), std::ios::app) << " and more";
+  fs::remove(path(there, "etc/b"));
+  fs::remove_all(path(there, "etc/dir"));
+  fs::create_directory(path(there, "etc/dir"));
+  std::ofstream(path(there, "etc/dir/z")) << "z";
+  fs::permissions(path(there, "lib/so"), fs::perms::owner_read);
+  fs::create_hard_link(path(there, "etc/new"), path(there, "lib/new"));
+  pass();
+  compare();
+  EXPECT_TRUE(fs::exists(path(here, "etc/dir/z")));
+
+  std::ofstream(path(there, "etc/b")) << "back again";
+  fs::remove_all(path(there, "etc/dir"));
+  fs::rename(path(there, "etc/new"), path(there, "etc/renamed"));
+  fs::remove_all(path(there, "lib"));
+  pass();
+  compare();
+  EXPECT_FALSE(fs::exists(path(here, "lib")));
+  EXPECT_EQ(read(path(here, "etc/b")), "back again");
+}
+
+TEST_F(Upper, RedirectedDirectoryIsRefusedByAMountedOverlay) {
+  fs::create_directories(from("renamed"));
+  ASSERT_EQ(::setxattr(from("renamed").c_str(), "trusted.overlay.redirect", "/etc", 4, 0), 0);
+  pass();  // a layer takes it as it is
+  expect_equal();
+  fs::create_directories(base + "/lower");
+  fs::create_directories(base + "/work");
+  fs::create_directories(base + "/upper");
+  const Fd here = mount_overlay(base + "/lower", base + "/upper", base + "/work");
+  auto overlay = UpperTarget::open(here.get(), UpperTarget::Kind::overlay).value();
+  auto again = UpperSource::open(from()).value();
+  const auto refused = again.pass([&](BytesView message) { return overlay.apply(message); });
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind, ErrorKind::refused);
+}
+
 TEST_F(Upper, ThousandUnchangedFilesCostLittle) {
   for (int i = 0; i < 1000; ++i) write("d" + std::to_string(i % 20) + "/f" + std::to_string(i), "content");
   age();
