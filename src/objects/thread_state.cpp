@@ -154,14 +154,17 @@ Result<ThreadState> ThreadCapture::take(const kernel::Batch& batch, HostPid tid)
   return state_;
 }
 
-Result<void> ThreadCapture::put_back(kernel::Gadget& gadget, kernel::Tracee& thread, const PodClock& clock) {
-  const auto registers = TRY(from_bytes<kernel::Registers>(state_.registers, "a register set"));
+Result<void> ThreadCapture::rearm(kernel::Gadget& gadget, kernel::Tracee& thread, const PodClock& clock) {
+  final_ = TRY(from_bytes<kernel::Registers>(state_.registers, "a register set"));
   TRY(thread.set_signal_mask(~0ULL));
-  const auto ready = rearm(gadget, thread, state_.interrupted, registers, clock);
-  TRY(thread.set_registers(ready.value_or(registers)));
+  final_ = TRY(objects::rearm(gadget, thread, state_.interrupted, final_, clock));
+  return {};
+}
+
+Result<void> ThreadCapture::put_back(kernel::Tracee& thread) {
+  TRY(thread.set_registers(final_));
   TRY(thread.set_signal_mask(state_.mask));
   if (!state_.dispatch.empty()) TRY(set_dispatch(thread.tid(), TRY(from_bytes<Dispatch>(state_.dispatch, "dispatch"))));
-  if (!ready) return std::unexpected(ready.error());
   return {};
 }
 

@@ -53,12 +53,16 @@ class ThreadCapture {
   void ask(kernel::Batch&);
   Result<ThreadState> take(const kernel::Batch&, HostPid tid);
 
-  /// When the move is given up at the source: dispatch, and the registers with the interrupted call made ready again.
-  Result<void> put_back(kernel::Gadget&, kernel::Tracee&, const PodClock&);
+  /// When the move is given up at the source, after the last batch: the interrupted call is made ready again, which
+  /// blocks all signals; then, the gadget gone, everything is as it was; then the thread runs.
+  Result<void> rearm(kernel::Gadget&, kernel::Tracee&, const PodClock&);
+  Result<void> put_back(kernel::Tracee&);
+  Result<void> running(HostPid tid) { return give_back(tid, state_.interrupted, final_); }
 
  private:
   bool own_sets_;
   ThreadState state_;
+  kernel::Registers final_{};
   CredentialsCapture credentials_;
   RemoteAddress name_ = 0, stack_ = 0, clear_tid_ = 0, robust_ = 0, death_signal_ = 0;
   kernel::Batch::Call name_call_{}, stack_call_{}, clear_tid_call_{}, robust_call_{}, slack_{}, personality_{},

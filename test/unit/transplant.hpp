@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/futex.h>
+#include <linux/prctl.h>
 #include <linux/sched.h>
 #include <sched.h>
 #include <sys/mman.h>
@@ -9,6 +11,8 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include <atomic>
+#include <climits>
 #include <csignal>
 #include <functional>
 #include <map>
@@ -29,6 +33,10 @@ struct Shared {
   std::atomic<int> moved{0};  ///< 1 when the program runs again
   std::atomic<int> failed{0};
   char why[16][256]{};
+  /// Sleeps until the program has been moved.
+  void wait_moved() {
+    while (moved == 0) ::syscall(SYS_futex, &moved, FUTEX_WAIT, 0, nullptr, nullptr, 0);
+  }
   void complain(const char* what, long is, long expected) {
     const int slot = failed++;
     if (slot < 16) std::snprintf(why[slot], sizeof why[slot], "%s: is %ld, expected %ld", what, is, expected);
@@ -91,8 +99,22 @@ class Transplant {
     captured_ = TRY(capture());
     TRY(rebuild(captured_));
     shared_->moved = 1;
+    ::syscall(SYS_futex, &shared_->moved, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
     return {};
   }
+  /// After `capture`: lets the original go on.
+  Result<void> give_up() {
+    const auto clock = TRY(objects::PodClock::of(HostPid{pid_}));
+    for (std::size_t i = 0; i < stopped_.size(); ++i) TRY(captures_[i].rearm(gadget_, stopped_[i], clock));
+    TRY(gadget_.remove(stopped_.front()));
+    for (std::size_t i = 0; i < stopped_.size(); ++i) TRY(captures_[i].put_back(stopped_[i]));
+    for (auto& thread : stopped_) TRY(thread.detach());
+    for (std::size_t i = 0; i < stopped_.size(); ++i) TRY(captures_[i].running(stopped_[i].tid()));
+    stopped_.clear();
+    return {};
+  }
+  /// The process is captured a second time: what has been rebuilt must look like what was.
+  Result<Captured> capture_again() { return capture(); }
   [[nodiscard]] const Captured& captured() const { return captured_; }
 
   /// Waits for the program's end; its exit code, or minus its signal.
@@ -116,6 +138,7 @@ class Transplant {
   pid_t pid_ = -1;
   Captured captured_;
   std::vector<kernel::Tracee> stopped_;
+  std::vector<objects::ThreadCapture> captures_;
   std::map<pid_t, objects::SleepMark> marks_;
   kernel::Gadget gadget_;
 };
@@ -141,7 +164,8 @@ inline Result<Captured> Transplant::capture() {
   stopped_ = TRY(stop_all());
   objects::ProcessCapture process;
   TRY(process.look(HostPid{pid_}, stopped_.front()));
-  std::vector<objects::ThreadCapture> captures;
+  std::vector<objects::ThreadCapture>& captures = captures_;
+  captures.clear();
   for (std::size_t i = 0; i < stopped_.size(); ++i) {
     const HostPid tid = stopped_[i].tid();
     captures.emplace_back(PodPid{TRY(kernel::read_status(tid)).ns_pid.back()}, true);
@@ -204,6 +228,22 @@ inline Result<void> Transplant::finish(kernel::Gadget& gadget, std::vector<kerne
     const std::array<std::uint64_t, 4> ignore{1, 0, 0, 0};
     batch.call(SYS_rt_sigaction, {signal, batch.value(ignore), 0, 8});
   }
+  const auto& place = process.layout;
+  const prctl_mm_map empty{.start_code = place.start_code,
+                           .end_code = place.start_code + 1,
+                           .start_data = place.start_data,
+                           .end_data = place.start_data,
+                           .start_brk = place.start_brk,
+                           .brk = place.start_brk,
+                           .start_stack = place.start_stack,
+                           .arg_start = place.arg_end,
+                           .arg_end = place.arg_end,
+                           .env_start = place.env_end,
+                           .env_end = place.env_end,
+                           .auxv = nullptr,
+                           .auxv_size = 0,
+                           .exe_fd = static_cast<__u32>(-1)};
+  batch.must("empty the layout", SYS_prctl, {PR_SET_MM, PR_SET_MM_MAP, batch.value(empty), sizeof empty});
   TRY(gadget.run(threads.front(), batch));
   for (auto& thread : threads) {
     batch = gadget.batch();
