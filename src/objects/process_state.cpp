@@ -258,12 +258,11 @@ void ProcessRestore::late(kernel::Batch& batch, int free_number) {
   const auto number = static_cast<std::uint64_t>(free_number);
   const auto program =
       batch.must(fmt::format("open {}", state_.exe), SYS_open, {batch.text(state_.exe), O_RDONLY | O_CLOEXEC});
-  const auto moved = batch.must("move the program's descriptor", SYS_dup3, {0, number, O_CLOEXEC});
-  batch.forward(program, moved, 0);
-  batch.forward(program, batch.must("close the program", SYS_close, {0}), 0);
+  batch.forward(program, batch.must("move the program's descriptor", SYS_dup2, {0, number}), 0);
   map.exe_fd = static_cast<__u32>(free_number);
   batch.call(SYS_prctl, {PR_SET_MM, PR_SET_MM_MAP, batch.value(map), sizeof map});
-  batch.must("close the program", SYS_close, {number});
+  batch.call(SYS_close, {number});
+  batch.forward(program, batch.call(SYS_close, {0}), 0);  // EBADF when both are the same
   if (state_.root != "/") batch.must(fmt::format("chroot {}", state_.root), SYS_chroot, {batch.text(state_.root)});
   // The path is the mount namespace's, not the new root's.
   std::string directory = state_.cwd;

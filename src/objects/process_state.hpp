@@ -92,7 +92,7 @@ class ProcessRestore {
   /// Before memory and descriptors: what memory depends on, and soft limits out of the way.
   void early(kernel::Batch&);
   /// Memory, threads and descriptors are in place. `free_number` is above every descriptor number that the process
-  /// uses (and the lowest free one isn't it). The root directory, the working directory and the program must exist in
+  /// uses, and below its limit while it is built. The root directory, the working directory and the program must exist in
   /// the pod's mount namespace.
   void late(kernel::Batch&, int free_number);
   /// From outside, after `late`: oom_score_adj, coredump_filter; sees that the program is the right one.

@@ -15,6 +15,9 @@ namespace {
 
 constexpr std::uint64_t prctl_timer_restore_ids = 77;  // PR_TIMER_CREATE_RESTORE_IDS, Linux 6.15
 constexpr std::int64_t second = 1'000'000'000;
+// What CLOCK_THREAD_CPUTIME_ID becomes in the kernel: thread 0, that is itself. Clocks that name a thread say its id in
+// the pod and stay valid.
+constexpr std::int32_t own_thread_clock = -2;
 constexpr std::size_t most_timers = 65'536;
 
 struct KernelSigevent {  // struct sigevent, 64 bytes, with its union spelt out
@@ -84,9 +87,10 @@ Result<void> TimersCapture::look(HostPid process) {
       TRY(parse_notify(timer, value));
     } else if (key == "ClockID") {
       timer.clock = std::atoi(value);
-      if (timer.clock < 0)
-        return fail(ErrorKind::refused, "timer {} of process {} counts another thread's CPU time", timer.id,
-                    process.value);
+      if (timer.clock == own_thread_clock && TRY(kernel::list_threads(process)).size() > 1)
+        return fail(ErrorKind::refused,
+                    "timer {} of process {} counts the CPU time of the thread that made it, which can't be known",
+                    timer.id, process.value);
     }
   }
   // The kernel lists the newest first.

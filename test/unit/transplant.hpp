@@ -256,7 +256,7 @@ inline Result<void> Transplant::finish(kernel::Gadget& gadget, std::vector<kerne
   restore.early(batch);
   TRY(gadget.run(threads.front(), batch));
   batch = gadget.batch();
-  restore.late(batch, 1000);
+  restore.late(batch, 200);
   TRY(gadget.run(threads.front(), batch));
   TRY(restore.outside(HostPid{pid_}));
   for (std::size_t i = threads.size(); i-- > 0;) {
