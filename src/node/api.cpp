@@ -1,0 +1,252 @@
+#include "node/api.hpp"
+
+#include <signal.h>
+
+#include "base/log.hpp"
+#include "kernel/procfs.hpp"
+#include "node/api_parts.hpp"
+
+namespace godwit::node {
+namespace {
+
+constexpr std::chrono::seconds request_time{30};
+constexpr std::chrono::milliseconds peer_time{5000};
+constexpr int attempts = 20;
+constexpr std::chrono::milliseconds between_attempts{50};
+
+/// One call about a pod that is here. `gone` when it left in between.
+using Call = std::function<Result<Json>(const Api&, const http::Request&, const std::shared_ptr<LocalPod>&)>;
+
+Json processes_of(pod::Pod& pod) {
+  Json list = Json::array();
+  const auto all = pod.workload().processes();
+  if (!all) return list;
+  for (const HostPid process : *all) {
+    const auto status = kernel::read_status(process);
+    if (!status) continue;
+    list.push_back({{"pid", status->ns_tgid.empty() ? 0 : status->ns_tgid.back()},
+                    {"host_pid", process.value},
+                    {"name", status->name},
+                    {"state", std::string(1, status->state)},
+                    {"resident", status->resident_bytes}});
+  }
+  return list;
+}
+
+Result<Json> inspect(const Api& api, const http::Request&, const std::shared_ptr<LocalPod>& pod) {
+  Json json = to_json(*pod, api.links.config().node);
+  json["environment"] = pod->spec.program.environment;
+  json["directory"] = pod->spec.program.directory;
+  json["gateway4"] = pod->spec.network.gateway4;
+  json["gateway6"] = pod->spec.network.gateway6;
+  json["log_directory"] = pod->log_directory;
+  const auto record = api.store.get(pod->spec.name);
+  if (record && *record) json["epoch"] = (*record)->epoch;
+  if (!record) json["note"] = record.error().message();
+  // Without patience: a pod in a migration is shown without its processes.
+  (void)pod->with(
+      [&](pod::Pod& held) -> Result<void> {
+        json["init"] = held.init().value;
+        json["upper"] = held.upper();
+        json["cgroup"] = held.workload().path();
+        json["processes"] = processes_of(held);
+        return {};
+      },
+      std::chrono::seconds(0));
+  return json;
+}
+
+Result<Json> remove(const Api& api, const http::Request& request, const std::shared_ptr<LocalPod>& pod) {
+  TRY(api.pods.remove(pod, request.flag("force")));
+  return Json{{"name", pod->spec.name}, {"removed", true}};
+}
+
+Result<Json> body_of(const http::Request& request) {
+  if (request.body.empty()) return Json::object();
+  Json json = TRY(parse_json(request.body));
+  if (!json.is_object()) return fail(ErrorKind::invalid, "the body must be a JSON object");
+  return json;
+}
+
+Result<Json> kill(const Api& api, const http::Request& request, const std::shared_ptr<LocalPod>& pod) {
+  const Json body = TRY(body_of(request));
+  const std::int64_t number = TRY(number_field(body, "signal", SIGTERM));
+  if (number < 1 || number > SIGRTMAX) return fail(ErrorKind::invalid, "{} is not a signal", number);
+  TRY(api.pods.signal(*pod, static_cast<int>(number)));
+  return Json{{"name", pod->spec.name}, {"signal", number}};
+}
+
+Result<Json> stop(const Api& api, const http::Request& request, const std::shared_ptr<LocalPod>& pod) {
+  const Json body = TRY(body_of(request));
+  const std::int64_t grace = TRY(number_field(body, "grace_ms", 10000));
+  if (grace < 0 || grace > 3600 * 1000) return fail(ErrorKind::invalid, "'grace_ms' must be up to an hour");
+  TRY(api.pods.stop(*pod, std::chrono::milliseconds(grace)));
+  const auto view = pod->view();
+  Json json{{"name", pod->spec.name}, {"state", to_string(view.state)}};
+  if (view.status) json["exit_code"] = exit_code(*view.status);
+  return json;
+}
+
+Result<Json> cancel(const Api& api, const http::Request&, const std::shared_ptr<LocalPod>& pod) {
+  TRY(api.moves.cancel(pod->spec.name));
+  return Json{{"name", pod->spec.name}, {"cancelled", true}};
+}
+
+/// Passes an answer on as it comes. Ends when either side does.
+void relay(int fd, http::Answer answer) {
+  if (answer.status() == 101) {
+    if (!http::accept_upgrade(fd)) return;
+    const Fd connection = answer.take_connection();
+    return splice_both(fd, connection.get());
+  }
+  if (answer.status() != 200) {
+    const auto body = answer.body(MiB, in(request_time));
+    return body ? (void)http::respond(fd, answer.status(), *body) : node::answer(fd, body.error());
+  }
+  if (!http::begin_chunks(fd, "application/json")) return;
+  char buffer[65536];
+  for (;;) {
+    const auto got = answer.read(buffer, sizeof buffer, never());
+    if (!got) return;  // The client sees that the last chunk is missing.
+    if (!http::send_chunk(fd, std::string_view(buffer, *got)) || *got == 0) return;
+  }
+}
+
+/// A request about the pod `name`, handled where it is: here by `local`, or passed on. Looks again when the pod has
+/// moved in between.
+void dispatch(const Api& api, int fd, const http::Request& request, const std::string& name,
+              const std::function<Result<void>(const std::shared_ptr<LocalPod>&)>& local) {
+  Error last{ErrorKind::busy, fmt::format("pod {} moves too fast", name), 0, "try again"};
+  for (int attempt = 0; attempt < attempts; attempt++) {
+    if (attempt > 0) std::this_thread::sleep_for(between_attempts);
+    const auto place = locate(api, name);
+    if (place && place->pod) {
+      const auto done = local(place->pod);
+      if (done) return;
+      if (done.error().kind != ErrorKind::gone || place->pod->view().here) return answer(fd, done.error());
+      continue;
+    }
+    if (is_forwarded(request)) return answer(fd, Json::object(), misdirected);
+    if (!place) return answer(fd, place.error());
+    if (place->record.owner == api.links.config().node) {
+      // Ours by the record and not here: only forgetting it makes sense.
+      if (request.method == "DELETE" && request.path.size() == 3) {
+        const auto removed = api.pods.remove_lost(place->record);
+        return removed ? answer(fd, Json{{"name", name}, {"removed", true}}) : answer(fd, removed.error());
+      }
+      return answer(fd, Error{ErrorKind::not_found, fmt::format("pod {} was lost when this machine stopped", name), 0,
+                              "forget it with: godwit rm " + name});
+    }
+    auto passed =
+        ask_peer(api, place->record.owner, request.method, request.target, request.body,
+                 request.path.back() == "migrate" || request.path.back() == "stop" ? never() : in(request_time * 3),
+                 wants_upgrade(request));
+    if (!passed) return answer(fd, passed.error());
+    if (passed->status() == misdirected) continue;
+    return relay(fd, std::move(*passed));
+  }
+  answer(fd, last);
+}
+
+void call(const Api& api, int fd, const http::Request& request, const std::string& name, const Call& local) {
+  dispatch(api, fd, request, name, [&](const std::shared_ptr<LocalPod>& pod) -> Result<void> {
+    const Json json = TRY(local(api, request, pod));
+    answer(fd, json);
+    return {};
+  });
+}
+
+void create(const Api& api, int fd, const http::Request& request) {
+  const auto body = body_of(request);
+  if (!body) return answer(fd, body.error());
+  const auto wanted = new_pod_from(*body);
+  if (!wanted) return answer(fd, wanted.error());
+  const auto pod = api.pods.create(*wanted);
+  if (!pod) return answer(fd, pod.error());
+  answer(fd, to_json(**pod, api.links.config().node), 201);
+}
+
+void route_pod(const Api& api, int fd, const http::Request& request) {
+  const std::string& name = request.path[2];
+  const std::string verb = request.path.size() > 3 ? request.path[3] : "";
+  const bool post = request.method == "POST";
+  if (!valid_name(name))
+    return answer(fd, Error{ErrorKind::invalid, fmt::format("'{}' can't be a pod's name", name), 0, {}});
+  if (request.path.size() == 3 && request.method == "GET") return call(api, fd, request, name, inspect);
+  if (request.path.size() == 3 && request.method == "DELETE") return call(api, fd, request, name, remove);
+  if (request.path.size() == 4 && post && verb == "kill") return call(api, fd, request, name, kill);
+  if (request.path.size() == 4 && post && verb == "stop") return call(api, fd, request, name, stop);
+  if (request.path.size() == 5 && post && verb == "migrate" && request.path[4] == "cancel")
+    return call(api, fd, request, name, cancel);
+  if (request.path.size() == 4 && post && verb == "wait") return serve_wait(api, fd, request, name);
+  if (request.path.size() == 4 && request.method == "GET" && verb == "logs") return serve_logs(api, fd, request, name);
+  if (request.path.size() == 4 && post && verb == "attach") return serve_attach(api, fd, request, name);
+  if (request.path.size() == 4 && post && verb == "exec")
+    return dispatch(api, fd, request, name, [&](const std::shared_ptr<LocalPod>& pod) -> Result<void> {
+      serve_exec(fd, request, *pod);
+      return {};
+    });
+  if (request.path.size() == 4 && post && verb == "migrate")
+    return dispatch(api, fd, request, name, [&](const std::shared_ptr<LocalPod>& pod) -> Result<void> {
+      serve_migrate(api, fd, request, pod);
+      return {};
+    });
+  answer(fd, Error{ErrorKind::not_found, fmt::format("no {} {} in this API", request.method, request.target), 0, {}});
+}
+
+void route(const Api& api, int fd, const http::Request& request) {
+  const auto& path = request.path;
+  const bool get = request.method == "GET";
+  if (path.size() >= 3 && path[0] == "v1" && path[1] == "pods") return route_pod(api, fd, request);
+  if (path == std::vector<std::string>{"v1", "node"} && get) return answer(fd, node_json(api));
+  if (path == std::vector<std::string>{"v1", "nodes"} && get) return serve_nodes(api, fd);
+  if (path == std::vector<std::string>{"v1", "pods"} && get)
+    return serve_pods(api, fd, request.flag("local") || is_forwarded(request));
+  if (path == std::vector<std::string>{"v1", "pods"} && request.method == "POST") return create(api, fd, request);
+  answer(fd, Error{ErrorKind::not_found, fmt::format("no {} {} in this API", request.method, request.target), 0, {}});
+}
+
+}  // namespace
+
+void answer(int fd, const Json& json, int status) {
+  (void)http::respond(fd, status, dump(json) + "\n");
+}
+void answer(int fd, const Error& error) {
+  answer(fd, to_json(error), http_status(error.kind));
+}
+
+Result<Place> locate(const Api& api, const std::string& name) {
+  if (auto pod = api.pods.find(name)) return Place{std::move(pod), {}};
+  auto record = TRY(api.store.get(name));
+  // It may have arrived while the store was asked.
+  if (auto pod = api.pods.find(name)) return Place{std::move(pod), {}};
+  if (!record)
+    return std::unexpected(
+        Error{ErrorKind::not_found, fmt::format("no pod named '{}'", name), 0, "godwit ps lists them"});
+  return Place{nullptr, std::move(*record)};
+}
+
+Result<http::Answer> ask_peer(const Api& api, const std::string& peer, const std::string& method,
+                              const std::string& target, const std::string& body, Deadline deadline, bool upgrade) {
+  Fd connection = TRY(api.links.connect(peer, service::api, peer_time));
+  std::map<std::string, std::string> headers{{forwarded_header, api.links.config().node}};
+  if (upgrade) {
+    headers["Upgrade"] = std::string(http::upgrade_protocol);
+    headers["Connection"] = "Upgrade";
+  }
+  auto answer = http::Answer::to(std::move(connection), method, target, body, headers, deadline);
+  if (answer) return answer;
+  return std::unexpected(std::move(answer.error()).within("node " + peer));
+}
+
+void Api::serve(int fd) const {
+  const auto request = http::read_request(fd, in(request_time));
+  if (!request) {
+    if (request.error().kind == ErrorKind::invalid) answer(fd, request.error());
+    return;
+  }
+  log::debug("{} {}", request->method, request->target);
+  route(*this, fd, *request);
+}
+
+}  // namespace godwit::node

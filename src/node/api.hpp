@@ -1,0 +1,40 @@
+#pragma once
+
+#include "node/links.hpp"
+#include "node/moves.hpp"
+#include "node/pods.hpp"
+
+namespace godwit::node {
+
+/// The HTTP API: on the Unix socket for commands, and between daemons over the service `api`. A request about a pod
+/// that is elsewhere is passed on to the node that owns it, by the daemon that got it.
+///
+///   GET    /v1/node                     this node
+///   GET    /v1/nodes                    the cluster
+///   GET    /v1/pods                     all pods of the cluster; ?local: of this node
+///   POST   /v1/pods                     run one here
+///   GET    /v1/pods/NAME                everything about it
+///   DELETE /v1/pods/NAME                forget it; ?force: also when it runs
+///   GET    /v1/pods/NAME/logs           ?follow, ?frames (stdout and stderr apart)
+///   POST   /v1/pods/NAME/attach         upgrade to frames both ways; ?position=…, ?input
+///   POST   /v1/pods/NAME/exec           upgrade to frames both ways, once the program runs
+///   POST   /v1/pods/NAME/wait           answers when it has ended
+///   POST   /v1/pods/NAME/kill           {"signal": 15}
+///   POST   /v1/pods/NAME/stop           {"grace_ms": 10000}
+///   POST   /v1/pods/NAME/migrate        {"destination", "strategy", "dry_run", "connections"}: lines of JSON with the
+///                                       progress, the last one with the report
+///   POST   /v1/pods/NAME/migrate/cancel
+///
+/// Errors are {"error": {"kind", "message", …}}. A pod is followed when it moves while it is waited for, logged or
+/// attached to.
+struct Api {
+  const Links& links;
+  Pods& pods;
+  Moves& moves;
+  store::Store& store;
+
+  /// Serves the one request of a connection.
+  void serve(int fd) const;
+};
+
+}  // namespace godwit::node

@@ -1,0 +1,61 @@
+#pragma once
+
+#include "node/api.hpp"
+#include "node/http.hpp"
+#include "node/json.hpp"
+#include "node/stream.hpp"
+
+/// The API's inside, spread over api*.cpp.
+namespace godwit::node {
+
+/// In a request that another daemon passes on: it is about a pod of this node, or nothing is.
+inline constexpr const char* forwarded_header = "x-godwit-forwarded";
+/// Answer to such a request when the pod isn't here (any more): ask the store again.
+inline constexpr int misdirected = 421;
+
+/// Where a pod is.
+struct Place {
+  std::shared_ptr<LocalPod> pod;  ///< here
+  store::Record record;           ///< or the store's word about it
+};
+/// `not_found` when nobody has it.
+Result<Place> locate(const Api&, const std::string& name);
+
+void answer(int fd, const Json&, int status = 200);
+void answer(int fd, const Error&);
+
+/// One request to another daemon, marked as forwarded.
+Result<http::Answer> ask_peer(const Api&, const std::string& peer, const std::string& method, const std::string& target,
+                              const std::string& body, Deadline, bool upgrade = false);
+
+/// A stream of a pod's frames, wherever it is.
+class PodStream {
+ public:
+  PodStream() = default;
+  static Result<std::unique_ptr<PodStream>> open(const Api&, const std::string& name, const StreamOptions&);
+  ~PodStream();
+  [[nodiscard]] int fd() const { return fd_.get(); }
+
+ private:
+  Fd fd_;
+  std::thread server_;
+};
+
+Json node_json(const Api&);
+void serve_nodes(const Api&, int fd);
+void serve_pods(const Api&, int fd, bool local);
+
+void serve_wait(const Api&, int fd, const http::Request&, const std::string& name);
+void serve_logs(const Api&, int fd, const http::Request&, const std::string& name);
+void serve_attach(const Api&, int fd, const http::Request&, const std::string& name);
+void serve_exec(int fd, const http::Request&, LocalPod&);
+void serve_migrate(const Api&, int fd, const http::Request&, const std::shared_ptr<LocalPod>&);
+
+inline bool is_forwarded(const http::Request& request) {
+  return !request.header(forwarded_header).empty();
+}
+inline bool wants_upgrade(const http::Request& request) {
+  return request.header("upgrade") == http::upgrade_protocol;
+}
+
+}  // namespace godwit::node

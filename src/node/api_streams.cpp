@@ -1,0 +1,304 @@
+#include <poll.h>
+#include <sys/socket.h>
+
+#include "node/api_parts.hpp"
+
+namespace godwit::node {
+namespace {
+
+constexpr std::chrono::seconds lost_patience{30};
+constexpr std::chrono::milliseconds between_attempts{50};
+constexpr std::chrono::milliseconds progress_interval{100};
+constexpr std::chrono::seconds peer_time{10};
+
+/// Where the client's frames go while the pod's stream may be opened anew: its reader, and who is at the other end.
+class Upstream {
+ public:
+  Upstream(int client, bool input) : client_(client), input_(input), reader_([this] { read(); }) {}
+  ~Upstream() {
+    use(-1);
+    {
+      const std::lock_guard lock(mutex_);
+      over_ = true;
+    }
+    changed_.notify_all();
+    ::shutdown(client_, SHUT_RD);
+    reader_.join();
+  }
+  /// The pod's stream from now on; -1: none at the moment.
+  void use(int stream) {
+    const std::lock_guard lock(mutex_);
+    stream_ = stream;
+    // The client went while there was none to tell.
+    if (gone_ && stream_ >= 0) ::shutdown(stream_, SHUT_RDWR);
+    changed_.notify_all();
+  }
+  [[nodiscard]] bool client_gone() const {
+    const std::lock_guard lock(mutex_);
+    return gone_;
+  }
+
+ private:
+  void read() {
+    FrameReader frames(client_);
+    for (;;) {
+      const auto frame = frames.next();
+      std::unique_lock lock(mutex_);
+      if (!frame) {
+        gone_ = true;
+        if (stream_ >= 0) ::shutdown(stream_, SHUT_RDWR);
+        return;
+      }
+      if (!input_) continue;
+      changed_.wait(lock, [this] { return stream_ >= 0 || over_; });
+      if (over_) return;
+      // The stream breaking shows at its reading end; what was on its way then is lost with it.
+      (void)write_frame(stream_, frame->kind, frame->bytes);
+    }
+  }
+
+  const int client_;
+  const bool input_;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  int stream_ = -1;
+  bool gone_ = false;
+  bool over_ = false;
+  std::thread reader_;
+};
+
+/// Hands every frame of the pod to `sink`, wherever the pod is and goes, until its stream has come to its end (exit,
+/// end or failure, which are handed on too) or `sink` says false.
+void follow(const Api& api, int client, const std::string& name, StreamOptions options,
+            std::unique_ptr<PodStream> stream, const std::function<bool(const pod::Frame&)>& sink) {
+  Upstream upstream(client, options.input);
+  Deadline patience = in(lost_patience);
+  for (;;) {
+    upstream.use(stream->fd());
+    FrameReader frames(stream->fd());
+    for (;;) {
+      const auto frame = frames.next();
+      if (!frame) break;
+      patience = in(lost_patience);
+      if (frame->kind == frame::position) {
+        if (auto position = decode_position(std::string(frame->bytes.begin(), frame->bytes.end())))
+          options.position = *position;
+        continue;
+      }
+      if (!sink(*frame)) return;
+      if (frame->kind == pod::FrameKind::exit || frame->kind == frame::end || frame->kind == frame::failure) return;
+    }
+    upstream.use(-1);
+    // The stream ended in the middle: the pod has moved, or its node is away.
+    for (;;) {
+      if (upstream.client_gone()) return;
+      auto next = PodStream::open(api, name, options);
+      if (next) {
+        stream = std::move(*next);
+        break;
+      }
+      if (next.error().kind == ErrorKind::not_found || std::chrono::steady_clock::now() > patience) {
+        const std::string text = next.error().message();
+        sink({frame::failure, Bytes(text.begin(), text.end())});
+        return;
+      }
+      std::this_thread::sleep_for(between_attempts);
+    }
+  }
+}
+
+/// Serves the frames of a pod that is here to another daemon, which follows it. False when it isn't here.
+bool serve_forwarded(const Api& api, int fd, const StreamOptions& options, const std::string& name) {
+  const auto pod = api.pods.find(name);
+  if (!pod) {
+    answer(fd, Json::object(), misdirected);
+    return false;
+  }
+  if (http::accept_upgrade(fd)) serve_stream(fd, *pod, options);
+  return true;
+}
+
+Result<StreamOptions> options_from(const http::Request& request, bool follow_default) {
+  StreamOptions options;
+  const auto position = request.query.find("position");
+  if (position != request.query.end()) options.position = TRY(decode_position(position->second));
+  options.follow = follow_default || request.flag("follow");
+  options.input = request.flag("input");
+  return options;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<PodStream>> PodStream::open(const Api& api, const std::string& name,
+                                                   const StreamOptions& options) {
+  auto stream = std::make_unique<PodStream>();
+  auto place = TRY(locate(api, name));
+  if (place.pod) {
+    int pair[2];
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) return fail_errno("socketpair");
+    stream->fd_ = Fd(pair[0]);
+    stream->server_ = std::thread(
+        [pod = std::move(place.pod), options, served = Fd(pair[1])] { serve_stream(served.get(), *pod, options); });
+    return stream;
+  }
+  if (place.record.owner == api.links.config().node)
+    return fail(ErrorKind::not_found, "pod {} was lost when this machine stopped", name);
+  const std::string target = fmt::format("/v1/pods/{}/attach?position={}{}{}", http::encode(name),
+                                         http::encode(encode_position(options.position)), options.input ? "&input" : "",
+                                         options.follow ? "" : "&once");
+  auto answer = TRY(ask_peer(api, place.record.owner, "POST", target, "", in(peer_time), true));
+  if (answer.status() == misdirected) return fail(ErrorKind::unreachable, "pod {} is between two nodes", name);
+  if (answer.status() != 101) {
+    const auto json = TRY(parse_json(TRY(answer.body(MiB, in(peer_time)))));
+    if (auto error = error_in(json)) return std::unexpected(std::move(*error));
+    return fail(ErrorKind::failed, "node {} answered with {}", place.record.owner, answer.status());
+  }
+  stream->fd_ = answer.take_connection();
+  return stream;
+}
+
+PodStream::~PodStream() {
+  if (fd_) ::shutdown(fd_.get(), SHUT_RDWR);
+  if (server_.joinable()) server_.join();
+}
+
+void serve_attach(const Api& api, int fd, const http::Request& request, const std::string& name) {
+  auto options = options_from(request, !request.flag("once"));
+  if (!options) return answer(fd, options.error());
+  if (!wants_upgrade(request))
+    return answer(fd, Error{ErrorKind::invalid, "attach needs an upgrade of the connection", 0,
+                            fmt::format("send 'Upgrade: {}'", http::upgrade_protocol)});
+  if (is_forwarded(request)) return (void)serve_forwarded(api, fd, *options, name);
+  auto stream = PodStream::open(api, name, *options);
+  if (!stream) return answer(fd, stream.error());
+  if (!http::accept_upgrade(fd)) return;
+  follow(api, fd, name, *options, std::move(*stream),
+         [&](const pod::Frame& frame) { return write_frame(fd, frame.kind, frame.bytes).has_value(); });
+}
+
+void serve_logs(const Api& api, int fd, const http::Request& request, const std::string& name) {
+  auto options = options_from(request, false);
+  if (!options) return answer(fd, options.error());
+  options->input = false;
+  auto stream = PodStream::open(api, name, *options);
+  if (!stream) return answer(fd, stream.error());
+  const bool frames = request.flag("frames");
+  if (!http::begin_chunks(fd, frames ? "application/octet-stream" : "text/plain; charset=utf-8")) return;
+  follow(api, fd, name, *options, std::move(*stream), [&](const pod::Frame& frame) {
+    Bytes out;
+    if (frames) {
+      pod::append_frame(out, frame.kind, frame.bytes);
+    } else if (frame.kind == pod::FrameKind::output || frame.kind == pod::FrameKind::error ||
+               frame.kind == pod::FrameKind::terminal) {
+      out = frame.bytes;
+    }
+    if (out.empty()) return true;
+    return http::send_chunk(fd, std::string_view(reinterpret_cast<const char*>(out.data()), out.size())).has_value();
+  });
+  (void)http::send_chunk(fd, "");
+}
+
+void serve_wait(const Api& api, int fd, const http::Request& request, const std::string& name) {
+  const auto ended = [](const LocalPod::View& view) { return !view.here || view.state == PodState::exited; };
+  Deadline patience = in(lost_patience);
+  for (;;) {
+    const auto place = locate(api, name);
+    if (place && place->pod) {
+      const auto view = place->pod->wait(ended, in(std::chrono::seconds(1)));
+      pollfd client{fd, 0, 0};
+      if (::poll(&client, 1, 0) > 0) return;
+      patience = in(lost_patience);
+      if (!view || !view->here) continue;
+      const int status = view->status.value_or(0);
+      return answer(fd, Json{{"name", name}, {"exit_code", exit_code(status)}, {"status", status}});
+    }
+    if (is_forwarded(request)) return answer(fd, Json::object(), misdirected);
+    if (!place && place.error().kind == ErrorKind::not_found) return answer(fd, place.error());
+    if (place && place->record.owner == api.links.config().node)
+      return answer(fd, Error{ErrorKind::not_found, fmt::format("pod {} was lost when this machine stopped", name), 0,
+                              "forget it with: godwit rm " + name});
+    Error why = place ? Error{} : place.error();
+    if (place) {
+      auto passed = ask_peer(api, place->record.owner, "POST", request.target, "", never());
+      if (passed && passed->status() != misdirected) {
+        const auto body = passed->body(MiB, in(peer_time));
+        if (body) return (void)http::respond(fd, passed->status(), *body);
+        why = body.error();
+      } else if (passed) {
+        patience = in(lost_patience);
+      } else {
+        why = passed.error();
+      }
+    }
+    if (std::chrono::steady_clock::now() > patience) return answer(fd, why);
+    std::this_thread::sleep_for(between_attempts);
+  }
+}
+
+void serve_exec(int fd, const http::Request& request, LocalPod& pod) {
+  const auto body = parse_json(request.body);
+  if (!body) return answer(fd, body.error());
+  auto program = program_from(*body);
+  if (!program) return answer(fd, program.error());
+  if (!wants_upgrade(request))
+    return answer(fd, Error{ErrorKind::invalid, "exec needs an upgrade of the connection", 0,
+                            fmt::format("send 'Upgrade: {}'", http::upgrade_protocol)});
+  // What the pod's first program was started with, unless said otherwise.
+  for (const std::string& entry : pod.spec.program.environment) {
+    const std::string prefix = entry.substr(0, entry.find('=') + 1);
+    const auto same = [&](const std::string& other) { return other.starts_with(prefix); };
+    if (std::ranges::none_of(program->environment, same)) program->environment.push_back(entry);
+  }
+  const auto served = serve_exec(fd, pod, *program, [&] { return http::accept_upgrade(fd); });
+  if (!served) answer(fd, served.error());
+}
+
+void serve_migrate(const Api& api, int fd, const http::Request& request, const std::shared_ptr<LocalPod>& pod) {
+  const auto body = parse_json(request.body);
+  if (!body || !body->is_object()) return answer(fd, Error{ErrorKind::invalid, "the body must be a JSON object"});
+  migrate::Options options;
+  const auto destination = text_field(*body, "destination");
+  const auto strategy = text_field(*body, "strategy", options.strategy);
+  const auto dry_run = flag_field(*body, "dry_run");
+  const auto connections = number_field(*body, "connections");
+  if (!destination) return answer(fd, destination.error());
+  if (!strategy) return answer(fd, strategy.error());
+  if (!dry_run) return answer(fd, dry_run.error());
+  if (!connections || *connections < 0 || *connections > 16)
+    return answer(fd, Error{ErrorKind::invalid, "'connections' must be a number from 0 to 16"});
+  options.strategy = *strategy;
+  options.dry_run = *dry_run;
+  options.connections = static_cast<int>(*connections);
+  static const std::vector<std::string> strategies{"auto", "freeze", "precopy", "postcopy", "hybrid", "eager-dirty"};
+  if (std::ranges::find(strategies, options.strategy) == strategies.end())
+    return answer(fd, Error{ErrorKind::invalid, fmt::format("no strategy named '{}'", options.strategy), 0,
+                            "auto, freeze, precopy, postcopy, hybrid or eager-dirty"});
+  const auto begun = api.moves.begin(pod, *destination, options);
+  if (!begun) return answer(fd, begun.error());
+  // From here on the migration goes on whether anybody reads this or not.
+  const Move& move = **begun;
+  if (!http::begin_chunks(fd, "application/x-ndjson")) return;
+  std::uint64_t seen = 0;
+  for (;;) {
+    const Move::View view = move.next(seen, never());
+    seen = view.number;
+    if (view.over) {
+      Json last{{"report", to_json(view.report)}};
+      if (view.error) last["error"] = to_json(*view.error)["error"];
+      (void)http::send_chunk(fd, dump(last) + "\n");
+      return (void)http::send_chunk(fd, "");
+    }
+    if (!http::send_chunk(fd, dump(Json{{"progress", to_json(view.progress)}}) + "\n")) return;
+    // The next phase is said at once, the numbers within one now and then.
+    const std::string phase = view.progress.phase;
+    const Deadline pause = in(progress_interval);
+    while (std::chrono::steady_clock::now() < pause) {
+      const Move::View newer = move.next(seen, pause);
+      if (newer.over || newer.progress.phase != phase || newer.number == seen) break;
+      seen = newer.number;
+    }
+    seen = std::min(seen, view.number);
+  }
+}
+
+}  // namespace godwit::node

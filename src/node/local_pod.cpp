@@ -1,0 +1,103 @@
+#include <sys/eventfd.h>
+#include <sys/wait.h>
+
+#include "node/pods.hpp"
+
+namespace godwit::node {
+namespace {
+
+/// condition_variable::wait_until overflows with Deadline::max().
+Deadline bounded(Deadline deadline) {
+  return std::min(deadline, in(std::chrono::hours(24 * 365)));
+}
+
+}  // namespace
+
+const char* to_string(PodState state) {
+  switch (state) {
+    case PodState::running:
+      return "running";
+    case PodState::leaving:
+      return "leaving";
+    case PodState::in_doubt:
+      return "in doubt";
+    case PodState::exited:
+      return "exited";
+  }
+  return "?";
+}
+
+int exit_code(int status) {
+  if (WIFEXITED(status)) return WEXITSTATUS(status);
+  return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : 255;
+}
+
+LocalPod::LocalPod(pod::Spec pod_spec, std::string pod_directory)
+    : spec(std::move(pod_spec)), directory(std::move(pod_directory)), log_directory(directory + "/log") {}
+
+LocalPod::View LocalPod::view() const {
+  const std::lock_guard lock(mutex_);
+  return view_;
+}
+
+void LocalPod::change(const std::function<void(View&)>& edit) {
+  const std::lock_guard lock(mutex_);
+  edit(view_);
+  changed_.notify_all();
+  const std::uint64_t one = 1;
+  for (const int fd : watches_) (void)!::write(fd, &one, sizeof one);
+}
+
+Result<LocalPod::View> LocalPod::wait(const std::function<bool(const View&)>& wanted, Deadline deadline) const {
+  std::unique_lock lock(mutex_);
+  if (!changed_.wait_until(lock, bounded(deadline), [&] { return wanted(view_); }))
+    return fail(ErrorKind::timeout, "pod {} is still {}", spec.name, to_string(view_.state));
+  return view_;
+}
+
+Result<void> LocalPod::with(const std::function<Result<void>(pod::Pod&)>& work, std::chrono::seconds patience) {
+  const Deadline deadline = in(patience);
+  for (;;) {
+    const View now =
+        TRY(wait([](const View& view) { return !view.here || view.state != PodState::leaving; }, deadline));
+    if (!now.here) return fail(ErrorKind::gone, "pod {} is not on this node any more", spec.name);
+    if (now.state == PodState::exited) return fail(ErrorKind::not_found, "pod {} has ended", spec.name);
+    if (now.state == PodState::in_doubt)
+      return std::unexpected(Error{ErrorKind::busy, fmt::format("pod {} is in doubt: {}", spec.name, now.note), 0,
+                                   "it goes on when the store answers"});
+    const std::lock_guard alone(use_);
+    if (!pod_ || view().state != PodState::running) continue;
+    return work(*pod_);
+  }
+}
+
+Result<int> LocalPod::wait_program(PodPid program, Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  const auto known = [&] {
+    return ended_programs_.contains(program.value) || !view_.here || view_.state == PodState::exited;
+  };
+  if (!changed_.wait_until(lock, bounded(deadline), known))
+    return fail(ErrorKind::timeout, "process {} of pod {} still runs", program.value, spec.name);
+  const auto found = ended_programs_.find(program.value);
+  if (found == ended_programs_.end()) return fail(ErrorKind::gone, "pod {} ended with it", spec.name);
+  const int status = found->second;
+  ended_programs_.erase(found);
+  return status;
+}
+
+LocalPod::Watch::Watch(const LocalPod& pod) : pod_(pod), fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  const std::lock_guard lock(pod_.mutex_);
+  pod_.watches_.insert(fd_.get());
+}
+
+LocalPod::Watch::~Watch() {
+  const std::lock_guard lock(pod_.mutex_);
+  pod_.watches_.erase(fd_.get());
+}
+
+void LocalPod::Watch::clear() const {
+  std::uint64_t count = 0;
+  (void)!::read(fd_.get(), &count, sizeof count);
+}
+
+}  // namespace godwit::node

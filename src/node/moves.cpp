@@ -1,0 +1,238 @@
+#include "node/moves.hpp"
+
+#include <openssl/rand.h>
+#include <poll.h>
+
+#include <fstream>
+
+#include "base/log.hpp"
+
+namespace godwit::node {
+namespace {
+
+constexpr std::chrono::seconds connect_time{5};
+constexpr std::size_t incoming_limit = 16;
+constexpr std::size_t queue_limit = 64;
+
+std::string new_id() {
+  std::uint8_t bytes[8];
+  (void)RAND_bytes(bytes, sizeof bytes);
+  std::string text;
+  for (const std::uint8_t byte : bytes) text += fmt::format("{:02x}", byte);
+  return text;
+}
+
+/// True from the commit on: the pod is the destination's, and this node only serves what is owed.
+bool committed(const std::string& phase) {
+  return phase == "restart" || phase == "drain" || phase == "done";
+}
+
+}  // namespace
+
+/// The connections of one arriving migration that wait for being taken.
+struct Moves::Incoming {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::deque<Fd> waiting;
+
+  Result<Fd> next(std::chrono::milliseconds limit) {
+    std::unique_lock lock(mutex);
+    if (!changed.wait_for(lock, limit, [this] { return !waiting.empty(); }))
+      return fail(ErrorKind::unreachable, "the source opened no further connection in time");
+    Fd connection = std::move(waiting.front());
+    waiting.pop_front();
+    return connection;
+  }
+};
+
+Move::Move(std::shared_ptr<LocalPod> local, std::string to, migrate::Options wanted)
+    : id(new_id()), pod(std::move(local)), destination(std::move(to)), options(std::move(wanted)) {}
+
+Move::View Move::view() const {
+  const std::lock_guard lock(mutex_);
+  return view_;
+}
+
+Move::View Move::next(std::uint64_t after, Deadline deadline) const {
+  std::unique_lock lock(mutex_);
+  changed_.wait_until(lock, std::min(deadline, in(std::chrono::hours(24))),
+                      [&] { return view_.number > after || view_.over; });
+  return view_;
+}
+
+void Move::change(const std::function<void(View&)>& edit) {
+  const std::lock_guard lock(mutex_);
+  edit(view_);
+  view_.number++;
+  changed_.notify_all();
+}
+
+Moves::Moves(const Links& links, Pods& pods, store::Store& store, pod::Site site)
+    : links_(links), pods_(pods), store_(store), site_(std::move(site)) {}
+
+Result<std::shared_ptr<Move>> Moves::begin(const std::shared_ptr<LocalPod>& pod, const std::string& destination,
+                                           const migrate::Options& options) {
+  if (destination == site_.node)
+    return fail(ErrorKind::refused, "pod {} is on node {} already", pod->spec.name, destination);
+  if (links_.config().peer(destination) == nullptr) {
+    std::string names;
+    for (const Peer& peer : links_.config().peers) names += (names.empty() ? "" : ", ") + peer.name;
+    return std::unexpected(Error{ErrorKind::not_found, fmt::format("no node named '{}'", destination), 0,
+                                 names.empty() ? "this node has no peers" : "known here: " + names});
+  }
+  const std::lock_guard lock(mutex_);
+  collect();
+  if (stopping_) return fail(ErrorKind::refused, "this daemon is about to end");
+  auto held = TRY(pods_.lend(*pod, destination));
+  const std::shared_ptr<Move> move(new Move(pod, destination, options));
+  move->view_.progress.phase = "negotiate";
+  outgoing_[move->id] = move;
+  move->thread_ = std::thread([this, move, held = std::move(held)]() mutable {
+    send(move, held);
+    // The last handle goes before anybody hears that it is over.
+    held.reset();
+    const std::lock_guard over(mutex_);
+    move->change([](Move::View& view) { view.over = true; });
+    ended_.notify_all();
+  });
+  return move;
+}
+
+void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::Pod>& pod) {
+  const std::string service = std::string(service::migration) + move->id;
+  const auto connect = [&] { return links_.connect(move->destination, service, connect_time); };
+  bool gone = false;
+  const auto progress = [&](const migrate::Progress& now) {
+    // Runs in the freeze as well: what is new is one lock and a wake-up.
+    move->change([&](Move::View& view) { view.progress = now; });
+    if (gone || !committed(now.phase) || move->options.dry_run) return;
+    if (now.phase == "restart") return;
+    gone = true;
+    pods_.departed(*move->pod);
+  };
+  const migrate::SourceSite site{site_.node, move->destination, store_, move->cancelled_, progress};
+  migrate::Report report;
+  const Result<migrate::Report> result = migrate::send(*pod, move->options, connect, site, report);
+  move->change([&](Move::View& view) {
+    view.report = result ? *result : report;
+    if (!result) {
+      view.error = result.error();
+      if (view.report.error.empty()) view.report.error = result.error().message();
+    }
+  });
+  conclude(*move, result);
+}
+
+/// The pod's place after a migration: gone, ours again, or in doubt.
+void Moves::conclude(Move& move, const Result<migrate::Report>& result) {
+  LocalPod& pod = *move.pod;
+  const std::string& name = pod.spec.name;
+  if (move.options.dry_run) return pods_.take_back(pod);
+  if (result && result->moved) {
+    log::info("pod {} moved to {} ({}): frozen {} us, {} us in all, {} bytes", name, move.destination, result->strategy,
+              result->freeze_us, result->total_us, result->bytes_sent);
+    return pods_.departed(pod);
+  }
+  if (!result) log::warn("pod {} to {}: {}", name, move.destination, result.error().message());
+  // Failed: before the commit it is ours still, after it is not. The record knows.
+  const auto record = store_.get(name);
+  if (!record) return pods_.in_doubt(pod, record.error().message());
+  if (*record && (*record)->id == pod.spec.id && (*record)->owner == site_.node) return pods_.take_back(pod);
+  log::warn("pod {} belongs to {}: it runs there", name, *record ? (*record)->owner : "nobody");
+  // Pages that are still owed stay with the frozen process: gone, they would turn into zeros there.
+  if (move.view().progress.phase == "drain") {
+    log::error("pod {}: what it left here stays, frozen: pages of it were not fetched", name);
+    return pods_.departed(pod);
+  }
+  pods_.abandon(pod);
+}
+
+Result<void> Moves::cancel(const std::string& pod) {
+  const std::lock_guard lock(mutex_);
+  for (const auto& [id, move] : outgoing_) {
+    if (move->pod->spec.name != pod || move->view().over) continue;
+    move->cancel();
+    return {};
+  }
+  return fail(ErrorKind::not_found, "pod {} is in no migration", pod);
+}
+
+void Moves::incoming(Fd connection, const std::string& peer, const std::string& id) {
+  const std::string key = peer + "/" + id;
+  std::shared_ptr<Incoming> mine;
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopping_) return;
+    const auto found = incoming_.find(key);
+    if (found != incoming_.end()) {
+      const std::lock_guard queue(found->second->mutex);
+      if (found->second->waiting.size() >= queue_limit) return;
+      found->second->waiting.push_back(std::move(connection));
+      found->second->changed.notify_one();
+      return;
+    }
+    if (incoming_.size() >= incoming_limit) {
+      log::warn("migration {} from {}: too many at a time", id, peer);
+      return;
+    }
+    mine = std::make_shared<Incoming>();
+    incoming_[key] = mine;
+  }
+  const migrate::DestinationSite site{
+      site_,
+      store_,
+      memory_available(),
+      [this](std::shared_ptr<pod::Pod> pod) { pods_.arrived(std::move(pod)); },
+      [](const migrate::Progress&) {},
+  };
+  const auto result = migrate::receive(
+      std::move(connection), [&](std::chrono::milliseconds limit) { return mine->next(limit); }, site);
+  if (!result) log::warn("migration {} from {}: {}", id, peer, result.error().message());
+  const std::lock_guard lock(mutex_);
+  incoming_.erase(key);
+  ended_.notify_all();
+}
+
+void Moves::collect() {
+  std::erase_if(outgoing_, [](const auto& entry) {
+    const std::shared_ptr<Move>& move = entry.second;
+    if (!move->view().over) return false;
+    if (move->thread_.joinable()) move->thread_.join();
+    return true;
+  });
+}
+
+void Moves::stop(std::chrono::seconds patience) {
+  std::unique_lock lock(mutex_);
+  stopping_ = true;
+  for (const auto& [id, move] : outgoing_) move->cancel();
+  const auto over = [this] {
+    for (const auto& [id, move] : outgoing_)
+      if (!move->view().over) return false;
+    return true;
+  };
+  if (!ended_.wait_for(lock, patience, over))
+    log::error("a migration is not over after {} s: it is left as it is", patience.count());
+  for (const auto& [id, move] : outgoing_) {
+    if (!move->thread_.joinable()) continue;
+    if (move->view().over)
+      move->thread_.join();
+    else
+      move->thread_.detach();
+  }
+  outgoing_.clear();
+}
+
+std::uint64_t memory_available() {
+  std::ifstream file("/proc/meminfo");
+  std::string name;
+  std::uint64_t kilobytes = 0;
+  std::string unit;
+  while (file >> name >> kilobytes) {
+    if (name == "MemAvailable:") return kilobytes * KiB;
+    std::getline(file, unit);
+  }
+  return 0;
+}
+
+}  // namespace godwit::node

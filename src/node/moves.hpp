@@ -1,0 +1,91 @@
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "migrate/migrate.hpp"
+#include "node/links.hpp"
+#include "node/pods.hpp"
+
+namespace godwit::node {
+
+/// A pod on its way from this node, as it looks to whoever watches.
+class Move {
+ public:
+  const std::string id;
+  const std::shared_ptr<LocalPod> pod;
+  const std::string destination;
+  const migrate::Options options;
+
+  struct View {
+    std::uint64_t number = 0;  ///< grows with every change
+    migrate::Progress progress;
+    bool over = false;
+    migrate::Report report;      ///< when over
+    std::optional<Error> error;  ///< when over, and it failed
+  };
+  [[nodiscard]] View view() const;
+  /// The view as soon as it is newer than `after`, or at the deadline as it is.
+  View next(std::uint64_t after, Deadline) const;
+  /// Asks it to stop; honoured up to the commit.
+  void cancel() { cancelled_ = true; }
+
+ private:
+  friend class Moves;
+  Move(std::shared_ptr<LocalPod> local, std::string to, migrate::Options wanted);
+  void change(const std::function<void(View&)>& edit);
+
+  std::atomic<bool> cancelled_ = false;
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  View view_;
+  std::thread thread_;
+};
+
+/// Migrations from and to this node, each on a thread of its own: ptrace is bound to a thread. Thread-safe.
+class Moves {
+ public:
+  Moves(const Links&, Pods&, store::Store&, pod::Site);
+  ~Moves() { stop(); }
+
+  /// Begins to move a pod away. Goes on whoever watches; its outcome stands in the Move.
+  Result<std::shared_ptr<Move>> begin(const std::shared_ptr<LocalPod>&, const std::string& destination,
+                                      const migrate::Options&);
+  /// `not_found` when the pod is in no migration.
+  Result<void> cancel(const std::string& pod);
+
+  /// A connection of the migration `id` from `peer`. The first is its control connection: returns when it is all over.
+  /// Further ones are put in its queue.
+  void incoming(Fd connection, const std::string& peer, const std::string& id);
+
+  /// Cancels what can be cancelled and waits for it; what is committed is waited for up to `patience`.
+  void stop(std::chrono::seconds patience = std::chrono::seconds(20));
+
+ private:
+  struct Incoming;
+  void send(const std::shared_ptr<Move>&, const std::shared_ptr<pod::Pod>&);
+  void conclude(Move&, const Result<migrate::Report>&);
+  void collect();
+
+  const Links& links_;
+  Pods& pods_;
+  store::Store& store_;
+  const pod::Site site_;
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  std::map<std::string, std::shared_ptr<Move>> outgoing_;      ///< by id
+  std::map<std::string, std::shared_ptr<Incoming>> incoming_;  ///< by peer and id
+  bool stopping_ = false;
+};
+
+/// Bytes that new programs may use on this machine (MemAvailable).
+std::uint64_t memory_available();
+
+}  // namespace godwit::node

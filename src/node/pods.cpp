@@ -1,0 +1,326 @@
+#include "node/pods.hpp"
+
+#include <fcntl.h>
+#include <openssl/rand.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "base/log.hpp"
+#include "image/codec.hpp"
+#include "node/ended.hpp"
+
+namespace godwit::node {
+namespace {
+
+constexpr std::uint32_t address_attempts = 256;
+constexpr std::size_t programs_remembered = 4096;
+constexpr int doubt_interval_ms = 1000;
+
+std::string random_hex(std::size_t bytes) {
+  Bytes random(bytes);
+  // Names and ids need to be different, not secret: a failure shows as a name that is taken.
+  (void)RAND_bytes(random.data(), static_cast<int>(random.size()));
+  std::string text;
+  for (const std::uint8_t byte : random) text += fmt::format("{:02x}", byte);
+  return text;
+}
+
+pod::AddressPlan plan_of(const Config::Network& network) {
+  return {network.subnet4, network.pods4, network.subnet6, network.gateway4, network.gateway6};
+}
+
+/// Programs expect these; what the user gave stands first and wins.
+void add_defaults(pod::Program& program, const std::string& hostname) {
+  const auto add = [&](const std::string& name, const std::string& value) {
+    for (const std::string& entry : program.environment)
+      if (entry.starts_with(name + "=")) return;
+    program.environment.push_back(name + "=" + value);
+  };
+  add("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+  add("HOME", "/root");
+  add("HOSTNAME", hostname);
+  if (program.terminal) add("TERM", "xterm");
+}
+
+}  // namespace
+
+Pods::Pods(const Config& config, pod::Site site, store::Store& store)
+    : config_(config), site_(std::move(site)), store_(store), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  watcher_ = std::thread([this] { watch(); });
+}
+
+Pods::~Pods() {
+  {
+    const std::lock_guard lock(mutex_);
+    ending_ = true;
+  }
+  wake();
+  watcher_.join();
+}
+
+void Pods::wake() {
+  const std::uint64_t one = 1;
+  (void)!::write(wake_.get(), &one, sizeof one);
+}
+
+std::shared_ptr<LocalPod> Pods::find(const std::string& name) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = pods_.find(name);
+  return found == pods_.end() ? nullptr : found->second;
+}
+
+std::vector<std::shared_ptr<LocalPod>> Pods::list() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::shared_ptr<LocalPod>> all;
+  for (const auto& [name, pod] : pods_) all.push_back(pod);
+  return all;
+}
+
+std::shared_ptr<LocalPod> Pods::insert(std::shared_ptr<pod::Pod> pod, PodState state, const std::string& note) {
+  auto local = std::make_shared<LocalPod>(pod->spec(), pod->directory());
+  local->pod_ = std::move(pod);
+  local->view_.state = state;
+  local->view_.note = note;
+  {
+    const std::lock_guard lock(mutex_);
+    pods_[local->spec.name] = local;
+  }
+  wake();
+  return local;
+}
+
+Result<pod::Spec> Pods::reserve(const NewPod& wanted) {
+  pod::Spec spec;
+  spec.name = wanted.name.empty() ? "pod-" + random_hex(3) : wanted.name;
+  if (!valid_name(spec.name))
+    return std::unexpected(Error{ErrorKind::invalid, fmt::format("'{}' can't be a pod's name", spec.name), 0,
+                                 "lower-case letters, digits, '.' and '-', 63 at most"});
+  spec.id = random_hex(16);
+  spec.home = config_.node;
+  spec.hostname = wanted.hostname.empty() ? spec.name : wanted.hostname;
+  spec.program = wanted.program;
+  spec.memory_limit = wanted.memory_limit;
+  spec.cpu_limit = wanted.cpu_limit;
+  add_defaults(spec.program, spec.hostname);
+  const bool addressed = !config_.network.bridge.empty() && !config_.network.subnet4.empty();
+  for (std::uint32_t attempt = 0; attempt < address_attempts; attempt++) {
+    if (addressed) spec.network = TRY(pod::candidate_network(plan_of(config_.network), spec.id, attempt));
+    store::Record record{spec.name, spec.id, config_.node, 1, "", config_.node};
+    if (!spec.network.addresses.empty()) {
+      const std::string& first = spec.network.addresses.front();
+      record.address = first.substr(0, first.find('/'));
+    }
+    const Result<void> created = store_.create(record);
+    if (created) return spec;
+    if (created.error().kind != ErrorKind::busy || !addressed) return std::unexpected(created.error());
+    // Busy is the name, which another attempt doesn't cure, or the address, which it does.
+    if (TRY(store_.get(spec.name))) return std::unexpected(created.error());
+  }
+  return fail(ErrorKind::refused, "no free address for pod {} in {}", spec.name,
+              config_.network.pods4.empty() ? config_.network.subnet4 : config_.network.pods4);
+}
+
+Result<std::shared_ptr<LocalPod>> Pods::create(const NewPod& wanted) {
+  const pod::Spec spec = TRY(reserve(wanted));
+  const auto undo = [&](Error error) -> std::unexpected<Error> {
+    const store::Record record{spec.name, spec.id, config_.node, 1, "", config_.node};
+    if (const auto removed = store_.remove(record); !removed)
+      log::warn("pod {}: its record could not be removed again: {}", spec.name, removed.error().message());
+    return std::unexpected(std::move(error).within("run " + spec.name));
+  };
+  auto created = pod::Pod::create(site_, spec);
+  if (!created) return undo(created.error());
+  if (const auto started = (*created)->start(spec.program, true); !started) {
+    if (const auto destroyed = (*created)->destroy(); !destroyed)
+      log::warn("pod {}: {}", spec.name, destroyed.error().message());
+    return undo(started.error());
+  }
+  log::info("pod {} runs (id {})", spec.name, spec.id);
+  return insert(std::move(*created), PodState::running);
+}
+
+Result<void> Pods::signal(LocalPod& pod, int signal) {
+  return pod.with([&](pod::Pod& held) { return held.signal(signal); });
+}
+
+Result<void> Pods::stop(LocalPod& pod, std::chrono::milliseconds grace) {
+  const auto over = [](const LocalPod::View& view) { return !view.here || view.state == PodState::exited; };
+  if (over(pod.view())) return {};
+  const auto settled = [&](Result<void> result) -> Result<void> {
+    // Ended in between: that is what was asked for.
+    if (!result && (over(pod.view()) && pod.view().here)) return {};
+    return result;
+  };
+  if (grace.count() > 0) {
+    TRY(settled(signal(pod, SIGTERM)));
+    if (pod.wait(over, in(grace))) return {};
+  }
+  TRY(settled(pod.with([](pod::Pod& held) { return held.workload().kill(); })));
+  TRY(pod.wait(over, in(std::chrono::seconds(10))));
+  return {};
+}
+
+Result<void> Pods::remove(const std::shared_ptr<LocalPod>& pod, bool force) {
+  const std::string& name = pod->spec.name;
+  const auto state = pod->view().state;
+  if (state != PodState::exited) {
+    if (!force)
+      return std::unexpected(Error{ErrorKind::refused, fmt::format("pod {} is {}", name, to_string(state)), 0,
+                                   "stop it first, or use --force"});
+    TRY(stop(*pod, std::chrono::milliseconds(0)));
+  }
+  const std::lock_guard alone(pod->use_);
+  // The record first: a name that is free again while the pod's files are still there is harmless, the other way round
+  // a pod would be listed that nothing is left of.
+  if (const auto record = TRY(store_.get(name)); record && record->id == pod->spec.id) {
+    if (record->owner != config_.node) return fail(ErrorKind::gone, "pod {} belongs to node {}", name, record->owner);
+    if (!TRY(store_.remove(*record))) return fail(ErrorKind::busy, "pod {}: its record is changing", name);
+  }
+  std::error_code error;
+  std::filesystem::remove_all(pod->directory, error);
+  if (error) log::warn("pod {}: {} stays behind: {}", name, pod->directory, error.message());
+  departed(*pod);
+  return {};
+}
+
+Result<void> Pods::remove_lost(const store::Record& record) {
+  if (!TRY(store_.remove(record))) return fail(ErrorKind::busy, "pod {}: its record is changing", record.pod);
+  std::error_code error;
+  std::filesystem::remove_all(fmt::format("{}/pods/{}", site_.state_dir, record.pod), error);
+  return {};
+}
+
+Result<std::shared_ptr<pod::Pod>> Pods::lend(LocalPod& pod, const std::string& destination) {
+  const std::lock_guard alone(pod.use_);
+  const LocalPod::View now = pod.view();
+  if (!now.here) return fail(ErrorKind::gone, "pod {} is not on this node any more", pod.spec.name);
+  if (now.state == PodState::exited) return fail(ErrorKind::refused, "pod {} has ended", pod.spec.name);
+  if (now.state == PodState::leaving)
+    return fail(ErrorKind::busy, "pod {} is on its way to {} already", pod.spec.name, now.destination);
+  if (now.state == PodState::in_doubt) return fail(ErrorKind::busy, "pod {} is in doubt: {}", pod.spec.name, now.note);
+  pod.change([&](LocalPod::View& view) {
+    view.state = PodState::leaving;
+    view.destination = destination;
+  });
+  return pod.pod_;
+}
+
+void Pods::take_back(LocalPod& pod) {
+  pod.change([](LocalPod::View& view) {
+    if (!view.here) return;
+    view.state = PodState::running;
+    view.destination.clear();
+  });
+  // The watcher left it alone while it was lent: its program may have ended.
+  wake();
+}
+
+void Pods::departed(LocalPod& pod) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = pods_.find(pod.spec.name);
+    if (found != pods_.end() && found->second.get() == &pod) pods_.erase(found);
+  }
+  pod.change([](LocalPod::View& view) { view.here = false; });
+  wake();
+}
+
+void Pods::abandon(LocalPod& pod) {
+  {
+    const std::lock_guard alone(pod.use_);
+    if (pod.pod_) {
+      if (const auto destroyed = pod.pod_->destroy(); !destroyed)
+        log::error("pod {}: {}", pod.spec.name, destroyed.error().message());
+      pod.pod_.reset();
+    }
+  }
+  departed(pod);
+}
+
+void Pods::in_doubt(LocalPod& pod, const std::string& note) {
+  pod.change([&](LocalPod::View& view) {
+    view.state = PodState::in_doubt;
+    view.note = note;
+  });
+  wake();
+}
+
+void Pods::arrived(std::shared_ptr<pod::Pod> pod) {
+  log::info("pod {} has arrived", pod->spec().name);
+  insert(std::move(pod), PodState::running);
+}
+
+void Pods::ended(const std::shared_ptr<LocalPod>& pod, int status) {
+  log::info("pod {} has ended with {}", pod->spec.name, exit_code(status));
+  if (const auto written = write_ended(pod->directory, {pod->spec, status}); !written)
+    log::warn("pod {}: {}", pod->spec.name, written.error().message());
+  if (pod->pod_) {
+    if (const auto destroyed = pod->pod_->destroy(true); !destroyed)
+      log::warn("pod {}: {}", pod->spec.name, destroyed.error().message());
+    pod->pod_.reset();
+  }
+  pod->change([&](LocalPod::View& view) {
+    view.state = PodState::exited;
+    view.status = status;
+  });
+}
+
+void Pods::collect_exits(const std::shared_ptr<LocalPod>& pod) {
+  const std::lock_guard alone(pod->use_);
+  if (!pod->pod_ || pod->view().state != PodState::running) return;
+  for (;;) {
+    auto exit = pod->pod_->next_exit();
+    if (!exit) {
+      // The init is gone without a word: killed from outside, or the machine is short of memory.
+      log::error("pod {}: {}", pod->spec.name, exit.error().message());
+      ended(pod, SIGKILL);
+      return;
+    }
+    if (!*exit) return;
+    if ((*exit)->last) {
+      ended(pod, (*exit)->status);
+      return;
+    }
+    pod->change([&](LocalPod::View&) {
+      if (pod->ended_programs_.size() >= programs_remembered) pod->ended_programs_.erase(pod->ended_programs_.begin());
+      pod->ended_programs_[(*exit)->process.value] = (*exit)->status;
+    });
+  }
+}
+
+void Pods::watch() {
+  for (;;) {
+    std::vector<std::shared_ptr<LocalPod>> running, doubtful;
+    std::vector<pollfd> polls{{wake_.get(), POLLIN, 0}};
+    {
+      const std::lock_guard lock(mutex_);
+      if (ending_) return;
+      for (const auto& [name, pod] : pods_) {
+        const auto state = pod->view().state;
+        if (state == PodState::in_doubt) doubtful.push_back(pod);
+        if (state != PodState::running) continue;
+        running.push_back(pod);
+      }
+    }
+    for (const auto& pod : running) {
+      const std::lock_guard alone(pod->use_);
+      const bool usable = pod->pod_ && pod->view().state == PodState::running;
+      polls.push_back({usable ? pod->pod_->events_fd() : -1, POLLIN, 0});
+    }
+    if (::poll(polls.data(), polls.size(), doubtful.empty() ? -1 : doubt_interval_ms) < 0 && errno != EINTR) {
+      log::error("poll: {}", std::strerror(errno));
+      continue;
+    }
+    std::uint64_t count = 0;
+    if (polls[0].revents != 0) (void)!::read(wake_.get(), &count, sizeof count);
+    for (std::size_t i = 0; i < running.size(); i++)
+      if (polls[i + 1].revents != 0) collect_exits(running[i]);
+    for (const auto& pod : doubtful) settle(pod);
+  }
+}
+
+}  // namespace godwit::node

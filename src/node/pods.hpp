@@ -1,0 +1,154 @@
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "node/config.hpp"
+#include "node/io.hpp"
+#include "pod/network.hpp"
+#include "pod/pod.hpp"
+#include "store/store.hpp"
+
+namespace godwit::node {
+
+enum class PodState {
+  running,
+  leaving,   ///< in the hands of a migration; what needs the pod waits for it
+  in_doubt,  ///< frozen by a migration that was interrupted, and the store can't be asked whose it is
+  exited,    ///< its program has ended; exit status and log are kept until it is removed
+};
+const char* to_string(PodState);
+
+/// One pod on this node. The table and whoever works on the pod share it; `here` tells whether it is still this node's.
+class LocalPod {
+ public:
+  explicit LocalPod(pod::Spec spec, std::string directory);
+
+  const pod::Spec spec;
+  const std::string directory;      ///< state_dir/pods/NAME
+  const std::string log_directory;  ///< of segments, see pod/log_segments.hpp
+
+  struct View {
+    PodState state = PodState::running;
+    bool here = true;                ///< false: moved away or removed
+    std::optional<int> status;       ///< wait status of the first program
+    std::string destination;         ///< leaving: where to
+    std::string note;                ///< why it is as it is, where that isn't plain
+    std::vector<HostPid> processes;  ///< filled by `inspect` only
+  };
+  [[nodiscard]] View view() const;
+  /// Waits until `wanted` holds of the view. `timeout` when it doesn't by then.
+  Result<View> wait(const std::function<bool(const View&)>& wanted, Deadline) const;
+
+  /// Runs `work` with the pod, alone. Waits for a migration to end first, as long as `patience` lasts: `gone` when the
+  /// pod left with it, `timeout` when it still runs; `not_found` when the program has ended.
+  Result<void> with(const std::function<Result<void>(pod::Pod&)>& work,
+                    std::chrono::seconds patience = std::chrono::seconds(60));
+
+  /// The exit status of another program that was started here, when it has ended.
+  Result<int> wait_program(PodPid program, Deadline);
+
+  /// An eventfd that becomes readable whenever the view changes.
+  class Watch {
+   public:
+    explicit Watch(const LocalPod&);
+    ~Watch();
+    [[nodiscard]] int fd() const { return fd_.get(); }
+    void clear() const;
+
+   private:
+    const LocalPod& pod_;
+    Fd fd_;
+  };
+
+ private:
+  friend class Pods;
+  void change(const std::function<void(View&)>& edit);
+
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  mutable std::set<int> watches_;
+  View view_;
+  std::map<pid_t, int> ended_programs_;
+  std::mutex use_;                 ///< held while somebody works on the pod; taken before mutex_
+  std::shared_ptr<pod::Pod> pod_;  ///< null once its program has ended; only touched with `use_`
+};
+
+/// What `run` asks for.
+struct NewPod {
+  std::string name;  ///< empty: one is made up
+  std::string hostname;
+  pod::Program program;
+  std::uint64_t memory_limit = 0;
+  double cpu_limit = 0;
+};
+
+/// The pods of this node. Thread-safe.
+class Pods {
+ public:
+  Pods(const Config&, pod::Site, store::Store&);
+  ~Pods();
+
+  /// Takes back what an earlier daemon left. A pod whose record names another owner is destroyed: it runs there. One
+  /// that was frozen by an interrupted migration and is still ours is thawed; in doubt (store unreachable) it stays
+  /// frozen, and is asked about again until the store answers.
+  Result<void> adopt();
+
+  Result<std::shared_ptr<LocalPod>> create(const NewPod&);
+  [[nodiscard]] std::shared_ptr<LocalPod> find(const std::string& name) const;
+  [[nodiscard]] std::vector<std::shared_ptr<LocalPod>> list() const;
+
+  /// SIGTERM to the first program, and after `grace` SIGKILL to all. Returns when it has ended.
+  Result<void> stop(LocalPod&, std::chrono::milliseconds grace);
+  Result<void> signal(LocalPod&, int signal);
+  /// Forgets an ended pod: log, files, name, address. `force` stops a running one first.
+  Result<void> remove(const std::shared_ptr<LocalPod>&, bool force);
+  /// Removes the record of a pod that should be here and isn't (the machine was restarted, say).
+  Result<void> remove_lost(const store::Record&);
+
+  /// Hands the pod to a migration: nobody else touches it until `take_back` or `departed`. `busy`, `not_found`.
+  Result<std::shared_ptr<pod::Pod>> lend(LocalPod&, const std::string& destination);
+  /// The migration came to nothing, the pod is ours and runs on.
+  void take_back(LocalPod&);
+  /// The pod is another node's now: this node's table forgets it.
+  void departed(LocalPod&);
+  /// The same, and destroys what is left of it here.
+  void abandon(LocalPod&);
+  /// What a migration has come to can't be told until the store answers: frozen until then.
+  void in_doubt(LocalPod&, const std::string& note);
+  /// A pod has arrived and is ours.
+  void arrived(std::shared_ptr<pod::Pod>);
+
+ private:
+  std::shared_ptr<LocalPod> insert(std::shared_ptr<pod::Pod>, PodState, const std::string& note = {});
+  Result<pod::Spec> reserve(const NewPod&);
+  void adopt_one(std::unique_ptr<pod::Pod>);
+  void adopt_ended(const std::string& directory);
+  void settle(const std::shared_ptr<LocalPod>&);
+  void watch();
+  void collect_exits(const std::shared_ptr<LocalPod>&);
+  void ended(const std::shared_ptr<LocalPod>&, int status);
+  void wake();
+
+  const Config& config_;
+  const pod::Site site_;
+  store::Store& store_;
+  mutable std::mutex mutex_;
+  std::map<std::string, std::shared_ptr<LocalPod>> pods_;
+  bool ending_ = false;
+  Fd wake_;
+  std::thread watcher_;
+};
+
+/// 0–255 as a shell gives it: the program's own, or 128 + the signal that ended it.
+int exit_code(int wait_status);
+
+}  // namespace godwit::node

@@ -1,0 +1,176 @@
+#include "node/stream.hpp"
+
+#include <poll.h>
+#include <sys/inotify.h>
+#include <sys/socket.h>
+
+#include <charconv>
+#include <thread>
+
+#include "base/log.hpp"
+
+namespace godwit::node {
+namespace {
+
+constexpr std::size_t batch = 256 * KiB;
+/// Only a net below inotify: a segment that arrives late, say.
+constexpr int poll_ms = 500;
+
+bool valid_segment(std::string_view name) {
+  return name.size() <= 64 && name.find_first_not_of("0123456789abcdefghijklmnopqrstuvwxyz.-_") == name.npos;
+}
+
+/// The program's side of a client: its input goes to the pod's init. What the init sends back is the output, which the
+/// client gets from the log instead: that goes on where it was after a move.
+class Input {
+ public:
+  static Result<std::unique_ptr<Input>> open(int client, LocalPod& pod) {
+    int pair[2];
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) return fail_errno("socketpair");
+    auto input = std::unique_ptr<Input>(new Input(client, Fd(pair[0])));
+    const Fd theirs(pair[1]);
+    TRY(pod.with([&](pod::Pod& held) -> Result<void> {
+      TRY(held.attach(theirs.get()));
+      return {};
+    }));
+    input->forwarder_ = std::thread([raw = input.get()] { raw->forward(); });
+    input->drain_ = std::thread([raw = input.get()] { raw->drain(); });
+    return input;
+  }
+  ~Input() {
+    ::shutdown(init_.get(), SHUT_RDWR);
+    ::shutdown(client_, SHUT_RD);
+    if (forwarder_.joinable()) forwarder_.join();
+    if (drain_.joinable()) drain_.join();
+  }
+
+ private:
+  Input(int client, Fd init) : client_(client), init_(std::move(init)) {}
+
+  void forward() {
+    FrameReader reader(client_);
+    for (;;) {
+      const auto got = reader.next();
+      if (!got) return;
+      if (got->kind != pod::FrameKind::input && got->kind != pod::FrameKind::window) continue;
+      if (!write_frame(init_.get(), got->kind, got->bytes)) return;
+    }
+  }
+  void drain() const {
+    char buffer[16384];
+    for (;;) {
+      const auto got = read_some(init_.get(), buffer, sizeof buffer, never());
+      if (!got || *got == 0) return;
+    }
+  }
+
+  int client_;
+  Fd init_;
+  std::thread forwarder_, drain_;
+};
+
+/// False when the other side is gone.
+bool send_batch(int fd, const std::vector<pod::Frame>& frames, const pod::LogPosition& position) {
+  Bytes out;
+  for (const pod::Frame& item : frames) pod::append_frame(out, item.kind, item.bytes);
+  const std::string place = encode_position(position);
+  pod::append_frame(out, frame::position, BytesView(reinterpret_cast<const std::uint8_t*>(place.data()), place.size()));
+  return write_all(fd, out.data(), out.size(), never()).has_value();
+}
+
+void fail_stream(int fd, const Error& error) {
+  (void)write_frame(fd, frame::failure, error.message());
+}
+
+}  // namespace
+
+Result<pod::Frame> FrameReader::next() {
+  for (;;) {
+    pod::Frame frame;
+    if (TRY(pod::take_frame(buffer_, frame))) return frame;
+    std::uint8_t chunk[16384];
+    const std::size_t got = TRY(read_some(fd_, chunk, sizeof chunk, never()));
+    if (got == 0) return fail(ErrorKind::gone, "the stream has ended");
+    buffer_.insert(buffer_.end(), chunk, chunk + got);
+  }
+}
+
+Result<void> write_frame(int fd, pod::FrameKind kind, BytesView bytes) {
+  Bytes out;
+  pod::append_frame(out, kind, bytes);
+  return write_all(fd, out.data(), out.size(), never());
+}
+
+Result<void> write_frame(int fd, pod::FrameKind kind, const std::string& text) {
+  return write_frame(fd, kind, BytesView(reinterpret_cast<const std::uint8_t*>(text.data()), text.size()));
+}
+
+std::string encode_position(const pod::LogPosition& position) {
+  return position.segment.empty() ? "" : fmt::format("{} {}", position.segment, position.offset);
+}
+
+Result<pod::LogPosition> decode_position(const std::string& text) {
+  pod::LogPosition position;
+  if (text.empty()) return position;
+  const std::size_t space = text.find(' ');
+  const char* end = text.data() + text.size();
+  if (space == std::string::npos || !valid_segment(std::string_view(text).substr(0, space)))
+    return fail(ErrorKind::invalid, "'{}' is not a place in a log", text);
+  position.segment = text.substr(0, space);
+  const auto [stop, error] = std::from_chars(text.data() + space + 1, end, position.offset);
+  if (error != std::errc{} || stop != end) return fail(ErrorKind::invalid, "'{}' is not a place in a log", text);
+  return position;
+}
+
+Bytes encode_status(int status) {
+  const auto value = static_cast<std::uint32_t>(status);
+  return {static_cast<std::uint8_t>(value), static_cast<std::uint8_t>(value >> 8),
+          static_cast<std::uint8_t>(value >> 16), static_cast<std::uint8_t>(value >> 24)};
+}
+
+Result<int> decode_status(const pod::Frame& frame) {
+  if (frame.bytes.size() != 4) return fail(ErrorKind::invalid, "malformed exit frame");
+  return static_cast<int>(frame.bytes[0] | frame.bytes[1] << 8 | frame.bytes[2] << 16 |
+                          static_cast<std::uint32_t>(frame.bytes[3]) << 24);
+}
+
+void serve_stream(int fd, LocalPod& pod, const StreamOptions& options) {
+  const LocalPod::Watch watch(pod);
+  const Fd notify(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
+  std::unique_ptr<Input> input;
+  if (options.input && pod.view().state != PodState::exited) {
+    auto opened = Input::open(fd, pod);
+    if (!opened && opened.error().kind == ErrorKind::gone) return;
+    if (!opened && opened.error().kind != ErrorKind::not_found) return fail_stream(fd, opened.error());
+    if (opened) input = std::move(*opened);
+  }
+  bool watched = false;
+  pod::LogPosition position = options.position;
+  for (;;) {
+    // Looked at before the log is read: what was written before the end is read after it was seen.
+    const LocalPod::View now = pod.view();
+    watch.clear();
+    if (!watched && options.follow)
+      watched = ::inotify_add_watch(notify.get(), pod.log_directory.c_str(), IN_MODIFY | IN_CREATE | IN_MOVED_TO) >= 0;
+    const auto frames = pod::read_log(pod.log_directory, position, batch);
+    if (!frames) return fail_stream(fd, frames.error());
+    if (!frames->empty()) {
+      if (!send_batch(fd, *frames, position)) return;
+      continue;
+    }
+    if (!now.here) return;
+    if (!options.follow) return (void)write_frame(fd, frame::end, BytesView());
+    if (now.state == PodState::exited)
+      return (void)write_frame(fd, pod::FrameKind::exit, encode_status(now.status.value_or(0)));
+    pollfd polls[3] = {{watch.fd(), POLLIN, 0}, {notify.get(), POLLIN, 0}, {fd, POLLRDHUP, 0}};
+    ::poll(polls, 3, poll_ms);
+    // A client that only reads may shut its sending side down; one that is gone shows as an error or hang-up.
+    if ((polls[2].revents & (POLLERR | POLLHUP)) != 0) return;
+    if (!options.input && (polls[2].revents & POLLRDHUP) != 0) return;
+    char events[4096];
+    while (::read(notify.get(), events, sizeof events) > 0) {
+    }
+  }
+}
+
+}  // namespace godwit::node
