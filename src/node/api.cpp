@@ -227,9 +227,11 @@ Result<Place> locate(const Api& api, const std::string& name) {
 }
 
 Result<http::Answer> ask_peer(const Api& api, const std::string& peer, const std::string& method,
-                              const std::string& target, const std::string& body, Deadline deadline, bool upgrade) {
+                              const std::string& target, const std::string& body, Deadline deadline, bool upgrade,
+                              bool forwarded) {
   Fd connection = TRY(api.links.connect(peer, service::api, peer_time));
-  std::map<std::string, std::string> headers{{forwarded_header, api.links.config().node}};
+  std::map<std::string, std::string> headers;
+  if (forwarded) headers[forwarded_header] = api.links.config().node;
   if (upgrade) {
     headers["Upgrade"] = std::string(http::upgrade_protocol);
     headers["Connection"] = "Upgrade";
@@ -246,7 +248,13 @@ void Api::serve(int fd) const {
     return;
   }
   log::debug("{} {}", request->method, request->target);
-  route(*this, fd, *request);
+  const std::string other = request->header(node_header);
+  if (other.empty() || other == links.config().node || is_forwarded(*request)) return route(*this, fd, *request);
+  // Somebody wants that node's daemon to do it, in full: not marked as passed on.
+  auto passed =
+      ask_peer(*this, other, request->method, request->target, request->body, never(), wants_upgrade(*request), false);
+  if (!passed) return answer(fd, passed.error());
+  relay(fd, std::move(*passed));
 }
 
 }  // namespace godwit::node

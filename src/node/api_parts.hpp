@@ -10,7 +10,9 @@ namespace godwit::node {
 
 /// In a request that another daemon passes on: it is about a pod of this node, or nothing is.
 inline constexpr const char* forwarded_header = "x-godwit-forwarded";
-/// Answer to such a request when the pod isn't here (any more): ask the store again.
+/// In a request from a command: that node's daemon shall do it.
+inline constexpr const char* node_header = "x-godwit-node";
+/// Answer to a forwarded request when the pod isn't here (any more): ask the store again.
 inline constexpr int misdirected = 421;
 
 /// Where a pod is.
@@ -24,9 +26,9 @@ Result<Place> locate(const Api&, const std::string& name);
 void answer(int fd, const Json&, int status = 200);
 void answer(int fd, const Error&);
 
-/// One request to another daemon, marked as forwarded.
+/// One request to another daemon; `forwarded`: marked so.
 Result<http::Answer> ask_peer(const Api&, const std::string& peer, const std::string& method, const std::string& target,
-                              const std::string& body, Deadline, bool upgrade = false);
+                              const std::string& body, Deadline, bool upgrade = false, bool forwarded = true);
 
 /// A stream of a pod's frames, wherever it is.
 class PodStream {

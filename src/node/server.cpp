@@ -100,6 +100,9 @@ Result<Fd> listen_tcp(const std::string& address, std::uint16_t port) {
   if (!fd) return fail_errno("socket");
   const int one = 1;
   ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+  // "::" is for IPv4 as well, whatever the machine's default is.
+  const int zero = 0;
+  if (storage.ss_family == AF_INET6) ::setsockopt(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero);
   if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&storage), size) != 0)
     return fail_errno("listen on {}:{}", address, port);
   if (::listen(fd.get(), 128) != 0) return fail_errno("listen on {}:{}", address, port);

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "cli/client.hpp"
+
+/// One function for each command; all return its exit code.
+namespace godwit::cli {
+
+struct RunOptions {
+  std::string name, hostname, directory = "/";
+  std::vector<std::string> environment;
+  bool input = false, terminal = false, detach = false, keep = false;
+  std::string memory;  ///< "512M"
+  double cpus = 0;
+  std::vector<std::string> command;
+};
+int run(const Common&, const RunOptions&);
+
+struct ExecOptions {
+  std::string pod, directory = "/";
+  std::vector<std::string> environment;
+  bool input = false, terminal = false;
+  std::vector<std::string> command;
+};
+int exec(const Common&, const ExecOptions&);
+int attach(const Common&, const std::string& pod, bool no_input);
+
+int ps(const Common&, bool local, bool quiet);
+int nodes(const Common&);
+int inspect(const Common&, const std::vector<std::string>& pods);
+int stop(const Common&, const std::vector<std::string>& pods, double grace_seconds);
+int kill(const Common&, const std::vector<std::string>& pods, const std::string& signal);
+int remove(const Common&, const std::vector<std::string>& pods, bool force);
+int wait(const Common&, const std::vector<std::string>& pods);
+int logs(const Common&, const std::string& pod, bool follow);
+
+struct MigrateOptions {
+  std::string pod, destination;
+  std::string strategy = "auto";
+  bool dry_run = false, cancel = false;
+  int connections = 0;
+};
+int migrate(const Common&, const MigrateOptions&);
+
+int check(const Common&);
+
+/// The script for "bash", "zsh" or "fish"; empty for another shell.
+std::string completion_script(const std::string& shell);
+
+/// "512M", "1.5G", "4096": bytes.
+Result<std::uint64_t> parse_size(const std::string&);
+/// "TERM", "SIGTERM", "15".
+Result<int> parse_signal(const std::string&);
+
+}  // namespace godwit::cli

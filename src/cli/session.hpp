@@ -1,0 +1,26 @@
+#pragma once
+
+#include <functional>
+
+#include "base/fd.hpp"
+#include "base/result.hpp"
+
+namespace godwit::cli {
+
+/// How a program's streams are joined to ours.
+struct Session {
+  bool input = false;     ///< our stdin is its input
+  bool terminal = false;  ///< our terminal, raw, is its terminal; Ctrl-P Ctrl-Q lets go of it
+  /// Gets SIGINT, SIGTERM, SIGHUP and SIGQUIT instead of us; none: they end us.
+  std::function<void(int signal)> on_signal;
+};
+
+struct SessionEnd {
+  bool detached = false;  ///< by Ctrl-P Ctrl-Q; the program goes on
+  int status = 0;         ///< wait status otherwise
+};
+
+/// Joins the frames on `connection` to our stdin, stdout and stderr until the program has ended.
+Result<SessionEnd> run_session(const Fd& connection, const Session&);
+
+}  // namespace godwit::cli

@@ -1,0 +1,167 @@
+#include "node/daemon.hpp"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "base/log.hpp"
+#include "node/api.hpp"
+#include "node/server.hpp"
+#include "node/store_link.hpp"
+
+namespace godwit::node {
+namespace {
+
+/// Connections at a time. Commands that follow something hold one each.
+constexpr std::size_t strangers = 64;
+constexpr std::size_t most_connections = 1024;
+
+bool valid_migration(std::string_view id) {
+  return !id.empty() && id.size() <= 64 && id.find_first_not_of("0123456789abcdef-") == std::string_view::npos;
+}
+
+Result<void> make_directory(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) return fail(ErrorKind::failed, "make {}: {}", path, error.message());
+  if (::chmod(path.c_str(), 0711) != 0) return fail_errno("chmod {}", path);
+  return {};
+}
+
+/// Two daemons over one state_dir would both take over its pods.
+Result<Fd> lock_state(const std::string& state_dir) {
+  const std::string path = state_dir + "/lock";
+  Fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!fd) return fail_errno("open {}", path);
+  if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0)
+    return std::unexpected(Error{ErrorKind::busy, fmt::format("another godwitd uses {}", state_dir), 0,
+                                 "stop it, or give this one another state_dir"});
+  return fd;
+}
+
+Result<std::unique_ptr<store::Store>> open_store(const Config& config, const Links& links) {
+  if (config.store.starts_with("peer:")) return open_store_link(links, config.store.substr(5));
+  const std::string path = config.store == "sqlite" ? config.state_dir + "/pods.db" : config.store.substr(7);
+  return store::open_sqlite(path);
+}
+
+}  // namespace
+
+struct Daemon::Parts {
+  Parts(Config given, pod::Site pods_site, Fd state_lock)
+      : config(std::move(given)), site(std::move(pods_site)), lock(std::move(state_lock)), links(config) {}
+
+  Config config;
+  pod::Site site;
+  Fd lock;
+  Links links;
+  std::unique_ptr<store::Store> store;
+  std::unique_ptr<Pods> pods;
+  std::unique_ptr<Moves> moves;
+  std::unique_ptr<Api> api;
+  std::unique_ptr<Server> peers;
+  std::unique_ptr<Server> commands;
+
+  [[nodiscard]] bool serves_store() const { return !config.store.starts_with("peer:"); }
+
+  [[nodiscard]] bool offers(const std::string& name) const {
+    if (name.starts_with(service::migration))
+      return valid_migration(std::string_view(name).substr(service::migration.size()));
+    return name == service::api || (name == service::store && serves_store());
+  }
+
+  void serve_peer(Tasks::Connection& connection) {
+    prepare_tcp(connection.fd.get());
+    const auto caller = respond(
+        connection.fd.get(), links.identity(), [this](const std::string& name) { return config.peer(name) != nullptr; },
+        [this](const std::string& name) { return offers(name); }, in(handshake_time));
+    if (!caller) {
+      if (caller.error().kind == ErrorKind::refused) log::warn("peers: {}", caller.error().message());
+      return;
+    }
+    connection.trust();
+    if (caller->service == service::api) return api->serve(connection.fd.get());
+    if (caller->service == service::store) return serve_store(connection.fd.get(), *store);
+    moves->incoming(std::move(connection.fd), caller->peer, caller->service.substr(service::migration.size()));
+  }
+};
+
+Result<std::string> prepare_cgroup(const std::string& configured, const std::string& node) {
+  std::string path = configured;
+  if (path.empty()) {
+    std::ifstream mounts("/proc/self/mounts");
+    for (std::string line; std::getline(mounts, line);) {
+      std::istringstream fields(line);
+      std::string device, mount, type;
+      fields >> device >> mount >> type;
+      if (type != "cgroup2") continue;
+      path = mount + "/godwit/" + node;
+      // Limits need the controllers handed down; without them (cgroup v1 has them) limits go there.
+      for (const std::string& directory : {mount, mount + "/godwit"}) {
+        std::error_code ignored;
+        std::filesystem::create_directories(directory, ignored);
+        for (const char* controller : {"+memory", "+cpu"})
+          std::ofstream(directory + "/cgroup.subtree_control") << controller;
+      }
+      break;
+    }
+  }
+  if (path.empty())
+    return std::unexpected(Error{ErrorKind::refused, "no cgroup v2 hierarchy is mounted", 0,
+                                 "mount -t cgroup2 none /sys/fs/cgroup/unified"});
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) return fail(ErrorKind::failed, "make the cgroup {}: {}", path, error.message());
+  return path;
+}
+
+Daemon::Daemon(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+
+Result<std::unique_ptr<Daemon>> Daemon::start(Config config, pod::Zygote& zygote) {
+  TRY(make_directory(config.state_dir));
+  TRY(make_directory(config.run_dir));
+  Fd lock = TRY(lock_state(config.state_dir));
+  pod::Site site{.node = config.node,
+                 .state_dir = config.state_dir,
+                 .run_dir = config.run_dir,
+                 .bridge = config.network.bridge,
+                 .cgroup = TRY(prepare_cgroup(config.cgroup, config.node)),
+                 .zygote = &zygote};
+  auto parts = std::make_unique<Parts>(std::move(config), std::move(site), std::move(lock));
+  Parts& p = *parts;
+  p.store = TRY(open_store(p.config, p.links));
+  p.pods = std::make_unique<Pods>(p.config, p.site, *p.store);
+  p.moves = std::make_unique<Moves>(p.links, *p.pods, *p.store, p.site);
+  p.api = std::make_unique<Api>(p.links, *p.pods, *p.moves, *p.store);
+
+  // The port first: other nodes may have to ask our store before they can tell whose their pods are.
+  if (!p.config.key.empty()) {
+    Fd port = TRY(listen_tcp(p.config.listen, p.config.port));
+    p.peers = std::make_unique<Server>(std::move(port), strangers, most_connections,
+                                       [&p](Tasks::Connection& connection) { p.serve_peer(connection); });
+  }
+  TRY(p.pods->adopt());
+  Fd socket = TRY(listen_unix(p.config.socket));
+  p.commands = std::make_unique<Server>(std::move(socket), most_connections, most_connections,
+                                        [&p](Tasks::Connection& connection) {
+                                          connection.trust();
+                                          p.api->serve(connection.fd.get());
+                                        });
+  return std::unique_ptr<Daemon>(new Daemon(std::move(parts)));
+}
+
+Daemon::~Daemon() {
+  Parts& p = *parts_;
+  ::unlink(p.config.socket.path.c_str());
+  p.moves->stop();
+  p.commands.reset();
+  p.peers.reset();
+  p.moves.reset();
+  p.pods.reset();
+}
+
+}  // namespace godwit::node
