@@ -214,3 +214,16 @@ def listening(port: int, process: Process) -> None:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
     harness.wait_for(f"port {port}", accepts)
+
+
+class Fuzz(Suite):
+    """Decoders under the sanitizers, fed with rubbish for a bounded time."""
+
+    name = "fuzz"
+
+    def cases(self):
+        return [Case("codec", self._codec)]
+
+    def _codec(self) -> None:
+        seconds = 300 if self.options.long else 15
+        command([BUILD / "codec-fuzz", seconds], seconds=seconds * 4 + 60)
