@@ -13,6 +13,7 @@ const std::vector<const Kind*>& kinds() {
       &timerfd_kind,
       &signalfd_kind,
       &epoll_kind,
+      &pidfd_kind,
       &tcp_kind,
       &memfd_kind,
       &file_kind,

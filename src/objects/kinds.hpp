@@ -13,7 +13,6 @@ extern const Kind timerfd_kind;
 extern const Kind signalfd_kind;
 extern const Kind epoll_kind;
 extern const Kind pidfd_kind;
-extern const Kind inotify_kind;
 extern const Kind memfd_kind;
 extern const Kind tcp_kind;
 extern const Kind file_kind;
