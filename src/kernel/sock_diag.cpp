@@ -1,5 +1,6 @@
 #include "kernel/sock_diag.hpp"
 
+#include <fcntl.h>
 #include <linux/inet_diag.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
@@ -10,9 +11,13 @@
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
+#include <array>
 #include <cstring>
 #include <functional>
+
+#include "kernel/procfs.hpp"
 
 namespace godwit::kernel {
 namespace {
@@ -61,20 +66,36 @@ Result<Fd> network_of(int fd) {
   return network;
 }
 
-}  // namespace
-
-Result<Fd> open_socket_beside(int fd, int domain, int type, int protocol) {
+/// What `make` opens in the network namespace of the socket.
+Result<Fd> open_there(int fd, const std::function<int()>& make) {
   const Fd there = TRY(network_of(fd));
   const Fd probe(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   if (!probe) return fail_errno("make a socket");
   const Fd here = TRY(network_of(probe.get()));
   if (::setns(there.get(), CLONE_NEWNET) != 0) return fail_errno("enter a network namespace");
-  Fd made(::socket(domain, type | SOCK_CLOEXEC, protocol));
+  Fd made(make());
   const int code = errno;
   if (::setns(here.get(), CLONE_NEWNET) != 0) return fail_errno("come back to the node's network namespace");
   if (made) return made;
   errno = code;
-  return fail_errno("make a socket in a pod's network namespace");
+  return fail_errno("open what is in a pod's network namespace");
+}
+
+}  // namespace
+
+Result<Fd> open_socket_beside(int fd, int domain, int type, int protocol) {
+  return open_there(fd, [&] { return ::socket(domain, type | SOCK_CLOEXEC, protocol); });
+}
+
+Result<std::string> read_network_file(int fd, const std::string& name) {
+  // What /proc/net shows is decided when it is opened.
+  const std::string path = "thread-self/net/" + name;
+  const Fd file = TRY(open_there(fd, [&] { return ::openat(proc_directory(), path.c_str(), O_RDONLY | O_CLOEXEC); }));
+  std::string text;
+  std::array<char, 4096> part;
+  for (ssize_t count = 0; (count = ::read(file.get(), part.data(), part.size())) > 0;)
+    text.append(part.data(), static_cast<std::size_t>(count));
+  return text;
 }
 
 Result<Fd> open_sock_diag(int fd) {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "base/bytes.hpp"
@@ -14,6 +15,8 @@ namespace godwit::kernel {
 /// A socket made in the network namespace that the socket `fd` belongs to (SIOCGSKNS). The calling thread goes there
 /// and comes back.
 Result<Fd> open_socket_beside(int fd, int domain, int type, int protocol);
+/// /proc/net/NAME of that namespace: the interfaces' multicast groups, say.
+Result<std::string> read_network_file(int fd, const std::string& name);
 /// A sock_diag socket in that namespace.
 Result<Fd> open_sock_diag(int fd);
 

@@ -15,6 +15,7 @@ const std::vector<const Kind*>& kinds() {
       &epoll_kind,
       &pidfd_kind,
       &tcp_kind,
+      &udp_kind,
       &memfd_kind,
       &file_kind,
   };

@@ -97,6 +97,9 @@ constexpr std::array option_specs = {
     OPTION(IPPROTO_IP, IP_MULTICAST_TTL, option_udp, 1),
     OPTION(IPPROTO_IP, IP_MULTICAST_LOOP, option_udp, 1),
     OPTION(IPPROTO_IP, IP_MULTICAST_ALL, option_udp, 1),
+    OptionSpec{"IP_UNICAST_IF", IPPROTO_IP, 50, option_udp, 0},
+    OptionSpec{"IPV6_UNICAST_IF", IPPROTO_IPV6, 76, option_udp, 0},
+    OptionSpec{"IP_MULTICAST_IF", IPPROTO_IP, IP_MULTICAST_IF, option_udp, 0},
     OptionSpec{"IP_LOCAL_PORT_RANGE", IPPROTO_IP, ip_local_port_range, option_udp | option_listener, 0},
 
     OPTION(IPPROTO_IPV6, IPV6_UNICAST_HOPS, option_ipv6, varies),

@@ -8,7 +8,7 @@
 #include <array>
 #include <cstddef>
 
-#include "kernel/raw_packet.hpp"
+#include "objects/injection.hpp"
 #include "objects/tcp_state.hpp"
 
 namespace godwit::objects::tcp {
@@ -88,37 +88,12 @@ Result<void> read_repaired(int fd, Connection& connection, std::size_t unacknowl
   return {};
 }
 
-PacketInjector* injector(Destination& destination, int family) {
-  struct Injectors {
-    std::map<int, std::optional<PacketInjector>> families;
-  };
-  auto& known = destination.shared<Injectors>("packet injectors").families[family];
-  if (!known)
-    if (auto opened = PacketInjector::open(family)) known.emplace(std::move(*opened));
-  return known ? &*known : nullptr;
-}
-
-/// An IPv4 address that an IPv6 socket speaks of (::ffff:10.0.0.1) is IPv4 on the wire.
-SocketAddress on_wire(const SocketAddress& address) {
-  const auto& v6 = reinterpret_cast<const sockaddr_in6&>(address.storage);
-  if (address.storage.ss_family != AF_INET6 || !IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr)) return address;
-  SocketAddress result;
-  auto& v4 = reinterpret_cast<sockaddr_in&>(result.storage);
-  v4.sin_family = AF_INET;
-  v4.sin_port = v6.sin6_port;
-  std::memcpy(&v4.sin_addr, &v6.sin6_addr.s6_addr[12], sizeof(v4.sin_addr));
-  result.length = sizeof(v4);
-  return result;
-}
-
 /// A segment from the peer to us. It counts as having come in by the device that has the address. The answer, if any,
 /// acknowledges nothing that was not acknowledged before.
 Result<void> inject(const SocketAddress& local, const SocketAddress& remote, const PacketInjector::Segment& segment,
                     Destination& destination) {
   const SocketAddress from = on_wire(remote), to = on_wire(local);
-  auto* source = injector(destination, from.storage.ss_family);
-  if (source == nullptr) return fail_errno("open a raw socket");
-  return source->tcp(from.get(), to.get(), segment);
+  return TRY(packet_injector(destination, from.storage.ss_family))->tcp(from.get(), to.get(), segment);
 }
 
 /// The state that the kernel says the connection is in.

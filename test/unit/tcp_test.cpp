@@ -610,12 +610,15 @@ TEST(Tcp, AThousandConnections) {
     }
     FakeSource source;
     for (const int fd : fds) source.add(fd);
-    using Clock = std::chrono::steady_clock;
-    const auto elapsed = [](Clock::time_point begin) {
-      return static_cast<long>(std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin).count());
+    // Processor time: what the machine does besides doesn't count.
+    const auto now = [] {
+      timespec time{};
+      ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+      return time.tv_sec * 1'000'000 + time.tv_nsec / 1000;
     };
+    const auto elapsed = [&now](long begin) { return now() - begin; };
     for (const auto& each : source.all) ASSERT_TRUE(tcp_kind.preflight(each, source));
-    auto begin = Clock::now();
+    long begin = now();
     std::vector<Bytes> images;
     std::size_t bytes = 0;
     for (const auto& each : source.all) {
@@ -626,14 +629,14 @@ TEST(Tcp, AThousandConnections) {
     for (const int fd : fds) close_silently(fd);
     FakeDestination destination;
     std::vector<Fd> built;
-    begin = Clock::now();
+    begin = now();
     for (const auto& image : images) {
       auto fd = tcp_kind.build(image, destination);
       ASSERT_TRUE(fd) << fd.error().message();
       built.push_back(std::move(*fd));
     }
     const long rebuilt = elapsed(begin);
-    begin = Clock::now();
+    begin = now();
     for (std::size_t i = 0; i < built.size(); ++i) ASSERT_TRUE(tcp_kind.open(images[i], built[i].get(), destination));
     const long opened = elapsed(begin);
     std::printf("%zu connections: capture %ld us, build %ld us, open %ld us, %zu bytes each\n", built.size(), captured,
