@@ -45,12 +45,13 @@ std::string look_at_self() {
   all += slurp("/proc/self/limits") + slurp("/proc/self/timers") + slurp("/proc/self/oom_score_adj") +
          slurp("/proc/self/coredump_filter") + slurp("/proc/self/timerslack_ns") + slurp("/proc/self/cmdline") +
          slurp("/proc/self/environ") + slurp("/proc/self/auxv") + slurp("/proc/self/personality");
-  // start_code … start_brk: fields 26 to 28 and 45 to 51 of stat, counted behind the name.
+  // Group, session, terminal, start_code … env_end, exit signal, priority and policy. 39 is the processor it happens to
+  // be on.
   const std::string stat = slurp("/proc/self/stat");
   std::istringstream fields(stat.substr(stat.rfind(')') + 1));
   std::string field;
   for (int i = 3; fields >> field; ++i)
-    if ((i >= 5 && i <= 7) || (i >= 26 && i <= 28) || (i >= 38 && i <= 41) || (i >= 45 && i <= 51))
+    if ((i >= 5 && i <= 7) || (i >= 26 && i <= 28) || i == 38 || i == 40 || i == 41 || (i >= 45 && i <= 51))
       all += fmt::format("stat {}: {}\n", i, field);
   for (const char* link : {"exe", "cwd", "root"}) {
     char path[4096] = {};

@@ -170,7 +170,7 @@ TEST(ThreadState, CallsWithoutTimeoutGoOnWaiting) {
       if (const long got = ::recv(pair[1], &byte, 1, 0); got != 1 || byte != 's') shared.complain("recv", got, 1);
       shared.ready++;
     });
-    std::atomic<bool> done{false};
+    std::atomic<bool> second{false}, done{false};
     std::thread poller([&] {
       epoll_event one{};
       shared.ready++;
@@ -178,6 +178,8 @@ TEST(ThreadState, CallsWithoutTimeoutGoOnWaiting) {
       shared.ready++;
       // Interrupted by a handler, it says so: it is never restarted.
       ::epoll_ctl(epoll, EPOLL_CTL_DEL, pair[0], nullptr);
+      second = true;
+      second.notify_all();
       const int interrupted = ::epoll_wait(epoll, &one, 1, -1);
       if (interrupted != -1 || errno != EINTR) shared.complain("epoll_wait after a signal", interrupted, -1);
       done = true;
@@ -186,6 +188,7 @@ TEST(ThreadState, CallsWithoutTimeoutGoOnWaiting) {
     reader.join();
     receiver.join();
     if (handled != 1) shared.complain("handler in read", handled, 1);
+    second.wait(false);
     while (!done) ::pthread_kill(poller.native_handle(), SIGUSR1), ::usleep(1000);
     poller.join();
     return shared.failed == 0 ? 0 : 1;
