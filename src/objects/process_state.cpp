@@ -18,7 +18,8 @@ namespace {
 
 // Newer than the installed headers, or glibc's own idea of them.
 constexpr std::uint64_t prctl_set_deny_write_execute = 65, prctl_get_deny_write_execute = 66, prctl_set_merge = 67,
-                        prctl_get_merge = 68, membarrier_get_registrations = 1 << 9;
+                        prctl_get_merge = 68, membarrier_get_registrations = 1 << 9, arch_get_components = 0x1022,
+                        arch_request_component = 0x1023, amx_component = 18;
 constexpr std::size_t signals = 64, limit_count = RLIM_NLIMITS, mask_size = 8;
 
 struct KernelAction {
@@ -155,6 +156,8 @@ void ProcessCapture::ask(kernel::Batch& batch) {
   deny_write_execute_ = prctl(prctl_get_deny_write_execute);
   memory_merge_ = prctl(prctl_get_merge);
   membarrier_ = batch.call(SYS_membarrier, {membarrier_get_registrations});
+  components_ = batch.space(sizeof(std::uint64_t));
+  components_call_ = batch.call(SYS_arch_prctl, {arch_get_components, components_});
   limits_ = batch.space(limit_count * sizeof(rlimit));
   for (std::size_t i = 0; i < limit_count; ++i)
     limit_calls_.push_back(batch.call(SYS_prlimit64, {0, i, 0, limits_ + i * sizeof(rlimit)}));
@@ -191,6 +194,8 @@ Result<ProcessState> ProcessCapture::take(const kernel::Batch& batch, const PodC
   state_.memory_deny_write_execute = or_none(deny_write_execute_);
   state_.memory_merge = or_none(memory_merge_) == 1;
   state_.membarrier = or_none(membarrier_);
+  state_.amx_permitted =
+      batch.result(components_call_) == 0 && (batch.read<std::uint64_t>(components_) & 1ULL << amx_component) != 0;
   state_.timers = TRY(timers_.take(batch, clock));
   return state_;
 }
@@ -279,6 +284,7 @@ void ProcessRestore::late(kernel::Batch& batch, int free_number) {
   }
   for (std::uint64_t command = 1; command < membarrier_get_registrations; command <<= 1)
     if ((state_.membarrier & command) != 0) batch.must("register for membarrier", SYS_membarrier, {command});
+  if (state_.amx_permitted) batch.must("permit AMX", SYS_arch_prctl, {arch_request_component, amx_component});
   restore_timers(batch, state_.timers, clock_);
   for (std::size_t i = 0; i < std::min(state_.limits.size(), limit_count); ++i)
     batch.must(fmt::format("set resource limit {}", i), SYS_prlimit64,

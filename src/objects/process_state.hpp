@@ -53,9 +53,10 @@ struct ProcessState {
   std::uint64_t memory_deny_write_execute = 0;
   std::int32_t oom_score_adjustment = 0;
   std::uint64_t coredump_filter = 0;
+  bool amx_permitted = false;  ///< the program may use AMX tiles (ARCH_REQ_XCOMP_PERM)
   MSGPACK_DEFINE_MAP(pid, parent, group, session, exit_signal, umask, cwd, root, exe, limits, actions, pending, timers,
                      layout, membarrier, subreaper, huge_pages_disabled, memory_merge, dumpable,
-                     memory_deny_write_execute, oom_score_adjustment, coredump_filter)
+                     memory_deny_write_execute, oom_score_adjustment, coredump_filter, amx_permitted)
 };
 
 /// What can't move, named, while the pod runs; from /proc only. An error is returned only when the process can't be
@@ -77,9 +78,9 @@ class ProcessCapture {
  private:
   ProcessState state_;
   TimersCapture timers_;
-  RemoteAddress limits_ = 0, actions_ = 0, subreaper_ = 0;
+  RemoteAddress limits_ = 0, actions_ = 0, subreaper_ = 0, components_ = 0;
   kernel::Batch::Call umask_{}, brk_{}, subreaper_call_{}, huge_pages_{}, dumpable_{}, deny_write_execute_{},
-      memory_merge_{}, membarrier_{};
+      memory_merge_{}, membarrier_{}, components_call_{};
   std::vector<kernel::Batch::Call> limit_calls_, action_calls_;
 };
 
@@ -92,8 +93,8 @@ class ProcessRestore {
   /// Before memory and descriptors: what memory depends on, and soft limits out of the way.
   void early(kernel::Batch&);
   /// Memory, threads and descriptors are in place. `free_number` is above every descriptor number that the process
-  /// uses, and below its limit while it is built. The root directory, the working directory and the program must exist in
-  /// the pod's mount namespace.
+  /// uses, and below its limit while it is built. The root directory, the working directory and the program must exist
+  /// in the pod's mount namespace.
   void late(kernel::Batch&, int free_number);
   /// From outside, after `late`: oom_score_adj, coredump_filter; sees that the program is the right one.
   Result<void> outside(HostPid process);

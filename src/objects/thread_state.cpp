@@ -106,6 +106,8 @@ Result<void> ThreadCapture::look(kernel::Tracee& thread, const SleepMark& slept,
   state_.interrupted = TRY(describe(thread, registers, slept, clock));
   state_.registers = to_bytes(registers);
   state_.xstate = TRY(thread.xstate());
+  if ((components(state_.xstate) & amx_components) != 0)
+    return fail(ErrorKind::refused, "thread {} ({}) has AMX tiles in use", tid.value, state_.tid.value);
   cut_xstate(state_.xstate);
   state_.mask = TRY(thread.signal_mask());
   state_.pending = TRY(queued_signals(thread, false));
@@ -220,8 +222,6 @@ Result<void> ThreadRestore::rearm(kernel::Gadget& gadget, kernel::Tracee& thread
 
 Result<void> ThreadRestore::settle(kernel::Tracee& thread) {
   if (!armed_) return fail(ErrorKind::failed, "thread {} is settled before it is rearmed", state_.tid.value);
-  if ((components(state_.xstate) & amx_components) != 0)
-    return fail(ErrorKind::refused, "thread {} has AMX tiles in use", state_.tid.value);
   const std::size_t size = TRY(thread.xstate()).size();
   TRY(thread.set_xstate(TRY(full_xstate(state_.xstate, size))));
   TRY(thread.set_registers(final_));

@@ -37,7 +37,8 @@ std::string look_at_self() {
                                             "VmPTE",
                                             "voluntary_ctxt_switches",
                                             "nonvoluntary_ctxt_switches",
-                                            "TracerPid"};
+                                            "TracerPid",
+                                            "SigQ"};
   std::string all;
   std::istringstream status(slurp("/proc/self/status"));
   for (std::string line; std::getline(status, line);)
@@ -66,6 +67,9 @@ std::string look_at_self() {
   int subreaper = 0, death = 0;
   ::prctl(PR_GET_CHILD_SUBREAPER, &subreaper);
   ::prctl(PR_GET_PDEATHSIG, &death);
+  std::uint64_t components = 0;
+  ::syscall(SYS_arch_prctl, 0x1022, &components);
+  all += fmt::format("components {:x}\n", components);
   const long identity = ::syscall(SYS_setfsuid, -1) * 100'000L + ::syscall(SYS_setfsgid, -1);
   all += fmt::format("{} {} {} {} {} {} {} {:x}\n", subreaper, death, ::prctl(PR_GET_DUMPABLE),
                      ::prctl(PR_GET_THP_DISABLE), ::prctl(PR_GET_SECUREBITS), identity,
@@ -118,6 +122,7 @@ TEST(ProcessState, WhatAProcessSeesOfItselfStays) {
     ::prctl(PR_SET_CHILD_SUBREAPER, 1);
     ::prctl(PR_SET_NO_NEW_PRIVS, 1);
     ::syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0);
+    ::syscall(SYS_arch_prctl, 0x1023, 18);  // AMX, where the processor has it
     std::ofstream("/proc/self/oom_score_adj") << 321;
     std::ofstream("/proc/self/coredump_filter") << "0x17";
     ::prctl(PR_SET_DUMPABLE, 0);
