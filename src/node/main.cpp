@@ -1,5 +1,6 @@
 #include <fcntl.h>
 #include <signal.h>
+#include <spdlog/sinks/stdout_sinks.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -69,6 +70,7 @@ Result<node::Config> read_config(const std::string& path) {
 }
 
 void set_up_log(const std::string& level) {
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("godwitd"));
   // The journal has times of its own.
   spdlog::set_pattern(std::getenv("JOURNAL_STREAM") != nullptr ? "%l: %v" : "%Y-%m-%d %H:%M:%S.%e %l: %v");
   spdlog::set_level(spdlog::level::from_str(level));

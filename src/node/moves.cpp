@@ -104,6 +104,7 @@ void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::P
   bool gone = false;
   const auto progress = [&](const migrate::Progress& now) {
     // Runs in the freeze as well: what is new is one lock and a wake-up.
+    if (now.phase == "freeze") pods_.freezing(*move->pod);
     move->change([&](Move::View& view) { view.progress = now; });
     if (gone || !committed(now.phase) || move->options.dry_run) return;
     if (now.phase == "restart") return;

@@ -11,6 +11,8 @@
 
 #include "base/log.hpp"
 #include "image/codec.hpp"
+#include "kernel/pidfd.hpp"
+#include "kernel/procfs.hpp"
 #include "node/ended.hpp"
 
 namespace godwit::node {
@@ -44,6 +46,20 @@ void add_defaults(pod::Program& program, const std::string& hostname) {
   add("HOME", "/root");
   add("HOSTNAME", hostname);
   if (program.terminal) add("TERM", "xterm");
+}
+
+/// A pidfd of the pod's first program; none when it can't be found.
+Fd first_program(pod::Pod& pod) {
+  const auto life = pod.life();
+  const auto processes = pod.workload().processes();
+  if (!life || !life->first || !processes) return {};
+  for (const HostPid process : *processes) {
+    const auto status = kernel::read_status(process);
+    if (!status || status->ns_tgid.empty() || status->ns_tgid.back() != life->first->value) continue;
+    auto fd = kernel::pidfd_open(process);
+    return fd ? std::move(*fd) : Fd();
+  }
+  return {};
 }
 
 }  // namespace
@@ -144,6 +160,10 @@ Result<std::shared_ptr<LocalPod>> Pods::create(const NewPod& wanted) {
 }
 
 Result<void> Pods::signal(LocalPod& pod, int signal) {
+  {
+    const std::lock_guard lock(pod.mutex_);
+    if (pod.view_.state == PodState::leaving && pod.first_) return kernel::pidfd_send_signal(pod.first_.get(), signal);
+  }
   return pod.with([&](pod::Pod& held) { return held.signal(signal); });
 }
 
@@ -202,18 +222,26 @@ Result<std::shared_ptr<pod::Pod>> Pods::lend(LocalPod& pod, const std::string& d
   if (now.state == PodState::leaving)
     return fail(ErrorKind::busy, "pod {} is on its way to {} already", pod.spec.name, now.destination);
   if (now.state == PodState::in_doubt) return fail(ErrorKind::busy, "pod {} is in doubt: {}", pod.spec.name, now.note);
+  Fd first = first_program(*pod.pod_);
   pod.change([&](LocalPod::View& view) {
     view.state = PodState::leaving;
     view.destination = destination;
+    pod.first_ = std::move(first);
   });
   return pod.pod_;
 }
 
+void Pods::freezing(LocalPod& pod) {
+  const std::lock_guard lock(pod.mutex_);
+  pod.first_.reset();
+}
+
 void Pods::take_back(LocalPod& pod) {
-  pod.change([](LocalPod::View& view) {
+  pod.change([&](LocalPod::View& view) {
     if (!view.here) return;
     view.state = PodState::running;
     view.destination.clear();
+    pod.first_.reset();
   });
   // The watcher left it alone while it was lent: its program may have ended.
   wake();

@@ -78,6 +78,7 @@ class LocalPod {
   mutable std::set<int> watches_;
   View view_;
   std::map<pid_t, int> ended_programs_;
+  Fd first_;                       ///< leaving, and not frozen yet: pidfd of the first program, for signals
   std::mutex use_;                 ///< held while somebody works on the pod; taken before mutex_
   std::shared_ptr<pod::Pod> pod_;  ///< null once its program has ended; only touched with `use_`
 };
@@ -108,6 +109,7 @@ class Pods {
 
   /// SIGTERM to the first program, and after `grace` SIGKILL to all. Returns when it has ended.
   Result<void> stop(LocalPod&, std::chrono::milliseconds grace);
+  /// To the first program. During a migration up to its freeze; from there on it waits for how that ends.
   Result<void> signal(LocalPod&, int signal);
   /// Forgets an ended pod: log, files, name, address. `force` stops a running one first.
   Result<void> remove(const std::shared_ptr<LocalPod>&, bool force);
@@ -116,6 +118,9 @@ class Pods {
 
   /// Hands the pod to a migration: nobody else touches it until `take_back` or `departed`. `busy`, `not_found`.
   Result<std::shared_ptr<pod::Pod>> lend(LocalPod&, const std::string& destination);
+  /// The migration is about to freeze the pod: what it gets from outside now would be lost. When this returns, what it
+  /// got before is there. One lock.
+  void freezing(LocalPod&);
   /// The migration came to nothing, the pod is ours and runs on.
   void take_back(LocalPod&);
   /// The pod is another node's now: this node's table forgets it.
