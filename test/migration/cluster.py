@@ -64,8 +64,9 @@ class Cluster:
         return command([GODWIT, "playground", action, "--name", self.name, *rest], seconds=seconds, check=check)
 
     def up(self) -> None:
-        if not GODWIT.exists():
-            raise Skip("there is no build/godwit")
+        for binary in (GODWIT, BUILD / "godwitd"):
+            if not binary.exists():
+                raise Failure(f"{binary} was not built")
         self.playground("down", check=False)
         self.playground("up", "--nodes", self.count, *self.options, seconds=120)
 
@@ -223,6 +224,8 @@ class Migration:
         with self._changed:
             if not self._changed.wait_for(lambda: self._over or phase in self.phases, seconds):
                 raise Failure(f"waited {seconds} s for phase {phase}; had {sorted(set(self.phases))}")
+            if phase not in self.phases and "error" in self.last:
+                raise Failure(f"the migration failed before phase {phase}: {json.dumps(self.last)[:2000]}")
             if phase not in self.phases:
                 raise Skip(f"the migration was over without being seen in phase {phase}; it said {json.dumps(self.last)[:300]}")
 
