@@ -74,6 +74,13 @@ class Unit(Suite):
             raise harness.Skip("the test says that it can't run here")
 
 
+class Sanitized(Unit):
+    """The part of the unit tests that neither traces nor clones, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+    name = "sanitized"
+    binary = BUILD / "sanitized-tests"
+
+
 def tracees() -> list[str]:
     return sorted(path.stem for path in (ROOT / "test/tracees").glob("*.c"))
 

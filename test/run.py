@@ -15,7 +15,7 @@ import local  # noqa: E402
 from migration import faults, playground, programs, refusals, tracees  # noqa: E402
 
 
-KINDS = (local.Tidy, local.Unit, local.Fuzz, local.Tracees, local.Clients, playground.Playground, tracees.Moved, programs.Programs, refusals.Refusals, faults.Faults)
+KINDS = (local.Tidy, local.Unit, local.Sanitized, local.Fuzz, local.Tracees, local.Clients, playground.Playground, tracees.Moved, programs.Programs, refusals.Refusals, faults.Faults)
 
 
 def suites(options) -> list[harness.Suite]:
