@@ -34,7 +34,7 @@ class Unit(Suite):
 
     def cases(self):
         if not self.binary.exists():
-            return []
+            return [Case("built", lambda: command([self.binary]))]
         listing = command([self.binary, "--gtest_list_tests", *self.arguments]).stdout
         names, group = [], ""
         for line in listing.splitlines():
