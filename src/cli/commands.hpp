@@ -26,7 +26,7 @@ struct ExecOptions {
   std::vector<std::string> command;
 };
 int exec(const Common&, const ExecOptions&);
-int attach(const Common&, const std::string& pod, bool no_input);
+int attach(const Common&, const std::string& pod, bool no_input, bool replay);
 
 int ps(const Common&, bool local, bool quiet);
 int nodes(const Common&);

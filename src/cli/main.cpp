@@ -76,7 +76,7 @@ struct Simple {
   std::vector<std::string> pods;
   std::string pod, signal = "TERM", shell;
   double grace = 10;
-  bool force = false, follow = false, local = false, quiet = false, no_input = false;
+  bool force = false, follow = false, local = false, quiet = false, no_input = false, replay = false;
 };
 
 void add_pods(const Builder& builder, Simple& simple) {
@@ -110,10 +110,11 @@ void add_pods(const Builder& builder, Simple& simple) {
                                    [&] { return cli::logs(common, simple.pod, simple.follow); });
   logs.add_flag("-f,--follow", simple.follow, "Go on until its end");
   logs.add_option("pod", simple.pod, "Pod")->required();
-  CLI::App& attach =
-      builder.command("attach", "Join a pod's streams (Ctrl-P Ctrl-Q detaches from a terminal)",
-                      "  godwit attach shell", [&] { return cli::attach(common, simple.pod, simple.no_input); });
+  CLI::App& attach = builder.command("attach", "Join a pod's streams (Ctrl-P Ctrl-Q detaches from a terminal)",
+                                     "  godwit attach shell",
+                                     [&] { return cli::attach(common, simple.pod, simple.no_input, simple.replay); });
   attach.add_flag("--no-input", simple.no_input, "Only its output");
+  attach.add_flag("--replay", simple.replay, "Begin with all that it has written");
   attach.add_option("pod", simple.pod, "Pod")->required();
 }
 
@@ -169,7 +170,13 @@ int run_command(int count, char** values) {
     const int code = app.exit(error, std::cout, std::cerr);
     return asked ? code : exit_code::usage;
   }
-  return chosen ? chosen() : exit_code::usage;
+  try {
+    return chosen ? chosen() : exit_code::usage;
+  } catch (const std::exception& problem) {
+    // An answer of another shape than this version expects, say.
+    return complain(common, Error{ErrorKind::failed, fmt::format("unexpected: {}", problem.what()), 0,
+                                  "are godwit and godwitd of the same version?"});
+  }
 }
 
 }  // namespace

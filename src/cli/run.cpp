@@ -96,7 +96,7 @@ int run(const Common& common, const RunOptions& options) {
   return node::exit_code(end->status);
 }
 
-int attach(const Common& common, const std::string& pod, bool no_input) {
+int attach(const Common& common, const std::string& pod, bool no_input, bool replay) {
   const Client client(common);
   const auto shown = client.request("GET", pod_target(pod));
   if (!shown) return complain(common, shown.error());
@@ -104,7 +104,8 @@ int attach(const Common& common, const std::string& pod, bool no_input) {
   session.terminal = shown->value("terminal", false) && ::isatty(STDIN_FILENO) == 1 && !no_input;
   session.input = shown->value("input", false) && !no_input;
   const bool interactive = session.terminal || session.input;
-  const auto connection = client.upgrade(pod_target(pod, interactive ? "/attach?input" : "/attach"));
+  const auto connection =
+      client.upgrade(pod_target(pod, fmt::format("/attach?{}{}", interactive ? "&input" : "", replay ? "" : "&tail")));
   if (!connection) return complain(common, connection.error());
   const auto end = run_session(*connection, session);
   if (!end) return complain(common, end.error());

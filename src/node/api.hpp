@@ -16,7 +16,7 @@ namespace godwit::node {
 ///   GET    /v1/pods/NAME                everything about it
 ///   DELETE /v1/pods/NAME                forget it; ?force: also when it runs
 ///   GET    /v1/pods/NAME/logs           ?follow, ?frames (stdout and stderr apart)
-///   POST   /v1/pods/NAME/attach         upgrade to frames both ways; ?position=…, ?input
+///   POST   /v1/pods/NAME/attach         upgrade to frames both ways; ?position=… or ?tail, ?input
 ///   POST   /v1/pods/NAME/exec           upgrade to frames both ways, once the program runs
 ///   POST   /v1/pods/NAME/wait           answers when it has ended
 ///   POST   /v1/pods/NAME/kill           {"signal": 15}

@@ -81,8 +81,10 @@ void follow(const Api& api, int client, const std::string& name, StreamOptions o
       if (!frame) break;
       patience = in(lost_patience);
       if (frame->kind == frame::position) {
-        if (auto position = decode_position(std::string(frame->bytes.begin(), frame->bytes.end())))
+        if (auto position = decode_position(std::string(frame->bytes.begin(), frame->bytes.end()))) {
           options.position = *position;
+          options.tail = false;
+        }
         continue;
       }
       if (!sink(*frame)) return;
@@ -124,6 +126,7 @@ Result<StreamOptions> options_from(const http::Request& request, bool follow_def
   if (position != request.query.end()) options.position = TRY(decode_position(position->second));
   options.follow = follow_default || request.flag("follow");
   options.input = request.flag("input");
+  options.tail = request.flag("tail");
   return options;
 }
 

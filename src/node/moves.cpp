@@ -86,15 +86,20 @@ Result<std::shared_ptr<Move>> Moves::begin(const std::shared_ptr<LocalPod>& pod,
   auto held = TRY(pods_.lend(*pod, destination));
   const std::shared_ptr<Move> move(new Move(pod, destination, options));
   move->view_.progress.phase = "negotiate";
+  try {
+    move->thread_ = std::thread([this, move, held = std::move(held)]() mutable {
+      send(move, held);
+      // The last handle goes before anybody hears that it is over.
+      held.reset();
+      const std::lock_guard over(mutex_);
+      move->change([](Move::View& view) { view.over = true; });
+      ended_.notify_all();
+    });
+  } catch (const std::system_error& problem) {
+    pods_.take_back(*pod);
+    return fail(ErrorKind::failed, "no thread for the migration: {}", problem.what());
+  }
   outgoing_[move->id] = move;
-  move->thread_ = std::thread([this, move, held = std::move(held)]() mutable {
-    send(move, held);
-    // The last handle goes before anybody hears that it is over.
-    held.reset();
-    const std::lock_guard over(mutex_);
-    move->change([](Move::View& view) { view.over = true; });
-    ended_.notify_all();
-  });
   return move;
 }
 

@@ -286,15 +286,16 @@ void Pods::ended(const std::shared_ptr<LocalPod>& pod, int status) {
   log::info("pod {} has ended with {}", pod->spec.name, exit_code(status));
   if (const auto written = write_ended(pod->directory, {pod->spec, status}); !written)
     log::warn("pod {}: {}", pod->spec.name, written.error().message());
+  // Whoever waits hears it now; whoever wants to forget the pod waits for `use_` until it is taken down.
+  pod->change([&](LocalPod::View& view) {
+    view.state = PodState::exited;
+    view.status = status;
+  });
   if (pod->pod_) {
     if (const auto destroyed = pod->pod_->destroy(true); !destroyed)
       log::warn("pod {}: {}", pod->spec.name, destroyed.error().message());
     pod->pod_.reset();
   }
-  pod->change([&](LocalPod::View& view) {
-    view.state = PodState::exited;
-    view.status = status;
-  });
 }
 
 void Pods::collect_exits(const std::shared_ptr<LocalPod>& pod) {

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 
 #include <charconv>
+#include <filesystem>
 #include <thread>
 
 #include "base/log.hpp"
@@ -78,6 +79,18 @@ bool send_batch(int fd, const std::vector<pod::Frame>& frames, const pod::LogPos
   return write_all(fd, out.data(), out.size(), never()).has_value();
 }
 
+/// The place after all that has been written so far.
+pod::LogPosition log_end(const std::string& directory) {
+  pod::LogPosition position;
+  const auto segments = pod::log_segments(directory);
+  if (!segments || segments->empty()) return position;
+  position.segment = segments->back();
+  std::error_code error;
+  const auto size = std::filesystem::file_size(directory + "/" + position.segment, error);
+  position.offset = error ? 0 : size;
+  return position;
+}
+
 void fail_stream(int fd, const Error& error) {
   (void)write_frame(fd, frame::failure, error.message());
 }
@@ -145,7 +158,9 @@ void serve_stream(int fd, LocalPod& pod, const StreamOptions& options) {
     if (opened) input = std::move(*opened);
   }
   bool watched = false;
-  pod::LogPosition position = options.position;
+  pod::LogPosition position = options.tail ? log_end(pod.log_directory) : options.position;
+  // Said at once: a stream that is opened anew must not go back to the beginning.
+  if (options.tail && !send_batch(fd, {}, position)) return;
   for (;;) {
     // Looked at before the log is read: what was written before the end is read after it was seen.
     const LocalPod::View now = pod.view();

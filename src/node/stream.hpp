@@ -19,6 +19,7 @@ inline constexpr auto failure = static_cast<pod::FrameKind>(66);  ///< an error 
 
 struct StreamOptions {
   pod::LogPosition position;  ///< where to begin
+  bool tail = false;          ///< at the log's end instead
   bool follow = true;         ///< to the pod's end, and not only what is there
   bool input = false;         ///< input and window frames of the other side go to the program
 };

@@ -19,14 +19,25 @@ void Tasks::run(Fd fd, const Work& work) {
   auto connection = std::make_shared<Connection>();
   connection->handle_ = Fd(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
   connection->fd = std::move(fd);
-  connections_.push_back(connection);
-  connection->thread_ = std::thread([this, connection, work] {
-    work(*connection);
-    connection->fd.reset();
-    const std::lock_guard over(mutex_);
-    connection->handle_.reset();
-    connection->over_ = true;
-  });
+  try {
+    connection->thread_ = std::thread([this, connection, work] { serve(*connection, work); });
+    connections_.push_back(connection);
+  } catch (const std::exception& problem) {
+    log::error("a connection was turned away: {}", problem.what());
+  }
+}
+
+void Tasks::serve(Connection& connection, const Work& work) {
+  try {
+    work(connection);
+  } catch (const std::exception& problem) {
+    // A bug of ours, or no memory: it costs this connection, not the daemon.
+    log::error("a request failed: {}", problem.what());
+  }
+  connection.fd.reset();
+  const std::lock_guard lock(mutex_);
+  connection.handle_.reset();
+  connection.over_ = true;
 }
 
 void Tasks::make_room() {

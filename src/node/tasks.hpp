@@ -42,6 +42,7 @@ class Tasks {
   void finish();
 
  private:
+  void serve(Connection&, const Work&);
   void collect();
   void make_room();
 
