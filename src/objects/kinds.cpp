@@ -16,6 +16,7 @@ const std::vector<const Kind*>& kinds() {
       &pidfd_kind,
       &tcp_kind,
       &udp_kind,
+      &unix_kind,
       &memfd_kind,
       &file_kind,
   };

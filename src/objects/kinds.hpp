@@ -16,6 +16,7 @@ extern const Kind pidfd_kind;
 extern const Kind memfd_kind;
 extern const Kind tcp_kind;
 extern const Kind udp_kind;
+extern const Kind unix_kind;
 extern const Kind file_kind;
 
 }  // namespace godwit::objects
