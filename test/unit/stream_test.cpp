@@ -1,85 +1,164 @@
-#include <pty.h>
-#include <sys/ioctl.h>
-#include <termios.h>
+#include "node/stream.hpp"
 
-#include "object_fixture.hpp"
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
 
-namespace godwit::objects::testing {
+#include <filesystem>
+#include <thread>
+
+namespace godwit::node {
 namespace {
 
-struct Pty {
-  Pty() {
-    int ends[2];
-    EXPECT_EQ(::openpty(&ends[0], &ends[1], nullptr, nullptr, nullptr), 0);
-    master = Fd(ends[0]);
-    slave = Fd(ends[1]);
+using namespace std::chrono_literals;
+
+Bytes bytes_of(const std::string& text) {
+  return Bytes(text.begin(), text.end());
+}
+std::string text_of(const Bytes& bytes) {
+  return std::string(bytes.begin(), bytes.end());
+}
+
+/// A pod's log without a pod, and a stream of it.
+class StreamTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    char pattern[] = "/tmp/godwit-stream-XXXXXX";
+    directory_ = mkdtemp(pattern);
+    pod::Spec spec;
+    spec.name = "web";
+    pod_ = std::make_unique<LocalPod>(spec, directory_);
+    std::filesystem::create_directories(pod_->log_directory);
+    writer_ = std::make_unique<pod::LogWriter>(Fd(open(pod_->log_directory.c_str(), O_DIRECTORY | O_CLOEXEC)));
+    int fds[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+    client_ = Fd(fds[0]);
+    server_ = Fd(fds[1]);
   }
-  Fd master, slave;
+  void TearDown() override {
+    client_.reset();
+    if (thread_.joinable()) thread_.join();
+    std::filesystem::remove_all(directory_);
+  }
+
+  void serve(const StreamOptions& options) {
+    thread_ = std::thread([this, options] {
+      serve_stream(server_.get(), *pod_, options);
+      server_.reset();
+    });
+  }
+  void write(const std::string& text, pod::FrameKind kind = pod::FrameKind::output) {
+    writer_->append(kind, bytes_of(text));
+  }
+
+  std::string directory_;
+  std::unique_ptr<LocalPod> pod_;
+  std::unique_ptr<pod::LogWriter> writer_;
+  Fd client_, server_;
+  std::thread thread_;
 };
 
-TEST(Stream, TerminalKeepsItsSettingsAndSize) {
-  Pty here, there;
-  struct termios settings {};
-  ASSERT_EQ(::tcgetattr(here.slave.get(), &settings), 0);
-  settings.c_lflag &= ~static_cast<tcflag_t>(ECHO | ICANON);
-  settings.c_cc[VINTR] = 7;
-  ASSERT_EQ(::tcsetattr(here.slave.get(), TCSANOW, &settings), 0);
-  const struct winsize size { .ws_row = 50, .ws_col = 132, .ws_xpixel = 3, .ws_ypixel = 4 };
-  ASSERT_EQ(::ioctl(here.slave.get(), TIOCSWINSZ, &size), 0);
-  const Fd second = reopen(here.slave.get(), O_RDWR | O_NONBLOCK).value();
-  TestSource source;
-  source.add(here.slave.get());
-  source.add(second.get());
-  for (auto& each : source.all) each.stream = "terminal";
-  TestDestination destination;
-  destination.streams["terminal"] = there.slave.get();
-  build_all(capture_all(source), destination);
-  struct termios got {};
-  struct winsize got_size {};
-  ASSERT_EQ(::tcgetattr(there.slave.get(), &got), 0);
-  ASSERT_EQ(::ioctl(there.slave.get(), TIOCGWINSZ, &got_size), 0);
-  EXPECT_EQ(got.c_lflag, settings.c_lflag);
-  EXPECT_EQ(got.c_cc[VINTR], 7);
-  EXPECT_EQ(got_size.ws_row, 50);
-  EXPECT_EQ(got_size.ws_col, 132);
-  EXPECT_EQ(::write(destination.built(0), "x", 1), 1);
-  char byte = 0;
-  EXPECT_EQ(::read(there.master.get(), &byte, 1), 1);
-  EXPECT_EQ(byte, 'x');
-  EXPECT_EQ(::fcntl(destination.built(0), F_GETFL) & O_NONBLOCK, 0);
-  EXPECT_NE(::fcntl(destination.built(1), F_GETFL) & O_NONBLOCK, 0);
+TEST_F(StreamTest, WhatIsThereThenTheEnd) {
+  write("one");
+  write("two", pod::FrameKind::error);
+  serve({.follow = false});
+  FrameReader frames(client_.get());
+  auto frame = frames.next();
+  ASSERT_TRUE(frame);
+  EXPECT_EQ(text_of(frame->bytes), "one");
+  frame = frames.next();
+  ASSERT_TRUE(frame);
+  EXPECT_EQ(frame->kind, pod::FrameKind::error);
+  EXPECT_EQ(text_of(frame->bytes), "two");
+  frame = frames.next();
+  ASSERT_TRUE(frame);
+  EXPECT_EQ(frame->kind, frame::position);
+  EXPECT_EQ(frames.next()->kind, frame::end);
+  EXPECT_EQ(frames.next().error().kind, ErrorKind::gone);
 }
 
-TEST(Stream, InputThatWasNotReadMovesAndOutputIsReopened) {
-  int in[2], out[2], new_in[2], new_out[2];
-  for (int* ends : {in, out, new_in, new_out}) ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
-  std::vector<Fd> owned;
-  for (int* ends : {in, out, new_in, new_out})
-    for (int i = 0; i < 2; ++i) owned.emplace_back(ends[i]);
-  ASSERT_EQ(::write(in[1], "typed ahead", 11), 11);
-  TestSource source;
-  source.add(in[0]);
-  source.add(out[1]);
-  source.all[0].stream = "stdin";
-  source.all[1].stream = "stdout";
-  TestDestination destination;
-  destination.streams = {{"stdin", new_in[0]}, {"stdout", new_out[1]}};
-  build_all(capture_all(source), destination);
-  char text[32] = {};
-  EXPECT_EQ(::read(destination.built(0), text, sizeof text), 11);
-  EXPECT_STREQ(text, "typed ahead");
-  EXPECT_EQ(::write(destination.built(1), "out", 3), 3);
-  EXPECT_EQ(::read(new_out[0], text, sizeof text), 3);
-  EXPECT_EQ(::read(in[0], text, sizeof text), 11);  // nothing was consumed
+TEST_F(StreamTest, GoesOnFromAPositionWithoutLossOrRepetition) {
+  write("one");
+  serve({});
+  pod::LogPosition position;
+  {
+    FrameReader frames(client_.get());
+    EXPECT_EQ(text_of(frames.next()->bytes), "one");
+    const auto place = decode_position(text_of(frames.next()->bytes));
+    ASSERT_TRUE(place) << place.error().message();
+    position = *place;
+    client_.reset();
+    thread_.join();
+  }
+  write("two");
+  writer_->end_segment();
+  write("three");
+  int fds[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+  client_ = Fd(fds[0]);
+  server_ = Fd(fds[1]);
+  serve({.position = position});
+  FrameReader frames(client_.get());
+  std::string all;
+  while (all.size() < 8) {
+    const auto frame = frames.next();
+    ASSERT_TRUE(frame);
+    if (frame->kind == pod::FrameKind::output) all += text_of(frame->bytes);
+  }
+  EXPECT_EQ(all, "twothree");
 }
 
-TEST(Stream, NullAsInputIsADevice) {
-  const Fd null{::open("/dev/null", O_RDONLY | O_CLOEXEC)};
-  TestSource source;
-  source.add(null.get());
-  source.all[0].stream = "stdin";
-  EXPECT_EQ(kind_of(source.all[0]), &device_kind);
+TEST_F(StreamTest, FollowsWhatIsWrittenLater) {
+  serve({});
+  FrameReader frames(client_.get());
+  for (int i = 0; i < 50; i++) {
+    const std::string text = std::to_string(i);
+    write(text);
+    std::string got;
+    while (got.empty()) {
+      const auto frame = frames.next();
+      ASSERT_TRUE(frame);
+      if (frame->kind == pod::FrameKind::output) got = text_of(frame->bytes);
+    }
+    ASSERT_EQ(got, text);
+  }
+}
+
+TEST_F(StreamTest, TailBeginsAtTheEnd) {
+  write("old");
+  serve({.tail = true});
+  FrameReader frames(client_.get());
+  const auto place = frames.next();
+  ASSERT_TRUE(place);
+  EXPECT_EQ(place->kind, frame::position);
+  write("new");
+  EXPECT_EQ(text_of(frames.next()->bytes), "new");
+}
+
+TEST_F(StreamTest, EndsWhenTheClientGoesAlthoughNothingIsWritten) {
+  serve({});
+  client_.reset();
+  thread_.join();
+}
+
+TEST(Position, OnlyPlacesInLogsAreDecoded) {
+  const pod::LogPosition position{"00000000000000000042", 17};
+  const auto read = decode_position(encode_position(position));
+  ASSERT_TRUE(read);
+  EXPECT_EQ(read->segment, position.segment);
+  EXPECT_EQ(read->offset, position.offset);
+  EXPECT_TRUE(decode_position("")->segment.empty());
+  for (const char* hostile : {"x", "../../etc/passwd 0", "a/b 1", "a -1", "a 1x", "a 99999999999999999999999", " "})
+    EXPECT_FALSE(decode_position(hostile)) << hostile;
+}
+
+TEST(Status, RoundTripsInAnExitFrame) {
+  for (const int status : {0, 1792, 9, 0x7f, 0xffff})
+    EXPECT_EQ(*decode_status({pod::FrameKind::exit, encode_status(status)}), status);
+  EXPECT_FALSE(decode_status({pod::FrameKind::exit, {1, 2}}));
+  EXPECT_EQ(exit_code(1792), 7);
+  EXPECT_EQ(exit_code(9), 137);
 }
 
 }  // namespace
-}  // namespace godwit::objects::testing
+}  // namespace godwit::node
