@@ -17,6 +17,7 @@ const std::vector<const Kind*>& kinds() {
       &tcp_kind,
       &udp_kind,
       &unix_kind,
+      &netlink_kind,
       &memfd_kind,
       &file_kind,
   };

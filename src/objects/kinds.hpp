@@ -17,6 +17,7 @@ extern const Kind memfd_kind;
 extern const Kind tcp_kind;
 extern const Kind udp_kind;
 extern const Kind unix_kind;
+extern const Kind netlink_kind;
 extern const Kind file_kind;
 
 }  // namespace godwit::objects
