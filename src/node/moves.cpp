@@ -80,10 +80,13 @@ Result<std::shared_ptr<Move>> Moves::begin(const std::shared_ptr<LocalPod>& pod,
     return std::unexpected(Error{ErrorKind::not_found, fmt::format("no node named '{}'", destination), 0,
                                  names.empty() ? "this node has no peers" : "known here: " + names});
   }
+  auto held = TRY(pods_.lend(*pod, destination));
   const std::lock_guard lock(mutex_);
   collect();
-  if (stopping_) return fail(ErrorKind::refused, "this daemon is about to end");
-  auto held = TRY(pods_.lend(*pod, destination));
+  if (stopping_) {
+    pods_.take_back(*pod);
+    return fail(ErrorKind::refused, "this daemon is about to end");
+  }
   const std::shared_ptr<Move> move(new Move(pod, destination, options));
   move->view_.progress.phase = "negotiate";
   try {
@@ -184,16 +187,19 @@ void Moves::incoming(Fd connection, const std::string& peer, const std::string& 
     mine = std::make_shared<Incoming>();
     incoming_[key] = mine;
   }
+  std::shared_ptr<LocalPod> arrived;
   const migrate::DestinationSite site{
       site_,
       store_,
       memory_available(),
-      [this](std::shared_ptr<pod::Pod> pod) { pods_.arrived(std::move(pod)); },
+      [&](std::shared_ptr<pod::Pod> pod) { arrived = pods_.arrived(std::move(pod)); },
       [](const migrate::Progress&) {},
   };
   const auto result = migrate::receive(
       std::move(connection), [&](std::chrono::milliseconds limit) { return mine->next(limit); }, site);
   if (!result) log::warn("migration {} from {}: {}", id, peer, result.error().message());
+  // Nothing is owed any more, or never will be paid: either way nobody else works on the pod now.
+  if (arrived) pods_.settled(*arrived);
   const std::lock_guard lock(mutex_);
   incoming_.erase(key);
   ended_.notify_all();

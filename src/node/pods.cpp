@@ -21,6 +21,7 @@ namespace {
 constexpr std::uint32_t address_attempts = 256;
 constexpr std::size_t programs_remembered = 4096;
 constexpr int doubt_interval_ms = 1000;
+constexpr std::chrono::seconds settle_patience{10};
 
 std::string random_hex(std::size_t bytes) {
   Bytes random(bytes);
@@ -96,11 +97,13 @@ std::vector<std::shared_ptr<LocalPod>> Pods::list() const {
   return all;
 }
 
-std::shared_ptr<LocalPod> Pods::insert(std::shared_ptr<pod::Pod> pod, PodState state, const std::string& note) {
+std::shared_ptr<LocalPod> Pods::insert(std::shared_ptr<pod::Pod> pod, PodState state, const std::string& note,
+                                       bool settling) {
   auto local = std::make_shared<LocalPod>(pod->spec(), pod->directory());
   local->pod_ = std::move(pod);
   local->view_.state = state;
   local->view_.note = note;
+  local->view_.settling = settling;
   {
     const std::lock_guard lock(mutex_);
     pods_[local->spec.name] = local;
@@ -215,6 +218,9 @@ Result<void> Pods::remove_lost(const store::Record& record) {
 }
 
 Result<std::shared_ptr<pod::Pod>> Pods::lend(LocalPod& pod, const std::string& destination) {
+  if (!pod.wait([](const LocalPod::View& view) { return !view.here || !view.settling; }, in(settle_patience)))
+    return std::unexpected(Error{ErrorKind::busy, fmt::format("pod {} has not arrived whole yet", pod.spec.name), 0,
+                                 "try again when its last pages have been fetched"});
   const std::lock_guard alone(pod.use_);
   const LocalPod::View now = pod.view();
   if (!now.here) return fail(ErrorKind::gone, "pod {} is not on this node any more", pod.spec.name);
@@ -277,9 +283,13 @@ void Pods::in_doubt(LocalPod& pod, const std::string& note) {
   wake();
 }
 
-void Pods::arrived(std::shared_ptr<pod::Pod> pod) {
+std::shared_ptr<LocalPod> Pods::arrived(std::shared_ptr<pod::Pod> pod) {
   log::info("pod {} has arrived", pod->spec().name);
-  insert(std::move(pod), PodState::running);
+  return insert(std::move(pod), PodState::running, "", true);
+}
+
+void Pods::settled(LocalPod& pod) {
+  pod.change([](LocalPod::View& view) { view.settling = false; });
 }
 
 void Pods::ended(const std::shared_ptr<LocalPod>& pod, int status) {

@@ -39,6 +39,7 @@ class LocalPod {
   struct View {
     PodState state = PodState::running;
     bool here = true;                ///< false: moved away or removed
+    bool settling = false;           ///< arrived, but the source still owes something: it can't move on yet
     std::optional<int> status;       ///< wait status of the first program
     std::string destination;         ///< leaving: where to
     std::string note;                ///< why it is as it is, where that isn't plain
@@ -116,7 +117,8 @@ class Pods {
   /// Removes the record of a pod that should be here and isn't (the machine was restarted, say).
   Result<void> remove_lost(const store::Record&);
 
-  /// Hands the pod to a migration: nobody else touches it until `take_back` or `departed`. `busy`, `not_found`.
+  /// Hands the pod to a migration: nobody else touches it until `take_back` or `departed`. One that has just arrived is
+  /// waited for until it has settled. `busy`, `refused`, `gone`.
   Result<std::shared_ptr<pod::Pod>> lend(LocalPod&, const std::string& destination);
   /// The migration is about to freeze the pod: what it gets from outside now would be lost. When this returns, what it
   /// got before is there. One lock.
@@ -129,11 +131,13 @@ class Pods {
   void abandon(LocalPod&);
   /// What a migration has come to can't be told until the store answers: frozen until then.
   void in_doubt(LocalPod&, const std::string& note);
-  /// A pod has arrived and is ours.
-  void arrived(std::shared_ptr<pod::Pod>);
+  /// A pod has arrived and is ours; it settles until the migration that brought it is over.
+  std::shared_ptr<LocalPod> arrived(std::shared_ptr<pod::Pod>);
+  void settled(LocalPod&);
 
  private:
-  std::shared_ptr<LocalPod> insert(std::shared_ptr<pod::Pod>, PodState, const std::string& note = {});
+  std::shared_ptr<LocalPod> insert(std::shared_ptr<pod::Pod>, PodState, const std::string& note = {},
+                                   bool settling = false);
   Result<pod::Spec> reserve(const NewPod&);
   void adopt_one(std::unique_ptr<pod::Pod>);
   void adopt_ended(const std::string& directory);

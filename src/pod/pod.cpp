@@ -52,6 +52,7 @@ Result<Answer> Pod::Parts::answer_to(std::uint32_t number) const {
 }
 
 Result<Answer> Pod::Parts::ask(Command command, Request request, const std::vector<int>& descriptors) {
+  const std::lock_guard lock(asking);
   if (!control) return fail(ErrorKind::gone, "pod {} has been torn down", spec.name);
   request.command = static_cast<std::uint8_t>(command);
   request.sequence = ++sequence;

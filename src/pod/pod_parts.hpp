@@ -30,6 +30,7 @@ struct Pod::Parts {
   Namespaces namespaces;
   Cgroup workload;
   std::optional<Port> port;
+  std::mutex asking;  ///< held from a request to its answer: a migration still forgets deposits when others use the pod
   std::uint32_t sequence = 0;
   bool kept = false;
   bool destroyed = false;
