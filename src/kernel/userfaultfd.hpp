@@ -24,6 +24,13 @@ class Userfaultfd {
   /// Handshake (UFFDIO_API) with these UFFD_FEATURE_* on a descriptor just made.
   static Result<Userfaultfd> handshake(Fd fd, std::uint64_t features);
 
+  /// One that needs no handshake any more: a forked child's, as UFFD_EVENT_FORK brings it.
+  static Userfaultfd take(Fd fd) {
+    Userfaultfd result;
+    result.fd_ = std::move(fd);
+    return result;
+  }
+
   [[nodiscard]] int fd() const { return fd_.get(); }
   /// UFFDIO_REGISTER with UFFDIO_REGISTER_MODE_*.
   Result<void> register_range(RemoteAddress begin, std::uint64_t size, std::uint64_t mode);

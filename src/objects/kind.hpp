@@ -142,8 +142,9 @@ inline Result<void> nothing_to_open(BytesView, int, Destination&) {
 struct Image {
   std::string kind;
   Bytes state;
+  Bytes common;  ///< what every description has (objects/common.hpp); empty when there is nothing to say
   std::vector<Holder> holders;
-  MSGPACK_DEFINE_MAP(kind, state, holders)
+  MSGPACK_DEFINE_MAP(kind, state, common, holders)
 };
 
 }  // namespace godwit::objects

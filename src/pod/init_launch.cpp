@@ -74,12 +74,13 @@ std::vector<std::string> with_defaults(std::vector<std::string> environment) {
   give_up(report, "start " + program.arguments[0]);
 }
 
-[[noreturn]] void sleep_for_ever(const WorkloadCgroups& cgroups, int report) {
+[[noreturn]] void sleep_for_ever(const WorkloadCgroups& cgroups, int builder, int report) {
   settle(report, cgroups, true);
   // A registered area would be written to when the address space has been emptied.
   auto* area = static_cast<char*>(__builtin_thread_pointer()) + __rseq_offset;
   if (__rseq_size > 0) syscall(SYS_rseq, area, 32, RSEQ_FLAG_UNREGISTER, RSEQ_SIG);
-  close_range(0, ~0U, 0);  // with it the report: we have arrived
+  if (builder >= 0) dup2(builder, 0);
+  close_range(builder >= 0 ? 1 : 0, ~0U, 0);  // with it the report: we have arrived
   for (;;) syscall(SYS_pause);
 }
 
@@ -120,13 +121,13 @@ Result<Launched> launch_program(const Program& program, const std::array<int, 3>
   return Launched{static_cast<pid_t>(process), Fd(pidfd), std::move(report.read)};
 }
 
-Result<Launched> launch_stub(pid_t wanted, const WorkloadCgroups& cgroups) {
+Result<Launched> launch_stub(pid_t wanted, const WorkloadCgroups& cgroups, int builder) {
   if (wanted <= 1) return fail(ErrorKind::invalid, "no process can have pid {} in a pod", wanted);
   auto report = TRY(make_report());
   int pidfd = -1;
   const long process = clone_into(cgroups, wanted, pidfd);
   if (process < 0) return fail_errno("make a process with pid {} in the pod", wanted);
-  if (process == 0) sleep_for_ever(cgroups, report.write.get());
+  if (process == 0) sleep_for_ever(cgroups, builder, report.write.get());
   return Launched{static_cast<pid_t>(process), Fd(pidfd), std::move(report.read)};
 }
 

@@ -27,7 +27,8 @@ struct Launched {
 Result<Launched> launch_program(const Program&, const std::array<int, 3>& stdio, const WorkloadCgroups&);
 /// A process with exactly this pid, with nothing open, all signals blocked and at their defaults, no rseq registered,
 /// asleep for ever in pause(2).
-Result<Launched> launch_stub(pid_t process, const WorkloadCgroups&);
+/// `builder` becomes its only descriptor, 0; none when negative.
+Result<Launched> launch_stub(pid_t process, const WorkloadCgroups&, int builder);
 /// Once `report` is readable: whether it is running what it shall.
 Result<void> read_outcome(const Launched&);
 

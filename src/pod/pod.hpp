@@ -115,7 +115,7 @@ class Pod {
   /// What exec says comes back: "start nginx: No such file or directory".
   Result<Started> start(const Program&, bool first, std::optional<std::array<int, 3>> stdio = {});
   /// A child of the init with exactly this pid inside the pod, in the workload cgroup, in a session of the init's; for
-  /// rebuilding.
+  /// rebuilding. Its only descriptor is 0: the deposit named "builder", if there is one.
   Result<Stub> stub(PodPid);
   /// Which process's end is the pod's end (after rebuilding).
   Result<void> set_first(PodPid);

@@ -43,7 +43,7 @@ Result<void> mount_overlay(const Root& root) {
       {"lowerdir", "/"},
       {"upperdir", root.upper.c_str()},
       {"workdir", root.work.c_str()},
-      {"redirect_dir", "on"},
+      {"redirect_dir", "off"},
       {"index", "off"},
       {"metacopy", "off"},
   };

@@ -1,0 +1,238 @@
+#include "migrate/arrival.hpp"
+
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <mutex>
+
+#include "base/log.hpp"
+#include "kernel/pidfd.hpp"
+#include "kernel/procfs.hpp"
+#include "migrate/node_facts.hpp"
+
+namespace godwit::migrate {
+
+Arrival::Arrival(Fd control, const Accept& accept, const DestinationSite& site)
+    : control_(std::move(control)), accept_(accept), site_(site) {}
+
+Arrival::~Arrival() {
+  if (reference_) ::shutdown(reference_.get(), SHUT_RDWR);
+}
+
+Arriving* Arrival::find(PodPid pid) {
+  const auto found = processes_.find(pid.value);
+  return found == processes_.end() ? nullptr : &found->second;
+}
+
+Result<Message> Arrival::next(std::chrono::milliseconds limit) {
+  auto message = TRY(control_.receive(limit));
+  if (static_cast<wire::Type>(message.type) == wire::Type::abort) {
+    const auto why = TRY(image::unpack<wire::Text>(message.payload));
+    return fail(ErrorKind::cancelled, "{} gave up: {}", hello_.from, why.text);
+  }
+  return message;
+}
+
+// --- negotiate ------------------------------------------------------------------------------------------------------------------------------------
+
+std::vector<std::string> Arrival::refusals(const wire::Hello& hello) {
+  std::vector<std::string> reasons;
+  if (hello.version != wire::protocol)
+    reasons.push_back(fmt::format("{} speaks protocol {}, this node {}; run the same version on both", hello.from, hello.version, wire::protocol));
+  const auto facts = NodeFacts::read();
+  if (!facts) return {facts.error().message()};
+  if (facts->vdso != hello.vdso)
+    reasons.push_back(fmt::format("this node's kernel ({}) has another vdso than {}'s ({}): programs keep addresses in it", facts->kernel, hello.from, hello.kernel));
+  if ((hello.xfeatures & ~facts->xfeatures) != 0)
+    reasons.push_back(fmt::format("this node's processor lacks register state {:#x} that {} has", hello.xfeatures & ~facts->xfeatures, hello.from));
+  std::vector<std::string> lacking;
+  std::ranges::set_difference(hello.cpu_flags, facts->cpu_flags, std::back_inserter(lacking));
+  if (!lacking.empty()) reasons.push_back(fmt::format("this node's processor lacks {}", fmt::join(lacking, ", ")));
+  if (hello.resident > site_.memory_available)
+    reasons.push_back(fmt::format("{} MiB of memory are needed, this node has {} MiB to give", hello.resident / MiB, site_.memory_available / MiB));
+  if (hello.connections == 0 || hello.connections > 8) reasons.push_back("a migration has one to eight page connections");
+  return reasons;
+}
+
+Result<bool> Arrival::negotiate() {
+  auto message = TRY(next(std::chrono::seconds(10)));
+  if (static_cast<wire::Type>(message.type) != wire::Type::hello) return fail(ErrorKind::invalid, "a migration begins with a hello");
+  hello_ = TRY(image::unpack<wire::Hello>(message.payload));
+  report_.pod = hello_.spec.name;
+  report_.source = hello_.from;
+  report_.destination = site_.site.node;
+  report_.strategy = report_.asked = hello_.strategy;
+  const auto reasons = refusals(hello_);
+  if (!reasons.empty()) {
+    TRY(control_.send(wire::Type::refused, wire::Refused{reasons}));
+    return fail(ErrorKind::refused, "{} from {} is refused: {}", hello_.spec.name, hello_.from, fmt::join(reasons, "; "));
+  }
+  TRY(control_.send(wire::Type::welcome, BytesView{}));
+  if (hello_.dry_run) return false;
+  for (std::uint32_t i = 0; i < hello_.connections; ++i) connections_.push_back(TRY(accept_(std::chrono::seconds(10))));
+  reference_ = TRY(accept_(std::chrono::seconds(10)));
+  return true;
+}
+
+Result<void> Arrival::answer_clock() {
+  wire::Clock now;
+  timespec time{};
+  ::clock_gettime(CLOCK_BOOTTIME, &time);
+  now.boottime = time.tv_sec * 1'000'000'000LL + time.tv_nsec;
+  now.monotonic = now_ns();
+  return control_.send(wire::Type::clock, now);
+}
+
+// --- prepare --------------------------------------------------------------------------------------------------------------------------------------
+
+Result<void> Arrival::prepare() {
+  for (;;) {
+    auto message = TRY(next());
+    const auto type = static_cast<wire::Type>(message.type);
+    if (type == wire::Type::clock) {
+      TRY(answer_clock());
+      continue;
+    }
+    if (type != wire::Type::prepare) return fail(ErrorKind::invalid, "unexpected message {} before prepare", message.type);
+    const auto prepare = TRY(image::unpack<wire::Prepare>(message.payload));
+    pod_ = TRY(pod::Pod::create(site_.site, hello_.spec, pod::Pod::Arrival{prepare.clocks, prepare.at}));
+    break;
+  }
+  clock_ = TRY(objects::PodClock::of(pod_->init()));
+  workshop_ = TRY(pod::Workshop::open(pod_->namespaces()));
+  // Stubs are born with the init's descriptors: this one is how they reach ours.
+  const Fd self = TRY(kernel::pidfd_open(HostPid{::getpid()}));
+  TRY(pod_->deposit("builder", self.get()));
+  pages_ = std::make_unique<PageReceiver>(
+      std::move(connections_), [this](SpaceId space, std::uint64_t address, const void* data, std::size_t size) { return write(space, address, data, size); });
+  return control_.send(wire::Type::ready, BytesView{});
+}
+
+// --- pages ----------------------------------------------------------------------------------------------------------------------------------------
+
+Result<void> Arrival::write(SpaceId space, std::uint64_t address, const void* data, std::size_t size) {
+  const std::shared_lock lock(spaces_mutex_);
+  if ((space & object_space) != 0) return objects_.write(space, address, data, size);
+  if (pager_) return pager_->put(space, address, data, size);
+  const auto process = processes_.find(static_cast<pid_t>(space));
+  // A process that ended in this very round: its pages have nowhere to go.
+  if (process == processes_.end() || !process->second.memory) return {};
+  return process->second.memory->write(address, data, size);
+}
+
+Result<void> Arrival::apply_round(const wire::Round& round) {
+  const std::unique_lock lock(spaces_mutex_);
+  TRY(objects_.apply(round.objects, [this](const std::string& path) -> Result<Fd> {
+    Fd file;
+    TRY(workshop_->run([&]() -> Result<void> {
+      file.reset(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+      if (!file) return fail_errno("open {} in the pod", path);
+      return {};
+    }));
+    return file;
+  }));
+  // What has ended at the source ends here, children before parents.
+  for (auto pid = order_.rbegin(); pid != order_.rend(); ++pid) {
+    const auto still = std::ranges::find(round.processes, *pid, &wire::Process::pid);
+    Arriving* process = find(*pid);
+    if (process == nullptr) continue;
+    if (still == round.processes.end() || still->zombie != process->ended) TRY(end_process(*process));
+  }
+  order_.clear();
+  if (gadget_place_ == 0) {
+    std::vector<const Layout*> layouts;
+    for (const auto& process : round.processes) layouts.push_back(&process.layout);
+    gadget_place_ = quiet_place(layouts, 512 * KiB);
+  }
+  for (const auto& wanted : round.processes) {
+    order_.push_back(wanted.pid);
+    if (find(wanted.pid) == nullptr) {
+      auto made = make_process(wanted);
+      if (!made) return std::unexpected(std::move(made).error().within(fmt::format("make process {}", wanted.pid.value)));
+    }
+    Arriving& process = processes_.at(wanted.pid.value);
+    const bool begin_anew = wanted.fresh && !process.wanted.layout.empty();
+    process.wanted = wanted;
+    if (process.ended) continue;
+    if (begin_anew) process.memory = TRY(DestinationMemory::empty(process.host, wanted.pid, process.hand()));
+    auto applied = process.memory->apply(wanted.layout, objects_, builder_, process.hand());
+    if (!applied) return std::unexpected(std::move(applied).error().within(fmt::format("lay out process {}", wanted.pid.value)));
+  }
+  return {};
+}
+
+Result<void> Arrival::follow_until_last() {
+  for (;;) {
+    auto message = TRY(next());
+    switch (static_cast<wire::Type>(message.type)) {
+      case wire::Type::clock:
+        TRY(answer_clock());
+        break;
+      case wire::Type::round: {
+        const auto round = TRY(image::unpack<wire::Round>(message.payload));
+        TRY(apply_round(round));
+        TRY(control_.send(wire::Type::ready, BytesView{}));
+        TRY(pages_->wait(round.number));
+        TRY(control_.send(wire::Type::done, BytesView{}));
+        last_round_ = round.number;
+        break;
+      }
+      case wire::Type::last: {
+        watch_.restart();
+        last_ = TRY(image::unpack<wire::Last>(message.payload));
+        return apply_last(last_);
+      }
+      default:
+        return fail(ErrorKind::invalid, "unexpected message {} while copying", message.type);
+    }
+  }
+}
+
+Result<void> Arrival::apply_last(const wire::Last& last) {
+  TRY(apply_round(last.round));
+  for (const auto& ranges : last.absent) {
+    Arriving* process = find(ranges.process);
+    if (process == nullptr || !process->memory) continue;
+    std::vector<Range> gone;
+    for (std::size_t i = 0; i + 1 < ranges.edges.size(); i += 2) gone.push_back({ranges.edges[i], ranges.edges[i + 1]});
+    TRY(process->memory->drop(gone, process->hand()));
+  }
+  watch_.lap("layout");
+  TRY(PageReceiver::decode(last.pages, [this](SpaceId space, std::uint64_t address, const void* data, std::size_t size) { return write(space, address, data, size); }));
+  if (last.more_pages) {
+    TRY(control_.send(wire::Type::ready, BytesView{}));
+    TRY(pages_->wait(last.round.number));
+  }
+  watch_.lap("last pages");
+  return {};
+}
+
+Result<void> Arrival::begin_references(const wire::Last& last) {
+  if (last.owed.empty()) return {};
+  auto pager = std::make_unique<Pager>(std::move(reference_));
+  for (auto& [pid, process] : processes_) {
+    if (process.ended) continue;
+    const auto owed = std::ranges::find(last.owed, PodPid{pid}, &wire::Ranges::process);
+    if (owed == last.owed.end()) continue;
+    PageSet pages;
+    std::vector<Range> stale;
+    for (std::size_t i = 0; i + 1 < owed->edges.size(); i += 2) {
+      const Range range{owed->edges[i], owed->edges[i + 1]};
+      pages.add(range);
+      for (const auto& run : process.memory->present().runs(range)) stale.push_back(run);
+    }
+    TRY(process.memory->drop(stale, process.hand()));
+    auto fault = TRY(DestinationMemory::make_userfaultfd(process.host, Pager::features, process.hand()));
+    fault = TRY(process.memory->begin_reference(std::move(fault)));
+    TRY(pod_->deposit(fmt::format("pager-{}", pid), fault.fd()));
+    pager->add(static_cast<SpaceId>(pid), std::move(fault), std::move(pages));
+  }
+  const std::unique_lock lock(spaces_mutex_);
+  pager_ = std::move(pager);
+  // Rebuilding touches memory too: faults are served from here on.
+  return pager_->begin();
+}
+
+}  // namespace godwit::migrate

@@ -1,0 +1,116 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <shared_mutex>
+#include <vector>
+
+#include "migrate/channel.hpp"
+#include "migrate/destination_descriptors.hpp"
+#include "migrate/destination_memory.hpp"
+#include "migrate/migrate.hpp"
+#include "migrate/page_stream.hpp"
+#include "migrate/pager.hpp"
+#include "migrate/stopwatch.hpp"
+#include "migrate/wire.hpp"
+#include "objects/pod_clock.hpp"
+#include "objects/process_state.hpp"
+#include "objects/thread_state.hpp"
+#include "pod/workshop.hpp"
+
+namespace godwit::migrate {
+
+/// A thread that will be one of the pod's: stopped, standing in the gadget.
+struct ArrivingThread {
+  PodPid pod;
+  kernel::Tracee tracee;
+};
+
+/// A process of the pod that is arriving.
+struct Arriving {
+  wire::Process wanted;
+  HostPid host;
+  kernel::Gadget gadget;
+  std::vector<ArrivingThread> threads;  ///< the first is the one it was made with
+  std::unique_ptr<DestinationMemory> memory;
+  bool session_made = false;
+  bool ended = false;  ///< a zombie, made and dead
+  [[nodiscard]] Hand hand() { return {threads.front().tracee, gadget}; }
+};
+
+/// The destination's side of one migration. `receive` (receive.cpp) calls the phases in order.
+class Arrival {
+ public:
+  Arrival(Fd control, const Accept& accept, const DestinationSite& site);
+  ~Arrival();
+
+  Result<bool> negotiate();  ///< false: a dry run, which ends here
+  Result<void> prepare();
+  Result<void> follow_until_last();
+  Result<void> rebuild();
+  Result<void> pin();
+  Result<void> await_commit();
+  Result<void> restart();
+  Result<void> settle();
+  void give_up(const Error& why);
+  [[nodiscard]] Report& report() { return report_; }
+  [[nodiscard]] bool ours() const { return ours_; }
+
+ private:
+  std::vector<std::string> refusals(const wire::Hello&);
+  Result<Message> next(std::chrono::milliseconds limit = std::chrono::minutes(30));
+  Result<void> answer_clock();
+  Result<void> apply_round(const wire::Round&);
+  Result<void> end_process(Arriving&);
+  Result<void> make_process(const wire::Process&);
+  Result<void> make_from_init(const wire::Process&, Arriving&);
+  Result<void> make_from(Arriving& parent, const wire::Process&, Arriving&, bool sibling);
+  Result<void> make_session(Arriving&);
+  Result<void> make_groups();
+  Result<void> make_threads(Arriving&);
+  Result<void> make_zombie(const wire::Process&, Arriving&);
+  Result<void> apply_last(const wire::Last&);
+  Result<void> begin_references(const wire::Last&);
+  Result<void> restore_process(const wire::ProcessImage&, int builder);
+  Result<void> restore_threads(const wire::ProcessImage&, Arriving&, objects::ProcessRestore&);
+  Result<void> write(SpaceId space, std::uint64_t address, const void* data, std::size_t size);
+  Result<void> decide_alone();
+  Arriving* find(PodPid pid);
+
+  Channel control_;
+  const Accept& accept_;
+  const DestinationSite& site_;
+  Report report_;
+  wire::Hello hello_;
+  std::shared_ptr<pod::Pod> pod_;
+  std::unique_ptr<pod::Workshop> workshop_;
+  objects::PodClock clock_;
+  std::shared_mutex spaces_mutex_;  ///< guards the maps below against the page connections' threads
+  std::map<pid_t, Arriving> processes_;
+  std::vector<PodPid> order_;       ///< parents before children
+  DestinationObjects objects_;
+  std::vector<Fd> connections_;
+  Fd reference_;
+  std::unique_ptr<PageReceiver> pages_;
+  std::unique_ptr<Pager> pager_;
+  std::map<pid_t, kernel::Userfaultfd> pagers_made_;
+  RemoteAddress gadget_place_ = 0;
+  static constexpr int builder_ = 0;  ///< number of our pidfd in every stub
+  wire::Last last_;
+  wire::State state_;
+  std::unique_ptr<DestinationDescriptors> descriptors_;
+  struct Restored {
+    objects::ThreadRestore restore;
+    HostPid tid;
+  };
+  std::vector<Restored> restores_;
+  std::uint32_t last_round_ = 0;
+  Stopwatch watch_;
+  store::Record record_;
+  std::vector<Bytes> held_;
+  std::map<pid_t, pid_t> temporaries_;  ///< leaders of sessions and groups that have ended at the source: pod pid to host pid
+  bool ours_ = false, running_ = false;
+};
+
+}  // namespace godwit::migrate

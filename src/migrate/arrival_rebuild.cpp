@@ -1,0 +1,178 @@
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <mutex>
+#include <thread>
+
+#include "base/log.hpp"
+#include "migrate/arrival.hpp"
+#include "objects/process_state.hpp"
+
+/// The freeze at the destination: from the last pages to the restart.
+namespace godwit::migrate {
+
+namespace {
+/// struct kernel_sigaction that ignores: handler, flags, restorer, mask.
+constexpr std::array<std::uint64_t, 4> ignore_signal{1, 0, 0, 0};
+}  // namespace
+
+Result<void> Arrival::rebuild() {
+  auto message = TRY(next(std::chrono::seconds(60)));
+  if (static_cast<wire::Type>(message.type) != wire::Type::state) return fail(ErrorKind::invalid, "expected the state, got message {}", message.type);
+  state_ = TRY(image::unpack<wire::State>(message.payload));
+  TRY(make_groups());
+  for (const auto pid : order_) TRY(make_threads(processes_.at(pid.value)));
+  TRY(begin_references(last_));
+  watch_.lap("threads");
+
+  message = TRY(next(std::chrono::seconds(60)));
+  if (static_cast<wire::Type>(message.type) != wire::Type::objects) return fail(ErrorKind::invalid, "expected the objects, got message {}", message.type);
+  auto objects = TRY(image::unpack<wire::Objects>(message.payload));
+  std::map<pid_t, HostPid> hosts;
+  for (const auto& [pid, process] : processes_) hosts[pid] = process.host;
+  const int highest = DestinationDescriptors::highest_number(objects.images);
+  descriptors_ = std::make_unique<DestinationDescriptors>(*pod_, std::move(hosts));
+  TRY(workshop_->run([&] { return descriptors_->build(std::move(objects.images)); }));
+  watch_.lap("objects");
+
+  for (const auto& image : state_.processes) {
+    auto restored = restore_process(image, highest + 1);
+    if (!restored) return std::unexpected(std::move(restored).error().within(fmt::format("rebuild process {}", image.process.pid.value)));
+  }
+  watch_.lap("processes");
+  TRY(pod_->set_first(state_.first));
+  TRY(pod_->set_last_pid(state_.last_pid));
+  return {};
+}
+
+Result<void> Arrival::restore_process(const wire::ProcessImage& image, int builder) {
+  Arriving* process = find(image.process.pid);
+  if (process == nullptr || process->ended) return fail(ErrorKind::invalid, "it has a state but was not made");
+  auto hand = process->hand();
+  objects::ProcessRestore restore(image.process, clock_);
+
+  auto batch = hand.gadget.batch();
+  // What our own making and ending of children has queued is not the program's.
+  batch.call(SYS_rt_sigaction, {SIGCHLD, batch.value(ignore_signal), 0, 8});
+  restore.early(batch);
+  if (builder_ != builder) {
+    batch.must("move the builder's descriptor", SYS_dup3, {static_cast<std::uint64_t>(builder_), static_cast<std::uint64_t>(builder), O_CLOEXEC});
+    batch.must("move the builder's descriptor", SYS_close, {static_cast<std::uint64_t>(builder_)});
+  }
+  TRY(hand.run(batch));
+  TRY(descriptors_->install(image.process.pid, builder, hand));
+  TRY(descriptors_->attach(image.process.pid, hand));
+
+  batch = hand.gadget.batch();
+  restore.late(batch, builder + 1);
+  batch.must("close the builder's descriptor", SYS_close, {static_cast<std::uint64_t>(builder)});
+  TRY(hand.run(batch));
+  TRY(restore.outside(process->host));
+  return restore_threads(image, *process, restore);
+}
+
+Result<void> Arrival::restore_threads(const wire::ProcessImage& image, Arriving& process, objects::ProcessRestore& whole) {
+  const std::size_t begin = restores_.size();
+  std::vector<kernel::Tracee*> threads;
+  for (const auto& state : image.threads) {
+    const auto thread = std::ranges::find(process.threads, state.tid, &ArrivingThread::pod);
+    if (thread == process.threads.end()) return fail(ErrorKind::invalid, "its thread {} was not made", state.tid.value);
+    threads.push_back(&thread->tracee);
+    restores_.push_back({objects::ThreadRestore(state), thread->tracee.tid()});
+  }
+  // The first thread goes last: with it goes what only all of them allow.
+  for (std::size_t i = threads.size(); i-- > 0;) {
+    auto batch = process.gadget.batch();
+    auto& restore = restores_[begin + i].restore;
+    restore.tell(batch);
+    TRY(restore.credentials(batch, threads[i]->tid()));
+    if (i == 0) whole.last(batch);
+    const auto requeue = [&](const std::vector<Bytes>& signals, std::optional<PodPid> thread) -> Result<void> {
+      for (std::size_t at = 0; at < signals.size();) {
+        at = TRY(objects::requeue_signals(batch, signals, at, image.process.pid, thread));
+        if (at == signals.size()) break;
+        TRY(process.gadget.run(*threads[i], batch));
+        batch = process.gadget.batch();
+      }
+      return {};
+    };
+    TRY(requeue(image.threads[i].pending, image.threads[i].tid));
+    if (i == 0) TRY(requeue(image.process.pending, {}));
+    TRY(process.gadget.run(*threads[i], batch));
+  }
+  for (std::size_t i = 0; i < threads.size(); ++i) TRY(restores_[begin + i].restore.rearm(process.gadget, *threads[i], clock_));
+  if (process.wanted.leader_exited) {
+    // Its threads live on without it.
+    (void)process.gadget.call(process.threads.front().tracee, SYS_exit, {0});
+  }
+  TRY(process.gadget.remove(*threads.front()));
+  for (std::size_t i = 0; i < threads.size(); ++i) TRY(restores_[begin + i].restore.settle(*threads[i]));
+  return {};
+}
+
+Result<void> Arrival::pin() {
+  TRY(pod_->workload().freeze());
+  for (auto& [pid, process] : processes_)
+    for (auto& thread : process.threads) TRY(thread.tracee.detach());
+  watch_.lap("pin");
+  return control_.send(wire::Type::rebuilt, wire::Spans{watch_.spans()});
+}
+
+Result<void> Arrival::decide_alone() {
+  // The source is out of reach. If it has committed, the pod is ours; if it hasn't, it must not be able to any more: its epoch is taken away.
+  for (;;) {
+    auto record = site_.store.get(hello_.spec.name);
+    if (record && *record) {
+      if ((*record)->owner == site_.site.node && (*record)->epoch == record_.epoch + 1) return {};
+      if ((*record)->owner != hello_.from) return fail(ErrorKind::refused, "{} belongs to {} by now", hello_.spec.name, (*record)->owner);
+      auto fenced = site_.store.move(**record, hello_.from);
+      if (fenced && *fenced) return fail(ErrorKind::unreachable, "{} was lost before it had committed the move", hello_.from);
+    } else if (record) {
+      return fail(ErrorKind::not_found, "the record of {} is gone", hello_.spec.name);
+    }
+    log::warn("{}: in doubt: {} is out of reach and the store doesn't answer; it stays frozen", hello_.spec.name, hello_.from);
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+  }
+}
+
+Result<void> Arrival::await_commit() {
+  auto message = control_.receive(std::chrono::seconds(60));
+  if (!message) {
+    TRY(decide_alone());
+    ours_ = true;
+    return {};
+  }
+  const auto type = static_cast<wire::Type>(message->type);
+  if (type == wire::Type::abort) return fail(ErrorKind::cancelled, "{} gave up: {}", hello_.from, TRY(image::unpack<wire::Text>(message->payload)).text);
+  if (type != wire::Type::go) return fail(ErrorKind::invalid, "expected the go, got message {}", message->type);
+  ours_ = true;
+  watch_.restart();
+  held_ = TRY(image::unpack<wire::Frames>(message->payload)).frames;
+  return {};
+}
+
+Result<void> Arrival::restart() {
+  // This is the only copy. Nothing below may keep it from running.
+  const auto note = [&](const char* what, const Result<void>& outcome) {
+    if (!outcome) log::error("{}: {}: {}", hello_.spec.name, what, outcome.error().message());
+  };
+  note("open the gate", pod_->gate().set(pod::Gate::State::pause));
+  note("announce", pod_->announce());
+  note("open", workshop_->run([&] { return descriptors_->open(); }));
+  watch_.lap("open");
+  note("thaw", pod_->workload().thaw());
+  for (const auto& frame : held_) note("deliver a held frame", pod_->gate().deliver(frame));
+  auto released = pod_->gate().release();
+  if (!released) note("release the gate", std::unexpected(released.error()));
+  running_ = true;
+  watch_.lap("thaw");
+  const auto at = now_ns();
+  note("keep", pod_->keep());
+  site_.arrived(pod_);
+  (void)control_.send(wire::Type::running, wire::Running{at, watch_.spans()});
+  return {};
+}
+
+}  // namespace godwit::migrate

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+
+#include "base/bytes.hpp"
+#include "base/fd.hpp"
+#include "base/result.hpp"
+#include "image/codec.hpp"
+
+namespace godwit::migrate {
+
+/// One message of the control connection, as it came in.
+struct Message {
+  std::uint8_t type = 0;
+  Bytes payload;
+};
+
+/// Framed messages over a blocking, authenticated socket: u32 payload length (little endian), u8 type, payload. A broken or silent peer is
+/// `unreachable`; a frame over the limit is `invalid`.
+class Channel {
+ public:
+  static constexpr std::size_t max_payload = 256 * MiB;
+
+  explicit Channel(Fd socket);
+
+  Result<void> send(std::uint8_t type, BytesView payload);
+  template <typename Type, typename T>
+  Result<void> send(Type type, const T& message) {
+    return send(static_cast<std::uint8_t>(type), BytesView(image::pack(message)));
+  }
+  /// Waits for the next message.
+  Result<Message> receive(std::chrono::milliseconds limit = std::chrono::seconds(30));
+  /// True when something can be read without waiting (also the end of the connection).
+  [[nodiscard]] bool readable() const;
+  [[nodiscard]] int fd() const { return socket_.get(); }
+  [[nodiscard]] std::uint64_t bytes_sent() const { return bytes_sent_; }
+
+ private:
+  Fd socket_;
+  std::uint64_t bytes_sent_ = 0;
+};
+
+/// Reads or writes all of `size` bytes; the end of the stream is `unreachable`.
+Result<void> send_all(int socket, const void* data, std::size_t size);
+Result<void> receive_all(int socket, void* data, std::size_t size, std::chrono::milliseconds limit);
+
+}  // namespace godwit::migrate

@@ -1,0 +1,361 @@
+#include "migrate/departure.hpp"
+
+#include <sys/utsname.h>
+
+#include <algorithm>
+
+#include "base/log.hpp"
+#include "kernel/procfs.hpp"
+#include "migrate/node_facts.hpp"
+#include "migrate/tracking.hpp"
+
+namespace godwit::migrate {
+
+namespace {
+
+constexpr std::uint64_t slice_bytes = 32 * MiB;
+constexpr auto building_limit = std::chrono::seconds(60);
+
+std::vector<PodPid> pod_ids(const std::vector<ThreadIds>& threads) {
+  std::vector<PodPid> ids;
+  for (const auto& thread : threads) ids.push_back(thread.pod);
+  return ids;
+}
+
+std::uint64_t page_count(const std::vector<Piece>& pieces) {
+  std::uint64_t pages = 0;
+  for (const auto& piece : pieces) pages += piece.range.size() / page_size;
+  return pages;
+}
+
+}  // namespace
+
+Departure::Departure(pod::Pod& pod, const Options& options, const Connect& connect, const SourceSite& site, Report& report)
+    : pod_(pod), options_(options), connect_(connect), site_(site), report_(report) {
+  report_.pod = pod.spec().name;
+  report_.source = site.node;
+  report_.destination = site.destination;
+  report_.asked = report_.strategy = options.strategy;
+}
+
+void Departure::tell(std::string phase) {
+  if (!site_.progress) return;
+  Progress progress{.phase = std::move(phase), .round = round_, .bytes_sent = report_.bytes_sent};
+  for (const auto& round : report_.rounds) progress.pages_sent += round.pages + round.zero_pages;
+  const auto elapsed = total_.total_us();
+  progress.bytes_per_second = elapsed == 0 ? 0 : progress.bytes_sent * 1'000'000 / elapsed;
+  site_.progress(progress);
+}
+
+Result<void> Departure::check_cancelled() {
+  if (!site_.cancelled.load()) return {};
+  return fail(ErrorKind::cancelled, "the migration of {} was cancelled", report_.pod);
+}
+
+Result<Message> Departure::expect(wire::Type type, std::chrono::milliseconds limit) {
+  auto message = TRY(control_->receive(limit));
+  const auto got = static_cast<wire::Type>(message.type);
+  if (got == type) return message;
+  if (got == wire::Type::abort) {
+    const auto why = TRY(image::unpack<wire::Text>(message.payload));
+    return fail(ErrorKind::failed, "{}: {}", site_.destination, why.text);
+  }
+  if (got == wire::Type::refused) {
+    const auto refused = TRY(image::unpack<wire::Refused>(message.payload));
+    report_.refusals.insert(report_.refusals.end(), refused.reasons.begin(), refused.reasons.end());
+    return fail(ErrorKind::refused, "{} refuses {}: {}", site_.destination, report_.pod,
+                refused.reasons.empty() ? "no reason given" : refused.reasons.front());
+  }
+  return fail(ErrorKind::invalid, "{} answered with message {} instead of {}", site_.destination, message.type, static_cast<int>(type));
+}
+
+// --- negotiate and preflight ----------------------------------------------------------------------------------------------------------------------
+
+Result<wire::Hello> Departure::introduce() {
+  wire::Hello hello{.from = site_.node, .spec = pod_.spec(), .strategy = options_.strategy, .dry_run = options_.dry_run};
+  const auto facts = TRY(NodeFacts::read());
+  hello.kernel = facts.kernel;
+  hello.vdso = facts.vdso;
+  hello.xfeatures = facts.xfeatures;
+  hello.cpu_flags = facts.cpu_flags;
+  for (const auto& ids : TRY(read_tree(pod_.init()))) {
+    auto status = kernel::read_status(ids.host);
+    if (status) hello.resident += status->resident_bytes + status->swap_bytes;
+  }
+  hello.connections = options_.connections > 0 ? static_cast<std::uint32_t>(std::min(options_.connections, 8)) : facts.page_connections();
+  return hello;
+}
+
+std::vector<std::string> Departure::refusals() {
+  std::vector<std::string> found;
+  auto tree = read_tree(pod_.init());
+  if (!tree) return {tree.error().message()};
+  std::vector<ObjectInfo> objects;
+  for (const auto& ids : *tree) {
+    if (ids.zombie) continue;
+    std::vector<std::string> own;
+    auto looked = objects::preflight_process(ids.host, own);
+    if (!looked && looked.error().kind != ErrorKind::gone) own.push_back(looked.error().message());
+    for (auto& reason : own) found.push_back(fmt::format("process {}: {}", ids.pod.value, reason));
+    auto maps = kernel::read_maps(ids.host);
+    if (!maps) continue;
+    auto layout = layout_of(*maps, 0, 0, objects);
+    if (!layout) found.push_back(fmt::format("process {}: {}", ids.pod.value, layout.error().message()));
+  }
+  auto descriptors = SourceDescriptors::open(facts_, *tree);
+  if (!descriptors) {
+    found.push_back(descriptors.error().message());
+  } else {
+    for (auto& reason : descriptors->preflight()) found.push_back(std::move(reason));
+  }
+  return found;
+}
+
+Result<void> Departure::negotiate() {
+  tell("negotiate");
+  const auto strategy = strategy_named(options_.strategy);
+  if (!strategy) return fail(ErrorKind::invalid, "unknown strategy {}; there are freeze, precopy, postcopy, hybrid, eager-dirty and auto", options_.strategy);
+  strategy_ = *strategy;
+  const auto record = TRY(site_.store.get(report_.pod));
+  if (!record) return fail(ErrorKind::not_found, "the store has no record of {}", report_.pod);
+  if (record->owner != site_.node) return fail(ErrorKind::refused, "{} belongs to {}", report_.pod, record->owner);
+  record_ = *record;
+  clock_ = TRY(objects::PodClock::of(pod_.init()));
+  facts_ = TRY(SourceDescriptors::look_at(pod_));
+  report_.refusals = refusals();
+  if (!report_.refusals.empty() && !options_.dry_run)
+    return fail(ErrorKind::refused, "{} can't be moved: {}", report_.pod, fmt::join(report_.refusals, "; "));
+
+  const auto hello = TRY(introduce());
+  report_.expected_bytes = hello.resident;
+  control_ = std::make_unique<Channel>(TRY(connect_()));
+  TRY(control_->send(wire::Type::hello, hello));
+  TRY(expect(wire::Type::welcome));
+  total_.lap("negotiate");
+  if (options_.dry_run) return {};
+
+  std::vector<Fd> connections;
+  for (std::uint32_t i = 0; i < hello.connections; ++i) connections.push_back(TRY(connect_()));
+  reference_ = TRY(connect_());
+  pages_ = std::make_unique<PageSender>(std::move(connections), [this](SpaceId space, std::uint64_t address, void* to, std::size_t size) {
+    return read(space, address, to, size);
+  });
+  return {};
+}
+
+Result<void> Departure::align_clocks() {
+  // The tightest upper bound of several exchanges: time may jump ahead by the shortest way there, and never runs backwards.
+  std::int64_t best = INT64_MAX;
+  wire::Clock theirs_then{};
+  std::int64_t ours_then = 0;
+  for (int i = 0; i < 8; ++i) {
+    TRY(control_->send(wire::Type::clock, wire::Clock{}));
+    const auto theirs = TRY(image::unpack<wire::Clock>(TRY(expect(wire::Type::clock)).payload));
+    const auto after = now_ns();
+    if (after - theirs.monotonic < best) {
+      best = after - theirs.monotonic;
+      theirs_then = theirs;
+      ours_then = after;
+    }
+  }
+  clock_difference_ = theirs_then.monotonic - ours_then;
+  const auto reading = TRY(pod_.clocks());
+  const std::int64_t passed = ours_then - reading.at;
+  TRY(control_->send(wire::Type::prepare, wire::Prepare{{reading.clocks.monotonic + passed, reading.clocks.boottime + passed}, theirs_then.monotonic}));
+  return {};
+}
+
+Result<void> Departure::prepare() {
+  tell("prepare");
+  TRY(check_cancelled());
+  TRY(align_clocks());
+  TRY(expect(wire::Type::ready, building_limit));
+  total_.lap("prepare");
+  return {};
+}
+
+// --- pre-copy -------------------------------------------------------------------------------------------------------------------------------------
+
+Result<void> Departure::follow_processes() {
+  const auto tree = TRY(read_tree(pod_.init()));
+  order_.clear();
+  std::map<pid_t, Leaving> now;
+  for (const auto& ids : tree) {
+    order_.push_back(ids.host.value);
+    auto known = processes_.extract(ids.host.value);
+    Leaving leaving;
+    if (!known.empty()) leaving = std::move(known.mapped());
+    leaving.ids = ids;
+    if (ids.zombie) {
+      leaving.memory.reset();
+    } else {
+      const auto maps = kernel::read_maps(ids.host);
+      if (!maps) continue;  // it ends just now
+      const bool replaced = leaving.gadget && std::ranges::none_of(*maps, [&](const kernel::Mapping& mapping) {
+                              return mapping.begin <= leaving.gadget.begin() && leaving.gadget.begin() < mapping.end;
+                            });
+      if (!leaving.memory || replaced) {
+        auto memory = SourceMemory::open(ids.host, ids.pod);
+        if (!memory) continue;
+        leaving.memory = std::move(*memory);
+        leaving.gadget = {};
+        leaving.fresh = true;
+        if (copies_before(strategy_)) {
+          auto tracking = begin_tracking(ids.host, clock_);
+          if (!tracking && tracking.error().kind != ErrorKind::gone && tracking.error().kind != ErrorKind::timeout)
+            return std::unexpected(std::move(tracking).error().within(fmt::format("track process {}", ids.pod.value)));
+          if (tracking) {
+            report_.pauses_us.push_back(tracking->pause_us);
+            leaving.memory->track(std::move(tracking->tracker));
+            leaving.gadget = tracking->gadget;
+          }
+        }
+        leaving.same_capabilities = objects::same_capability_sets(ids.host).value_or(false);
+      }
+    }
+    now.emplace(ids.host.value, std::move(leaving));
+  }
+  processes_ = std::move(now);
+  std::erase_if(order_, [&](pid_t host) { return !processes_.contains(host); });
+  return {};
+}
+
+Result<std::vector<wire::Process>> Departure::describe_processes() {
+  std::vector<wire::Process> described;
+  for (const auto host : order_) {
+    Leaving& leaving = processes_.at(host);
+    const ProcessIds& ids = leaving.ids;
+    wire::Process process{.pid = ids.pod, .parent = ids.parent, .group = ids.group, .session = ids.session, .exit_signal = ids.exit_signal,
+                          .zombie = ids.zombie, .exit_code = ids.exit_code};
+    process.threads = pod_ids(ids.threads);
+    process.leader_exited = ids.leader_exited;
+    process.fresh = std::exchange(leaving.fresh, false);
+    if (leaving.memory) process.layout = leaving.memory->layout();
+    described.push_back(std::move(process));
+  }
+  return described;
+}
+
+Result<void> Departure::begin_round(std::uint32_t number) {
+  round_ = number;
+  TRY(follow_processes());
+  objects_.begin_look();
+  for (const auto host : order_) {
+    Leaving& leaving = processes_.at(host);
+    if (!leaving.memory) continue;
+    auto looked = leaving.memory->look(objects_, true, leaving.gadget ? leaving.gadget.begin() : 0,
+                                       leaving.gadget ? leaving.gadget.begin() + leaving.gadget.size() : 0);
+    if (!looked && looked.error().kind != ErrorKind::gone && looked.error().code != ENOENT) return looked;
+  }
+  wire::Round round{.number = number, .processes = TRY(describe_processes()), .objects = objects_.infos()};
+  TRY(control_->send(wire::Type::round, round));
+  TRY(expect(wire::Type::ready, building_limit));
+  return {};
+}
+
+Result<void> Departure::end_round(std::uint32_t number, const Sent& sent, const Stopwatch& watch) {
+  TRY(pages_->end_round(number));
+  TRY(expect(wire::Type::done, std::chrono::minutes(10)));
+  report_.rounds.push_back({sent.pages, sent.zero_pages, sent.bytes, watch.total_us()});
+  report_.bytes_sent += sent.bytes;
+  return {};
+}
+
+Result<Next> Departure::copy_round(std::uint32_t number, std::uint64_t resident, std::uint64_t& dirty_before, std::uint64_t& in_vain) {
+  std::vector<Piece> pieces;
+  for (const auto host : order_) {
+    auto& leaving = processes_.at(host);
+    if (!leaving.memory) continue;
+    auto collected = leaving.memory->collect(objects_, pieces);
+    if (!collected && collected.error().kind != ErrorKind::gone) return std::unexpected(collected.error());
+  }
+  TRY(objects_.collect(pieces));
+  const std::uint64_t all = page_count(pieces);
+  if (number > 1) in_vain += all;
+  const auto dirty_now = [&]() -> std::uint64_t {
+    std::uint64_t pages = 0;
+    for (const auto host : order_) {
+      auto& leaving = processes_.at(host);
+      if (leaving.memory) pages += leaving.memory->dirty_pages().value_or(0);
+    }
+    return pages;
+  };
+  // In slices, so that a hopeless round is left early and a long one shows its progress. Every slice is a round of its own on the page connections.
+  std::uint64_t done = 0;
+  std::size_t next = 0;
+  Stopwatch watch;
+  Sent total;
+  while (next < pieces.size()) {
+    TRY(check_cancelled());
+    std::vector<Piece> slice;
+    std::uint64_t bytes = 0;
+    while (next < pieces.size() && bytes < slice_bytes) {
+      Piece& piece = pieces[next];
+      const std::uint64_t take = std::min(piece.range.size(), slice_bytes - bytes);
+      slice.push_back({piece.space, {piece.range.begin, piece.range.begin + take}});
+      bytes += take;
+      piece.range.begin += take;
+      if (piece.range.size() == 0) ++next;
+    }
+    total += TRY(pages_->send(slice));
+    done += bytes / page_size;
+    if (site_.progress) {
+      site_.progress({.phase = "precopy", .round = number, .pages_sent = total.pages, .bytes_sent = report_.bytes_sent + total.bytes,
+                      .bytes_per_second = total.bytes * 1'000'000 / std::max<std::uint64_t>(watch.total_us(), 1), .bytes_left = (all - done) * page_size});
+    }
+    if (next < pieces.size()) {
+      const std::uint64_t dirty = strategy_ == Strategy::automatic ? dirty_now() : 0;
+      const auto choice = decide(strategy_, {.round = number, .round_complete = false, .resident = resident, .sent = done,
+                                             .in_vain = in_vain + dirty * done / std::max<std::uint64_t>(all, 1), .dirty = dirty, .dirty_before = dirty_before});
+      if (choice != Next::again) {
+        // What of this round wasn't sent isn't there yet.
+        for (; next < pieces.size(); ++next)
+          for (auto& [host, leaving] : processes_)
+            if (leaving.memory && leaving.memory->space() == pieces[next].space) leaving.memory->sent().remove(pieces[next].range);
+        TRY(end_round(number, total, watch));
+        return choice;
+      }
+    }
+  }
+  TRY(end_round(number, total, watch));
+  const std::uint64_t dirty = dirty_now();
+  const auto choice = decide(strategy_, {.round = number, .resident = resident, .sent = all, .in_vain = in_vain + dirty, .dirty = dirty, .dirty_before = dirty_before});
+  dirty_before = dirty;
+  return choice;
+}
+
+Result<void> Departure::copy_while_running() {
+  tell("precopy");
+  if (!copies_before(strategy_)) {
+    TRY(begin_round(1));
+    TRY(pages_->end_round(1));
+    TRY(expect(wire::Type::done));
+    ending_ = decide(strategy_, {});
+    total_.lap("layout");
+    return {};
+  }
+  std::uint64_t dirty_before = 0, in_vain = 0, resident = 0;
+  for (std::uint32_t number = 1;; ++number) {
+    TRY(check_cancelled());
+    TRY(begin_round(number));
+    if (number == 1) {
+      for (const auto host : order_)
+        if (auto& memory = processes_.at(host).memory) resident += memory->resident_pages().value_or(0);
+    }
+    ending_ = TRY(copy_round(number, resident, dirty_before, in_vain));
+    if (ending_ != Next::again) break;
+  }
+  total_.lap("precopy");
+  return {};
+}
+
+std::size_t Departure::read(SpaceId space, std::uint64_t address, void* to, std::size_t size) {
+  if ((space & object_space) != 0) return objects_.read(space, address, to, size);
+  for (const auto& [host, leaving] : processes_) {
+    if (!leaving.memory || leaving.memory->space() != space) continue;
+    return leaving.memory->read(address, to, size);
+  }
+  return 0;
+}
+
+}  // namespace godwit::migrate

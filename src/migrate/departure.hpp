@@ -1,0 +1,116 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "migrate/channel.hpp"
+#include "migrate/freeze.hpp"
+#include "migrate/migrate.hpp"
+#include "migrate/page_stream.hpp"
+#include "migrate/source_descriptors.hpp"
+#include "migrate/source_memory.hpp"
+#include "migrate/stopwatch.hpp"
+#include "migrate/strategy.hpp"
+#include "migrate/wire.hpp"
+#include "objects/pod_clock.hpp"
+#include "objects/process_state.hpp"
+#include "objects/thread_state.hpp"
+
+namespace godwit::migrate {
+
+/// A process of the pod that is leaving.
+struct Leaving {
+  ProcessIds ids;
+  std::optional<SourceMemory> memory;  ///< none for a zombie
+  kernel::Gadget gadget;
+  bool same_capabilities = false;  ///< all threads have the same bounding and ambient sets
+  bool fresh = true;               ///< the destination must begin its address space anew
+};
+
+/// One thread's capture, between being asked and being answered; kept for putting it back.
+struct ThreadInHand {
+  kernel::Tracee* tracee = nullptr;
+  HostPid tid;
+  pid_t process = 0;  ///< host pid of its process
+  objects::ThreadCapture capture;
+};
+
+/// The source's side of one migration. `send` (send.cpp) calls the phases in order; what is true between them is said there.
+class Departure {
+ public:
+  Departure(pod::Pod& pod, const Options& options, const Connect& connect, const SourceSite& site, Report& report);
+  ~Departure();
+
+  Result<void> negotiate();
+  Result<void> prepare();
+  Result<void> copy_while_running();
+  Result<void> freeze();
+  Result<void> send_last_pages();
+  Result<void> send_state();
+  Result<void> send_objects();
+  Result<void> pin();
+  Result<void> commit();
+  Result<void> hand_over();
+  Result<void> release();
+  /// Before the commit: everything here is as it was. Says why to the destination.
+  void give_up(const Error& why);
+
+  [[nodiscard]] bool committed() const { return committed_; }
+
+ private:
+  Result<wire::Hello> introduce();
+  std::vector<std::string> refusals();
+  Result<Message> expect(wire::Type type, std::chrono::milliseconds limit = std::chrono::seconds(30));
+  Result<void> align_clocks();
+  Result<void> check_cancelled();
+  Result<void> follow_processes();
+  Result<void> begin_round(std::uint32_t number);
+  Result<Next> copy_round(std::uint32_t number, std::uint64_t resident, std::uint64_t& dirty_before, std::uint64_t& in_vain);
+  Result<void> end_round(std::uint32_t number, const Sent& sent, const Stopwatch& watch);
+  Result<std::vector<wire::Process>> describe_processes();
+  Result<void> match_frozen();
+  Result<wire::ProcessImage> capture_process(FrozenProcess&, Leaving&);
+  Result<void> forward_frames(std::chrono::milliseconds quiet, std::chrono::milliseconds most);
+  Result<void> send_logs();
+  void begin_answering();
+  void end_answering();
+  void begin_pushing();
+  Result<void> finish_serving();
+  std::size_t read(SpaceId space, std::uint64_t address, void* to, std::size_t size);
+  void tell(std::string phase);
+
+  pod::Pod& pod_;
+  Options options_;
+  const Connect& connect_;
+  const SourceSite& site_;
+  Report& report_;
+  Strategy strategy_ = Strategy::automatic;
+  Next ending_ = Next::freeze;
+  objects::PodClock clock_;
+  store::Record record_;
+  std::unique_ptr<Channel> control_;
+  std::unique_ptr<PageSender> pages_;
+  Fd reference_;  ///< pages that the destination asks for
+  SourceDescriptors::Pod facts_;
+  std::map<pid_t, Leaving> processes_;  ///< by host pid
+  std::vector<pid_t> order_;            ///< parents before children
+  SourceObjects objects_;
+  std::uint32_t round_ = 0;
+  std::map<pid_t, objects::SleepMark> marks_;
+  std::vector<FrozenProcess> frozen_;
+  std::vector<ThreadInHand> in_hand_;
+  std::optional<SourceDescriptors> descriptors_;
+  std::vector<Piece> owed_;
+  Stopwatch total_, freeze_watch_;
+  std::int64_t stopped_at_ = 0;
+  std::int64_t clock_difference_ = 0;  ///< destination's CLOCK_MONOTONIC minus ours, at least
+  Result<Sent> pushed_;
+  std::jthread answering_;  ///< serves pages that are asked for, from the last scan on: rebuilding may need some
+  std::jthread pushing_;    ///< sends all that is owed, after the commit
+  bool holding_ = false, pinned_ = false, committed_ = false;
+};
+
+}  // namespace godwit::migrate

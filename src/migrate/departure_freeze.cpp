@@ -1,0 +1,286 @@
+#include <fcntl.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "base/log.hpp"
+#include "migrate/departure.hpp"
+#include "migrate/tracking.hpp"
+
+/// The freeze at the source: from the first thread stopped to the commit.
+namespace godwit::migrate {
+
+namespace {
+
+/// So few bytes travel with the control message; more are worth the page connections.
+constexpr std::uint64_t inline_bytes = 2 * MiB;
+
+const Area* area_at(const Layout& layout, std::uint64_t address) {
+  auto after = std::ranges::upper_bound(layout, address, {}, &Area::begin);
+  return after == layout.begin() || std::prev(after)->end <= address ? nullptr : &*std::prev(after);
+}
+
+void append(std::vector<wire::Ranges>& list, PodPid process, Range range) {
+  if (list.empty() || list.back().process != process) list.push_back({process, {}});
+  auto& edges = list.back().edges;
+  if (!edges.empty() && edges.back() == range.begin) {
+    edges.back() = range.end;
+    return;
+  }
+  edges.push_back(range.begin);
+  edges.push_back(range.end);
+}
+
+}  // namespace
+
+Result<void> Departure::freeze() {
+  tell("freeze");
+  TRY(check_cancelled());
+  objects::SleepClock sleep_clock(clock_);
+  for (const auto& [host, leaving] : processes_)
+    for (const auto& thread : leaving.ids.threads)
+      if (auto sleeping = sleep_clock.mark(thread.host)) marks_[thread.host.value] = *sleeping;
+  freeze_watch_.restart();
+  // What the threads and the kernel still answer goes out until they have stopped.
+  TRY(pod_.gate().set(pod::Gate::State::pause));
+  holding_ = true;
+  frozen_ = TRY(freeze_all(pod_.init(), std::chrono::seconds(5), stopped_at_));
+  // From here nothing may be acknowledged that the image doesn't have.
+  TRY(pod_.gate().set(pod::Gate::State::hold));
+  freeze_watch_.lap("stop threads");
+  return match_frozen();
+}
+
+Result<void> Departure::match_frozen() {
+  order_.clear();
+  std::map<pid_t, Leaving> now;
+  for (auto& process : frozen_) {
+    const auto host = process.ids.host.value;
+    order_.push_back(host);
+    auto known = processes_.extract(host);
+    Leaving leaving;
+    if (!known.empty()) leaving = std::move(known.mapped());
+    leaving.ids = process.ids;
+    leaving.ids.threads.clear();
+    for (const auto& thread : process.threads) leaving.ids.threads.push_back(thread.ids);
+    leaving.ids.zombie = process.threads.empty();
+    process.ids = leaving.ids;
+    if (leaving.ids.zombie) {
+      leaving.memory.reset();
+    } else if (!leaving.memory) {
+      leaving.memory = TRY(SourceMemory::open(process.ids.host, process.ids.pod));
+      leaving.fresh = true;
+    }
+    now.emplace(host, std::move(leaving));
+  }
+  processes_ = std::move(now);
+  return {};
+}
+
+Result<void> Departure::send_last_pages() {
+  wire::Last last;
+  std::vector<Piece> pieces;
+  std::vector<Piece> now;
+  objects_.begin_look();
+  for (const auto host : order_) {
+    Leaving& leaving = processes_.at(host);
+    if (!leaving.memory) continue;
+    const auto hidden = leaving.gadget ? Range{leaving.gadget.begin(), leaving.gadget.begin() + leaving.gadget.size()} : Range{};
+    TRY(leaving.memory->look(objects_, false, hidden.begin, hidden.end));
+    if (hidden.size() != 0 && area_at(leaving.memory->layout(), hidden.begin) == nullptr) {
+      const auto maps = TRY(kernel::read_maps(leaving.ids.host));
+      if (std::ranges::none_of(maps, [&](const kernel::Mapping& m) { return m.begin <= hidden.begin && hidden.begin < m.end; })) {
+        // It has executed another program since the last round: nothing that was sent counts.
+        leaving.memory = TRY(SourceMemory::open(leaving.ids.host, leaving.ids.pod));
+        leaving.gadget = {};
+        leaving.fresh = true;
+        TRY(leaving.memory->look(objects_, false, 0, 0));
+      }
+    }
+    pieces.clear();
+    std::vector<Range> absent;
+    TRY(leaving.memory->collect_last(objects_, pieces, absent));
+    for (const auto& range : absent) append(last.absent, leaving.ids.pod, range);
+    for (const auto& piece : pieces) {
+      const Area* area = area_at(leaving.memory->layout(), piece.range.begin);
+      const bool on_reference = ending_ == Next::reference && area != nullptr && area->backing == Backing::anonymous;
+      if (on_reference && strategy_ != Strategy::eager_dirty) {
+        append(last.owed, leaving.ids.pod, piece.range);
+        owed_.push_back(piece);
+      } else {
+        now.push_back(piece);
+      }
+    }
+  }
+  TRY(objects_.collect(now));
+  freeze_watch_.lap("final scan");
+  std::uint64_t bytes = 0;
+  for (const auto& piece : now) bytes += piece.range.size();
+  last.more_pages = bytes > inline_bytes;
+  last.round = {.number = round_ + 1, .processes = TRY(describe_processes()), .objects = objects_.infos()};
+  if (!owed_.empty()) begin_answering();
+  Stopwatch watch;
+  Sent sent;
+  if (!last.more_pages)
+    sent = PageSender::encode(now, [this](SpaceId space, std::uint64_t address, void* to, std::size_t size) { return read(space, address, to, size); }, last.pages);
+  TRY(control_->send(wire::Type::last, last));
+  if (last.more_pages) {
+    TRY(expect(wire::Type::ready));
+    sent = TRY(pages_->send(now));
+    TRY(pages_->end_round(last.round.number));
+  }
+  report_.rounds.push_back({sent.pages, sent.zero_pages, sent.bytes, watch.total_us()});
+  report_.bytes_sent += sent.bytes;
+  freeze_watch_.lap("last pages");
+  return {};
+}
+
+Result<wire::ProcessImage> Departure::capture_process(FrozenProcess& frozen, Leaving& leaving) {
+  wire::ProcessImage image;
+  auto& first = frozen.threads.front().tracee;
+  objects::ProcessCapture process;
+  TRY(process.look(frozen.ids.host, first));
+  const std::size_t begin = in_hand_.size();
+  for (auto& thread : frozen.threads) {
+    const bool own_sets = &thread == &frozen.threads.front() || !leaving.same_capabilities;
+    in_hand_.push_back({&thread.tracee, thread.ids.host, frozen.ids.host.value, objects::ThreadCapture(thread.ids.pod, own_sets)});
+    const auto scheduling = TRY(objects::scheduling_of(thread.ids.host));
+    TRY(in_hand_.back().capture.look(thread.tracee, marks_[thread.ids.host.value], clock_, scheduling));
+  }
+  if (!leaving.gadget) leaving.gadget = TRY(kernel::Gadget::install(first));
+  const auto& numbers = descriptors_->numbers(leaving.ids.pod);
+  for (std::size_t i = begin; i < in_hand_.size(); ++i) {
+    auto batch = leaving.gadget.batch();
+    std::vector<kernel::Batch::Call> flags;
+    if (i == begin) {
+      process.ask(batch);
+      for (const int number : numbers) flags.push_back(batch.call(SYS_fcntl, {static_cast<std::uint64_t>(number), F_GETFD}));
+    }
+    in_hand_[i].capture.ask(batch);
+    TRY(leaving.gadget.run(*in_hand_[i].tracee, batch));
+    if (i == begin) {
+      image.process = TRY(process.take(batch, clock_));
+      std::vector<bool> close_on_exec;
+      for (const auto call : flags) close_on_exec.push_back((batch.result(call) & FD_CLOEXEC) != 0);
+      descriptors_->set_close_on_exec(leaving.ids.pod, close_on_exec);
+    }
+    image.threads.push_back(TRY(in_hand_[i].capture.take(batch, in_hand_[i].tid)));
+    if (i != begin && leaving.same_capabilities) {
+      image.threads.back().credentials.ambient = image.threads.front().credentials.ambient;
+      image.threads.back().credentials.bounding = image.threads.front().credentials.bounding;
+    }
+  }
+  image.process.pid = leaving.ids.pod;
+  image.process.parent = leaving.ids.parent;
+  image.process.group = leaving.ids.group;
+  image.process.session = leaving.ids.session;
+  image.process.exit_signal = leaving.ids.exit_signal;
+  return image;
+}
+
+Result<void> Departure::send_state() {
+  std::vector<ProcessIds> ids;
+  for (const auto& process : frozen_) ids.push_back(process.ids);
+  descriptors_ = TRY(SourceDescriptors::open(facts_, ids));
+  freeze_watch_.lap("duplicate descriptors");
+  wire::State state;
+  std::size_t threads = 0;
+  for (const auto& process : frozen_) threads += process.threads.size();
+  in_hand_.reserve(threads);
+  for (auto& process : frozen_) {
+    if (process.ids.zombie) continue;
+    auto image = capture_process(process, processes_.at(process.ids.host.value));
+    if (!image) return std::unexpected(std::move(image).error().within(fmt::format("capture process {}", process.ids.pod.value)));
+    state.processes.push_back(std::move(*image));
+  }
+  const auto life = TRY(pod_.life());
+  if (!life.first) return fail(ErrorKind::refused, "{} has no first program", report_.pod);
+  state.first = *life.first;
+  state.last_pid = TRY(pod_.last_pid());
+  TRY(control_->send(wire::Type::state, state));
+  freeze_watch_.lap("threads");
+  return {};
+}
+
+Result<void> Departure::send_objects() {
+  wire::Objects message{.images = TRY(descriptors_->capture())};
+  TRY(control_->send(wire::Type::objects, message));
+  freeze_watch_.lap("objects");
+  return {};
+}
+
+Result<void> Departure::pin() {
+  TRY(pod_.workload().freeze());
+  pinned_ = true;
+  freeze_watch_.lap("pin");
+  auto rebuilt = TRY(expect(wire::Type::rebuilt, std::chrono::seconds(120)));
+  const auto spans = TRY(image::unpack<wire::Spans>(rebuilt.payload));
+  freeze_watch_.lap("wait for the destination");
+  for (const auto& span : spans.spans) report_.freeze.push_back({"destination: " + span.name, span.us});
+  return {};
+}
+
+Result<void> Departure::commit() {
+  auto moved = site_.store.move(record_, site_.destination);
+  if (!moved) {
+    // The answer was lost, not the question: only the record says who owns the pod now.
+    for (int tries = 0; tries < 50; ++tries) {
+      auto record = site_.store.get(report_.pod);
+      if (record && *record) {
+        moved = (*record)->owner == site_.destination && (*record)->epoch == record_.epoch + 1;
+        break;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    }
+  }
+  if (!moved) return std::unexpected(std::move(moved).error().within("commit the move"));
+  if (!*moved) return fail(ErrorKind::busy, "somebody else has changed the record of {}", report_.pod);
+  committed_ = true;
+  freeze_watch_.lap("commit");
+  return {};
+}
+
+void Departure::give_up(const Error& why) {
+  if (control_) (void)control_->send(wire::Type::abort, wire::Text{why.message()});
+  end_answering();
+  if (pinned_) {
+    (void)pod_.workload().thaw();
+    pinned_ = false;
+  }
+  descriptors_.reset();
+  // Calls that were interrupted are made ready while the gadget is there, and everything else is put back when it is gone.
+  for (const bool gadget_there : {true, false}) {
+    for (auto& hand : in_hand_) {
+      auto back = gadget_there ? hand.capture.rearm(processes_.at(hand.process).gadget, *hand.tracee, clock_) : hand.capture.put_back(*hand.tracee);
+      if (!back) log::warn("{}: thread {}: {}", report_.pod, hand.tid.value, back.error().message());
+    }
+    if (!gadget_there) continue;
+    for (auto& process : frozen_) {
+      auto leaving = processes_.find(process.ids.host.value);
+      if (leaving == processes_.end() || !leaving->second.gadget || process.threads.empty()) continue;
+      if (leaving->second.gadget.remove(process.threads.front().tracee)) leaving->second.gadget = {};
+    }
+  }
+  const bool was_frozen = !frozen_.empty();
+  thaw_all(frozen_);
+  for (auto& hand : in_hand_) (void)hand.capture.running(hand.tid);
+  in_hand_.clear();
+  if (holding_) {
+    auto released = pod_.gate().release();
+    if (!released) log::error("{}: the network stays held: {}", report_.pod, released.error().message());
+    holding_ = false;
+  }
+  if (was_frozen) report_.pauses_us.push_back(static_cast<std::uint64_t>(now_ns() - stopped_at_) / 1000);
+  for (auto& [host, leaving] : processes_) {
+    if (!leaving.memory) continue;
+    leaving.memory->untrack();
+    if (!leaving.gadget) continue;
+    auto pause = remove_gadget(leaving.ids.host, leaving.gadget, clock_);
+    if (pause) report_.pauses_us.push_back(*pause);
+    leaving.gadget = {};
+  }
+  report_.error = why.message();
+}
+
+}  // namespace godwit::migrate

@@ -1,0 +1,110 @@
+#include "migrate/destination_descriptors.hpp"
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <set>
+
+#include "objects/common.hpp"
+
+namespace godwit::migrate {
+
+Result<void> DestinationDescriptors::build(std::vector<objects::Image> images) {
+  images_ = std::move(images);
+  built_.resize(images_.size());
+  for (std::size_t id = 0; id < images_.size(); ++id) {
+    const auto* kind = objects::kind_named(images_[id].kind);
+    if (kind == nullptr) return fail(ErrorKind::invalid, "unknown kind of object {}", images_[id].kind);
+    auto fd = kind->build(images_[id].state, *this);
+    if (!fd) return std::unexpected(std::move(fd).error().within(fmt::format("rebuild {} {}", images_[id].kind, id)));
+    built_[id] = std::move(*fd);
+    if (!images_[id].common.empty())
+      TRY(objects::apply_common(TRY(image::unpack<objects::Common>(images_[id].common)), built_[id].get(), *this));
+  }
+  return {};
+}
+
+Result<void> DestinationDescriptors::install(PodPid process, int builder, Hand hand) {
+  std::vector<std::pair<const objects::Holder*, objects::ObjectId>> wanted;
+  for (std::size_t id = 0; id < images_.size(); ++id)
+    for (const auto& holder : images_[id].holders)
+      if (holder.process == process) wanted.emplace_back(&holder, static_cast<objects::ObjectId>(id));
+  std::ranges::sort(wanted, {}, [](const auto& entry) { return entry.first->number; });
+
+  auto batch = hand.gadget.batch();
+  // Nothing else is open below the builder's number, so the kernel gives out the lowest number that isn't taken yet: known in advance.
+  int lowest_free = 0;
+  for (const auto& [holder, id] : wanted) {
+    if (batch.full(4, 0)) {
+      TRY(hand.run(batch));
+      batch = hand.gadget.batch();
+    }
+    const auto what = fmt::format("install descriptor {}", holder->number);
+    const auto number = static_cast<std::uint64_t>(holder->number);
+    if (holder->number >= builder || holder->number < lowest_free) return fail(ErrorKind::invalid, "{}: out of order", what);
+    const auto got =
+        batch.must(what, SYS_pidfd_getfd, {static_cast<std::uint64_t>(builder), static_cast<std::uint64_t>(built_[id].get()), 0});
+    if (holder->number == lowest_free) {
+      if (!holder->close_on_exec) batch.must(what, SYS_fcntl, {number, F_SETFD, 0});
+      ++lowest_free;
+    } else {
+      const auto moved = batch.must(what, SYS_dup3, {0, number, holder->close_on_exec ? O_CLOEXEC : 0ULL});
+      batch.forward(got, moved, 0);
+      const auto closed = batch.must(what, SYS_close, {0});
+      batch.forward(got, closed, 0);
+    }
+  }
+  if (!batch.empty()) TRY(hand.run(batch));
+  return {};
+}
+
+Result<void> DestinationDescriptors::attach(PodPid process, Hand hand) {
+  auto batch = hand.gadget.batch();
+  for (const auto& image : images_) {
+    for (const auto& holder : image.holders) {
+      if (holder.process != process) continue;
+      if (batch.full(64, 16 * KiB)) {
+        TRY(hand.run(batch));
+        batch = hand.gadget.batch();
+      }
+      TRY(objects::kind_named(image.kind)->attach(image.state, holder, batch, *this));
+    }
+  }
+  if (!batch.empty()) TRY(hand.run(batch));
+  return {};
+}
+
+Result<void> DestinationDescriptors::open() {
+  Result<void> outcome;
+  for (std::size_t id = 0; id < images_.size(); ++id) {
+    auto done = objects::kind_named(images_[id].kind)->open(images_[id].state, built_[id].get(), *this);
+    // This is the only copy now: what can be opened is opened, and the first failure is told.
+    if (!done && outcome) outcome = std::unexpected(std::move(done).error().within(fmt::format("open {} {}", images_[id].kind, id)));
+  }
+  return outcome;
+}
+
+int DestinationDescriptors::highest_number(const std::vector<objects::Image>& images) {
+  int highest = 2;
+  for (const auto& image : images)
+    for (const auto& holder : image.holders) highest = std::max(highest, holder.number);
+  return highest;
+}
+
+Result<Fd> DestinationDescriptors::stream(const std::string& name) {
+  if (streams_.empty()) streams_ = TRY(pod_.streams());
+  const auto found = streams_.find(name);
+  if (found == streams_.end()) return fail(ErrorKind::invalid, "the pod has no stream {}", name);
+  Fd copy(::fcntl(found->second.get(), F_DUPFD_CLOEXEC, 0));
+  if (!copy) return fail_errno("duplicate stream {}", name);
+  return copy;
+}
+
+std::optional<HostPid> DestinationDescriptors::host_pid(PodPid pod) const {
+  const auto found = processes_.find(pod.value);
+  return found == processes_.end() ? std::nullopt : std::optional(found->second);
+}
+
+}  // namespace godwit::migrate

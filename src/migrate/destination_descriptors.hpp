@@ -1,0 +1,42 @@
+#pragma once
+
+#include <map>
+#include <vector>
+
+#include "migrate/destination_memory.hpp"
+#include "objects/kind.hpp"
+#include "pod/pod.hpp"
+
+namespace godwit::migrate {
+
+/// Every open file description of a pod that is arriving.
+class DestinationDescriptors : public objects::Destination {
+ public:
+  DestinationDescriptors(pod::Pod& pod, std::map<pid_t, HostPid> processes) : pod_(pod), processes_(std::move(processes)) {}
+
+  /// Builds all of them; on the pod's workshop.
+  Result<void> build(std::vector<objects::Image> images);
+  /// Puts what `process` holds into its table, under the right numbers, and makes what belongs to the process. `builder` is the number of a pidfd of
+  /// this daemon in that table; it stands above all others and is closed last.
+  Result<void> install(PodPid process, int builder, Hand);
+  Result<void> attach(PodPid process, Hand);
+  /// After the commit; on the pod's workshop.
+  Result<void> open();
+  /// The highest number that any process needs.
+  [[nodiscard]] static int highest_number(const std::vector<objects::Image>&);
+  /// Our duplicates: closed once every process has its own.
+  void let_go() { built_.clear(); }
+
+  [[nodiscard]] int built(objects::ObjectId id) const override { return id < built_.size() && built_[id] ? built_[id].get() : -1; }
+  [[nodiscard]] Result<Fd> stream(const std::string& name) override;
+  [[nodiscard]] std::optional<HostPid> host_pid(PodPid) const override;
+
+ private:
+  pod::Pod& pod_;
+  std::map<pid_t, HostPid> processes_;
+  std::vector<objects::Image> images_;
+  std::vector<Fd> built_;
+  std::map<std::string, Fd> streams_;
+};
+
+}  // namespace godwit::migrate

@@ -1,0 +1,101 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "base/fd.hpp"
+#include "base/ids.hpp"
+#include "base/result.hpp"
+#include "kernel/memory.hpp"
+#include "kernel/remote.hpp"
+#include "kernel/tracee.hpp"
+#include "kernel/userfaultfd.hpp"
+#include "migrate/layout.hpp"
+#include "migrate/page_stream.hpp"
+
+/// The memory of a pod that is arriving: address spaces of stopped stubs that take on the source's layout and are filled from outside.
+namespace godwit::migrate {
+
+/// A thread of an arriving process: stopped, traced, standing in the gadget, until its registers are set.
+struct Hand {
+  kernel::Tracee& thread;
+  kernel::Gadget& gadget;
+  Result<void> run(kernel::Batch& batch) { return gadget.run(thread, batch); }
+};
+
+/// The pod's shared memory objects, made here before anything maps them, and filled through mappings of our own.
+class DestinationObjects {
+ public:
+  ~DestinationObjects();
+  /// Makes what is new and gives all of them their sizes. Files (Kind::file) are opened by `open_file` (on the pod's workshop).
+  Result<void> apply(const std::vector<ObjectInfo>&, const std::function<Result<Fd>(const std::string& path)>& open_file);
+  /// Our descriptor of the object; -1 when there is none.
+  [[nodiscard]] int fd(std::uint64_t key) const;
+  Result<void> write(SpaceId, std::uint64_t offset, const void* data, std::size_t size) const;
+  /// Ends our mappings; the pod's own keep the objects alive.
+  void let_go();
+  DestinationObjects() = default;
+  DestinationObjects(const DestinationObjects&) = delete;
+  DestinationObjects& operator=(const DestinationObjects&) = delete;
+
+ private:
+  struct Object {
+    ObjectInfo info;
+    Fd file;
+    void* memory = nullptr;  ///< Kind::anonymous: its first mapping, which made it
+    std::uint64_t mapped = 0;
+  };
+  std::vector<Object> objects_;  ///< position = space id without the top bit
+};
+
+/// One process's address space at the destination.
+class DestinationMemory {
+ public:
+  /// Takes a fresh stub over: unmaps all but the gadget and the kernel's own pages, and makes the userfaultfd it is filled through.
+  static Result<std::unique_ptr<DestinationMemory>> empty(HostPid, PodPid, Hand);
+  /// The address space of a process just forked from another arriving one, as it is: the same layout, the same pages.
+  static Result<std::unique_ptr<DestinationMemory>> forked(HostPid, PodPid, const DestinationMemory& parent, Hand);
+
+  [[nodiscard]] PodPid pod() const { return pod_; }
+  [[nodiscard]] const Layout& layout() const { return layout_; }
+
+  /// Turns the address space into `wanted`. `builder` is the number, in the stub's table, of a pidfd of this daemon.
+  Result<void> apply(const Layout& wanted, const DestinationObjects&, int builder, Hand);
+  /// Puts pages in place; null data is zeros. Any thread.
+  Result<void> write(std::uint64_t address, const void* data, std::size_t size);
+  /// Pages that the program has dropped.
+  Result<void> drop(const std::vector<Range>&, Hand);
+  /// Ends the filling: pages that are missing from now on are zeros by the kernel's own hand.
+  void close() { filler_.reset(); }
+  /// For what is fetched on reference: gives the filler up and registers the areas with one that also reports forks, moves and drops.
+  Result<kernel::Userfaultfd> begin_reference(kernel::Userfaultfd pager);
+  [[nodiscard]] PageSet& present() { return present_; }
+
+  /// Makes a userfaultfd in the stub and pulls it out.
+  static Result<kernel::Userfaultfd> make_userfaultfd(HostPid, std::uint64_t features, Hand);
+
+ private:
+  DestinationMemory(HostPid process, PodPid pod, kernel::MemoryFile file)
+      : process_(process), pod_(pod), file_(std::move(file)) {}
+  Result<void> register_area(const Area&);
+  Result<void> move_kernel_pages(const Layout& wanted, Hand);
+  [[nodiscard]] const Area* area_at(std::uint64_t address) const;
+  Result<void> write_run(const Area&, std::uint64_t address, const std::uint8_t* data, std::size_t size);
+
+  HostPid process_;
+  PodPid pod_;
+  kernel::MemoryFile file_;
+  std::optional<kernel::Userfaultfd> filler_;
+  Layout layout_;         ///< without the kernel's own pages
+  Layout kernel_pages_;   ///< where vvar and vdso stand now
+  std::mutex mutex_;      ///< guards present_
+  PageSet present_;
+};
+
+/// A place for the gadget that is free in every one of the layouts, far from what grows.
+[[nodiscard]] RemoteAddress quiet_place(const std::vector<const Layout*>& layouts, std::size_t size);
+
+}  // namespace godwit::migrate

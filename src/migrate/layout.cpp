@@ -1,0 +1,160 @@
+#include "migrate/layout.hpp"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+#include "objects/memory_object.hpp"
+
+namespace godwit::migrate {
+
+namespace {
+
+/// VmFlags that a mapping can be given at the destination: growsdown, huge page advice, don't fork/dump/wipe, locked, no reserve.
+constexpr std::array<std::string_view, 8> settable{"gd", "hg", "nh", "dc", "dd", "wf", "lo", "nr"};
+
+std::string settable_flags(std::string_view flags) {
+  std::string kept;
+  for (const auto flag : settable)
+    if (flags.find(flag) != std::string_view::npos) kept += (kept.empty() ? "" : " ") + std::string(flag);
+  return kept;
+}
+
+bool ends_with_deleted(std::string_view name) { return name.ends_with(" (deleted)"); }
+
+std::string without_deleted(std::string_view name) {
+  if (ends_with_deleted(name)) name.remove_suffix(std::string_view(" (deleted)").size());
+  return std::string(name);
+}
+
+Result<ObjectInfo> object_of(const kernel::Mapping& mapping) {
+  ObjectInfo info;
+  info.key = objects::memory_object_key(mapping.device, mapping.inode);
+  const std::string_view name = mapping.name;
+  if (name.starts_with("/dev/zero")) {
+    info.kind = ObjectInfo::Kind::anonymous;
+  } else if (name.starts_with("/memfd:")) {
+    info.kind = ObjectInfo::Kind::memfd;
+    info.name = without_deleted(name.substr(std::string_view("/memfd:").size()));
+  } else if (name.starts_with("/SYSV")) {
+    return fail(ErrorKind::refused, "System V shared memory {} is mapped", name);
+  } else if (name.starts_with("anon_inode:") || name.starts_with("[io_uring")) {
+    return fail(ErrorKind::refused, "{} is mapped", name);
+  } else if (ends_with_deleted(name)) {
+    return fail(ErrorKind::refused, "the deleted file {} is mapped shared", without_deleted(name));
+  } else if (name.starts_with("/dev/")  && !name.starts_with("/dev/shm/")) {
+    return fail(ErrorKind::refused, "the device {} is mapped", name);
+  } else {
+    info.kind = ObjectInfo::Kind::file;
+    info.name = name;
+  }
+  return info;
+}
+
+bool grows_down(const Area& area) { return area.flags.starts_with("gd"); }
+
+bool same_identity(const Area& a, const Area& b) {
+  return a.backing == b.backing && a.path == b.path && a.object == b.object && grows_down(a) == grows_down(b) &&
+         (a.backing == Backing::anonymous || a.offset - a.begin == b.offset - b.begin);
+}
+
+Area cut(const Area& area, std::uint64_t begin, std::uint64_t end) {
+  Area part = area;
+  if (area.backing == Backing::file || area.backing == Backing::object) part.offset += begin - area.begin;
+  part.begin = begin;
+  part.end = end;
+  return part;
+}
+
+}  // namespace
+
+Result<Layout> layout_of(const std::vector<kernel::Mapping>& mappings, RemoteAddress leave_out_begin,
+                         RemoteAddress leave_out_end, std::vector<ObjectInfo>& objects) {
+  Layout layout;
+  layout.reserve(mappings.size());
+  for (const auto& mapping : mappings) {
+    if (mapping.begin >= leave_out_begin && mapping.end <= leave_out_end) continue;
+    if (mapping.name == "[vsyscall]") continue;
+    Area area{.begin = mapping.begin, .end = mapping.end, .protection = mapping.protection};
+    area.flags = settable_flags(mapping.vm_flags);
+    if (mapping.name.starts_with("[v")) {
+      area.backing = Backing::vdso;
+      area.path = mapping.name;
+      area.flags.clear();
+    } else if (mapping.shared) {
+      const ObjectInfo info = TRY(object_of(mapping));
+      area.backing = Backing::object;
+      area.object = info.key;
+      area.offset = mapping.offset;
+      if (std::ranges::none_of(objects, [&](const ObjectInfo& known) { return known.key == info.key; }))
+        objects.push_back(info);
+    } else if (mapping.inode != 0 || mapping.name.starts_with('/')) {
+      if (mapping.name.starts_with("/dev/zero")) {
+        area.backing = Backing::anonymous;
+      } else {
+        if (ends_with_deleted(mapping.name))
+          return fail(ErrorKind::refused, "the deleted file {} is mapped", without_deleted(mapping.name));
+        if (mapping.name.starts_with("/anon_hugepage") || mapping.name.starts_with("/memfd:"))
+          return fail(ErrorKind::refused, "{} is mapped privately", mapping.name);
+        area.backing = Backing::file;
+        area.path = mapping.name;
+        area.offset = mapping.offset;
+      }
+    } else if (mapping.name.starts_with("[anon:")) {
+      area.path = mapping.name.substr(6, mapping.name.size() - 7);
+    }
+    if (mapping.vm_flags.find("ht") != std::string::npos)
+      return fail(ErrorKind::refused, "huge TLB pages are mapped at {:#x}", mapping.begin);
+    layout.push_back(std::move(area));
+  }
+  return layout;
+}
+
+std::vector<Change> difference(const Layout& from, const Layout& to) {
+  std::vector<Change> unmaps, maps;
+  const auto add = [](std::vector<Change>& list, Change::Kind kind, Area area) {
+    if (!list.empty()) {
+      auto& last = list.back();
+      if (last.kind == kind && last.area.end == area.begin &&
+          (kind == Change::Kind::unmap ||
+           (last.area.protection == area.protection && last.area.flags == area.flags &&
+            same_identity(last.area, area)))) {
+        last.area.end = area.end;
+        return;
+      }
+    }
+    list.push_back({kind, std::move(area)});
+  };
+  std::size_t i = 0, j = 0;
+  std::uint64_t at = 0;
+  while (i < from.size() || j < to.size()) {
+    // The next stretch over which neither side changes.
+    const bool in_from = i < from.size() && from[i].begin <= at;
+    const bool in_to = j < to.size() && to[j].begin <= at;
+    std::uint64_t until = UINT64_MAX;
+    if (i < from.size()) until = std::min(until, in_from ? from[i].end : from[i].begin);
+    if (j < to.size()) until = std::min(until, in_to ? to[j].end : to[j].begin);
+    if (in_from && in_to) {
+      if (!same_identity(from[i], to[j])) {
+        add(unmaps, Change::Kind::unmap, cut(from[i], at, until));
+        add(maps, Change::Kind::map, cut(to[j], at, until));
+      } else {
+        if (from[i].protection != to[j].protection) add(maps, Change::Kind::protect, cut(to[j], at, until));
+        if (from[i].flags != to[j].flags) add(maps, Change::Kind::advise, cut(to[j], at, until));
+      }
+    } else if (in_from) {
+      add(unmaps, Change::Kind::unmap, cut(from[i], at, until));
+    } else if (in_to) {
+      add(maps, Change::Kind::map, cut(to[j], at, until));
+    }
+    at = until;
+    if (i < from.size() && from[i].end == at) ++i;
+    if (j < to.size() && to[j].end == at) ++j;
+  }
+  unmaps.insert(unmaps.end(), std::make_move_iterator(maps.begin()), std::make_move_iterator(maps.end()));
+  return unmaps;
+}
+
+}  // namespace godwit::migrate

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/ids.hpp"
+#include "image/codec.hpp"
+#include "kernel/procfs.hpp"
+
+/// Address spaces as data: what is mapped where, by what it is backed, and how one layout becomes another.
+namespace godwit::migrate {
+
+enum class Backing : std::uint8_t {
+  anonymous = 0,  ///< private memory
+  file = 1,       ///< private mapping of a file
+  object = 2,     ///< shared: a memory object (shared anonymous, memfd, tmpfs file) or a regular file
+  vdso = 3,       ///< vdso and vvar pages: the kernel's own, moved into place
+};
+
+/// One mapping.
+struct Area {
+  std::uint64_t begin = 0, end = 0;
+  int protection = 0;
+  Backing backing = Backing::anonymous;
+  std::uint64_t offset = 0;  ///< into the file or object
+  std::uint64_t object = 0;  ///< Backing::object: its key
+  std::string path;          ///< Backing::file: in the pod's root. Anonymous: the name given by PR_SET_VMA. vdso: "[vdso]", "[vvar]" …
+  std::string flags;         ///< advice and the like as smaps' VmFlags, only those that can be set: "gd hg nh dc dd wf lo nr"
+  [[nodiscard]] std::uint64_t size() const { return end - begin; }
+  bool operator==(const Area&) const = default;
+  MSGPACK_DEFINE_MAP(begin, end, protection, backing, offset, object, path, flags)
+};
+
+/// Sorted by address, not overlapping.
+using Layout = std::vector<Area>;
+
+/// A shared memory object of the pod: one for each (device, inode) that is mapped shared or held as a memfd.
+struct ObjectInfo {
+  enum class Kind : std::uint8_t { anonymous = 0, memfd = 1, file = 2 };
+  std::uint64_t key = 0;  ///< objects::memory_object_key at the source: the same for all who share it
+  Kind kind = Kind::anonymous;
+  std::string name;  ///< memfd: its name; file: its path in the pod's root
+  std::uint64_t size = 0;
+  MSGPACK_DEFINE_MAP(key, kind, name, size)
+};
+
+/// What the kernel says, as a layout. `leave_out` is a range of ours (the gadget). Objects met are added to `objects`. What can't be moved is `refused`,
+/// with the mapping's name.
+Result<Layout> layout_of(const std::vector<kernel::Mapping>& mappings, RemoteAddress leave_out_begin,
+                         RemoteAddress leave_out_end, std::vector<ObjectInfo>& objects);
+
+/// One step from one layout to another.
+struct Change {
+  enum class Kind { unmap, map, protect, advise } kind;
+  Area area;  ///< unmap: only begin and end count
+};
+
+/// The steps that turn `from` into `to`, unmaps first. What stays mapped keeps its pages.
+[[nodiscard]] std::vector<Change> difference(const Layout& from, const Layout& to);
+
+}  // namespace godwit::migrate
+
+MSGPACK_ADD_ENUM(godwit::migrate::Backing)
+MSGPACK_ADD_ENUM(godwit::migrate::ObjectInfo::Kind)

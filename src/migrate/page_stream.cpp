@@ -1,0 +1,268 @@
+#include "migrate/page_stream.hpp"
+
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+#include <thread>
+
+#include "migrate/channel.hpp"
+
+namespace godwit::migrate {
+
+namespace {
+
+constexpr std::uint64_t block = 2 * MiB;
+
+bool is_zero(const std::uint8_t* page) {
+  const auto* words = reinterpret_cast<const std::uint64_t*>(page);
+  // Most pages that aren't zero say so in their first words.
+  std::uint64_t bits = words[0] | words[page_size / 8 - 1] | words[page_size / 16];
+  if (bits != 0) return false;
+  for (std::size_t i = 0; i < page_size / 8; ++i) bits |= words[i];
+  return bits == 0;
+}
+
+struct Run {
+  bool zero;
+  std::size_t offset, size;
+};
+
+/// Splits what was read into stretches of zeros and of content.
+void split(const std::uint8_t* data, std::size_t size, std::vector<Run>& runs) {
+  runs.clear();
+  for (std::size_t at = 0; at < size; at += page_size) {
+    const bool zero = is_zero(data + at);
+    if (!runs.empty() && runs.back().zero == zero)
+      runs.back().size += page_size;
+    else
+      runs.push_back({zero, at, page_size});
+  }
+}
+
+/// Calls `emit(address, data, size)` for all that can be read of the piece, at most max_piece at a time.
+template <typename Emit>
+Result<void> read_piece(const Piece& piece, const ReadPages& read, std::uint8_t* buffer, Emit&& emit) {
+  for (std::uint64_t at = piece.range.begin; at < piece.range.end;) {
+    const std::size_t want = std::min<std::uint64_t>(max_piece, piece.range.end - at);
+    const std::size_t got = read(piece.space, at, buffer, want) & ~(page_size - 1);
+    if (got > 0) TRY(emit(at, buffer, got));
+    at += got > 0 ? got : page_size;
+  }
+  return {};
+}
+
+Sent count(const std::vector<Run>& runs) {
+  Sent sent;
+  for (const auto& run : runs) {
+    (run.zero ? sent.zero_pages : sent.pages) += run.size / page_size;
+    sent.bytes += sizeof(PageHeader) + (run.zero ? 0 : run.size);
+  }
+  return sent;
+}
+
+Result<void> write_runs(int socket, SpaceId space, std::uint64_t address, std::uint8_t* data, const std::vector<Run>& runs) {
+  std::vector<PageHeader> headers;
+  headers.reserve(runs.size());
+  std::vector<iovec> parts;
+  parts.reserve(runs.size() * 2);
+  for (const auto& run : runs) {
+    headers.push_back({space, run.zero ? PageHeader::zero : PageHeader::data, address + run.offset, run.size});
+    parts.push_back({&headers.back(), sizeof(PageHeader)});
+    if (!run.zero) parts.push_back({data + run.offset, run.size});
+  }
+  std::size_t first = 0;
+  while (first < parts.size()) {
+    msghdr message{};
+    message.msg_iov = &parts[first];
+    message.msg_iovlen = std::min<std::size_t>(parts.size() - first, 1024);
+    ssize_t sent = ::sendmsg(socket, &message, MSG_NOSIGNAL);
+    if (sent < 0) {
+      if (errno == EINTR) continue;
+      const int code = errno;
+      return std::unexpected(Error{ErrorKind::unreachable, "send pages to the peer", code, {}});
+    }
+    while (first < parts.size() && static_cast<std::size_t>(sent) >= parts[first].iov_len)
+      sent -= static_cast<ssize_t>(parts[first++].iov_len);
+    if (first < parts.size()) {
+      parts[first].iov_base = static_cast<std::uint8_t*>(parts[first].iov_base) + sent;
+      parts[first].iov_len -= static_cast<std::size_t>(sent);
+    }
+  }
+  return {};
+}
+
+/// Pieces cut at block borders, so that each block goes to its own connection.
+std::vector<std::vector<Piece>> deal(std::span<const Piece> pieces, std::size_t connections) {
+  std::vector<std::vector<Piece>> hands(connections);
+  for (const auto& piece : pieces) {
+    for (std::uint64_t at = piece.range.begin; at < piece.range.end;) {
+      const std::uint64_t until = std::min(piece.range.end, (at / block + 1) * block);
+      hands[at / block % connections].push_back({piece.space, {at, until}});
+      at = until;
+    }
+  }
+  return hands;
+}
+
+}  // namespace
+
+PageSender::PageSender(std::vector<Fd> connections, ReadPages read)
+    : connections_(std::move(connections)), read_(std::move(read)) {}
+
+Result<Sent> PageSender::send(std::span<const Piece> pieces) {
+  const auto hands = deal(pieces, connections_.size());
+  std::vector<Result<Sent>> outcomes(connections_.size(), Sent{});
+  const auto work = [&](std::size_t which) -> Result<Sent> {
+    Sent sent;
+    const auto buffer = std::make_unique<std::uint8_t[]>(max_piece);
+    std::vector<Run> runs;
+    const int socket = connections_[which].get();
+    for (const auto& piece : hands[which]) {
+      TRY(read_piece(piece, read_, buffer.get(), [&](std::uint64_t at, std::uint8_t* data, std::size_t size) -> Result<void> {
+        split(data, size, runs);
+        sent += count(runs);
+        return write_runs(socket, piece.space, at, data, runs);
+      }));
+    }
+    return sent;
+  };
+  {
+    std::vector<std::jthread> threads;
+    for (std::size_t i = 1; i < connections_.size(); ++i)
+      if (!hands[i].empty()) threads.emplace_back([&, i] { outcomes[i] = work(i); });
+    outcomes[0] = work(0);
+  }
+  Sent all;
+  for (auto& outcome : outcomes) all += TRY(outcome);
+  return all;
+}
+
+Result<void> PageSender::end_round(std::uint64_t round) {
+  const PageHeader end{0, PageHeader::end, round, 0};
+  for (const auto& connection : connections_) TRY(send_all(connection.get(), &end, sizeof end));
+  return {};
+}
+
+Result<void> PageSender::close() {
+  const PageHeader header{0, PageHeader::close, 0, 0};
+  for (const auto& connection : connections_) TRY(send_all(connection.get(), &header, sizeof header));
+  connections_.clear();
+  return {};
+}
+
+Sent PageSender::encode(std::span<const Piece> pieces, const ReadPages& read, Bytes& out) {
+  Sent sent;
+  const auto buffer = std::make_unique<std::uint8_t[]>(max_piece);
+  std::vector<Run> runs;
+  for (const auto& piece : pieces) {
+    (void)read_piece(piece, read, buffer.get(), [&](std::uint64_t at, std::uint8_t* data, std::size_t size) -> Result<void> {
+      split(data, size, runs);
+      sent += count(runs);
+      for (const auto& run : runs) {
+        const PageHeader header{piece.space, run.zero ? PageHeader::zero : PageHeader::data, at + run.offset, run.size};
+        const auto* raw = reinterpret_cast<const std::uint8_t*>(&header);
+        out.insert(out.end(), raw, raw + sizeof header);
+        if (!run.zero) out.insert(out.end(), data + run.offset, data + run.offset + run.size);
+      }
+      return {};
+    });
+  }
+  return sent;
+}
+
+struct PageReceiver::Parts {
+  std::vector<Fd> connections;
+  WritePages write;
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<std::uint64_t> ended;  ///< per connection: last round that ended, UINT64_MAX when closed
+  Result<void> outcome;
+  bool stopping = false;
+  std::vector<std::jthread> threads;
+
+  Result<void> serve(std::size_t which) {
+    const auto buffer = std::make_unique<std::uint8_t[]>(max_piece);
+    const int socket = connections[which].get();
+    // A connection is silent while the source does something else; a dead one is found by the control connection.
+    constexpr auto limit = std::chrono::hours(24);
+    for (;;) {
+      PageHeader header;
+      TRY(receive_all(socket, &header, sizeof header, limit));
+      switch (header.kind) {
+        case PageHeader::data:
+        case PageHeader::zero:
+          if (header.size == 0 || header.size % page_size != 0 || header.address % page_size != 0 || header.size > max_piece)
+            return fail(ErrorKind::invalid, "malformed page record");
+          if (header.kind == PageHeader::data) TRY(receive_all(socket, buffer.get(), header.size, limit));
+          TRY(write(header.space, header.address, header.kind == PageHeader::data ? buffer.get() : nullptr, header.size));
+          break;
+        case PageHeader::end:
+        case PageHeader::close: {
+          const std::scoped_lock lock(mutex);
+          ended[which] = header.kind == PageHeader::end ? header.address : UINT64_MAX;
+          changed.notify_all();
+          if (header.kind == PageHeader::close) return {};
+          break;
+        }
+        default:
+          return fail(ErrorKind::invalid, "unknown page record {}", header.kind);
+      }
+    }
+  }
+};
+
+PageReceiver::PageReceiver(std::vector<Fd> connections, WritePages write) : parts_(std::make_unique<Parts>()) {
+  parts_->connections = std::move(connections);
+  parts_->write = std::move(write);
+  parts_->ended.assign(parts_->connections.size(), 0);
+  for (std::size_t i = 0; i < parts_->connections.size(); ++i) {
+    parts_->threads.emplace_back([parts = parts_.get(), i] {
+      auto outcome = parts->serve(i);
+      const std::scoped_lock lock(parts->mutex);
+      if (!outcome && parts->outcome && !parts->stopping) parts->outcome = std::move(outcome);
+      parts->changed.notify_all();
+    });
+  }
+}
+
+PageReceiver::~PageReceiver() {
+  {
+    const std::scoped_lock lock(parts_->mutex);
+    parts_->stopping = true;
+  }
+  for (const auto& connection : parts_->connections) ::shutdown(connection.get(), SHUT_RDWR);
+}
+
+Result<void> PageReceiver::wait(std::uint64_t round) {
+  std::unique_lock lock(parts_->mutex);
+  parts_->changed.wait(lock, [&] {
+    return !parts_->outcome || std::ranges::all_of(parts_->ended, [&](std::uint64_t ended) { return ended >= round; });
+  });
+  return parts_->outcome;
+}
+
+Result<void> PageReceiver::decode(BytesView records, const WritePages& write) {
+  std::size_t at = 0;
+  while (at < records.size()) {
+    PageHeader header;
+    if (records.size() - at < sizeof header) return fail(ErrorKind::invalid, "truncated page record");
+    std::memcpy(&header, records.data() + at, sizeof header);
+    at += sizeof header;
+    if (header.kind > PageHeader::zero || header.size % page_size != 0 || header.address % page_size != 0 || header.size > max_piece)
+      return fail(ErrorKind::invalid, "malformed page record");
+    const std::uint8_t* data = nullptr;
+    if (header.kind == PageHeader::data) {
+      if (records.size() - at < header.size) return fail(ErrorKind::invalid, "truncated page record");
+      data = records.data() + at;
+      at += header.size;
+    }
+    TRY(write(header.space, header.address, data, header.size));
+  }
+  return {};
+}
+
+}  // namespace godwit::migrate

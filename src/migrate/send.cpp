@@ -1,0 +1,168 @@
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <fstream>
+#include <thread>
+
+#include "base/log.hpp"
+#include "migrate/departure.hpp"
+#include "pod/log_segments.hpp"
+
+namespace godwit::migrate {
+
+namespace {
+
+Result<void> until_commit(Departure& departure, const Options& options) {
+  TRY(departure.negotiate());
+  if (options.dry_run) return {};
+  TRY(departure.prepare());
+  // The destination has namespaces, a root and a silent network port for the pod, and its clocks stand right.
+  TRY(departure.copy_while_running());
+  // Stubs with the right numbers and layouts stand there; what could be copied while the pod runs has been.
+
+  TRY(departure.freeze());
+  // No thread of the pod runs and no packet reaches it. Nothing has been consumed: everything from here can be undone.
+  TRY(departure.send_last_pages());
+  TRY(departure.send_state());
+  TRY(departure.send_objects());
+  // The last system call of ours inside the pod has been made; registers and masks are as the program left them.
+  TRY(departure.pin());
+  // The freezer holds the pod here and there: neither daemon's death starts it. The destination is complete and silent.
+  return departure.commit();
+}
+
+}  // namespace
+
+Result<Report> send(pod::Pod& pod, const Options& options, const Connect& connect, const SourceSite& site, Report& report) {
+  Departure departure(pod, options, connect, site, report);
+  auto outcome = until_commit(departure, options);
+  if (!outcome) {
+    departure.give_up(outcome.error());
+    return std::unexpected(outcome.error());
+  }
+  if (options.dry_run) return report;
+  // The destination owns the pod. Whatever goes wrong from here, it never runs here again.
+  TRY(departure.hand_over());
+  // It runs there.
+  TRY(departure.release());
+  // Nothing of it is left here.
+  return report;
+}
+
+Result<void> Departure::hand_over() {
+  const auto drain = [&](std::vector<Bytes>& frames) {
+    for (auto frame = pod_.gate().next_held(); frame && !frame->empty() && frames.size() < 4096; frame = pod_.gate().next_held())
+      frames.push_back(std::move(*frame));
+  };
+  if (!owed_.empty()) begin_pushing();
+  wire::Frames held;
+  drain(held.frames);
+  report_.moved = true;
+  TRY(control_->send(wire::Type::go, held));
+  auto message = TRY(expect(wire::Type::running, std::chrono::seconds(30)));
+  const auto running = TRY(image::unpack<wire::Running>(message.payload));
+  freeze_watch_.lap("restart");
+  report_.freeze_us = static_cast<std::uint64_t>(std::max<std::int64_t>(0, running.at - clock_difference_ - stopped_at_)) / 1000;
+  for (const auto& span : running.spans) report_.freeze.push_back({"destination: " + span.name, span.us});
+  report_.freeze.insert(report_.freeze.begin(), freeze_watch_.spans().begin(), freeze_watch_.spans().end());
+  total_.lap("freeze");
+  tell("restart");
+  return {};
+}
+
+Result<void> Departure::forward_frames(std::chrono::milliseconds quiet, std::chrono::milliseconds most) {
+  const auto end = std::chrono::steady_clock::now() + most;
+  while (std::chrono::steady_clock::now() < end) {
+    pollfd wait{pod_.gate().held_fd(), POLLIN, 0};
+    if (::poll(&wait, 1, static_cast<int>(quiet.count())) <= 0) return {};
+    wire::Frames late;
+    for (auto frame = pod_.gate().next_held(); frame && !frame->empty() && late.frames.size() < 256; frame = pod_.gate().next_held())
+      if (!pod::Gate::for_a_group(*frame)) late.frames.push_back(std::move(*frame));
+    if (late.frames.empty()) continue;
+    TRY(control_->send(wire::Type::frames, late));
+  }
+  return {};
+}
+
+Result<void> Departure::send_logs() {
+  (void)pod_.flush_log();
+  for (const auto& name : TRY(pod::log_segments(pod_.log_directory()))) {
+    std::ifstream file(pod_.log_directory() + "/" + name, std::ios::binary);
+    wire::Log part{.segment = name};
+    std::vector<char> buffer(4 * MiB);
+    while (file.read(buffer.data(), static_cast<std::streamsize>(buffer.size())) || file.gcount() > 0) {
+      part.content.assign(buffer.data(), buffer.data() + file.gcount());
+      TRY(control_->send(wire::Type::log, part));
+    }
+  }
+  return {};
+}
+
+void Departure::begin_answering() {
+  answering_ = std::jthread([this] {
+    const auto buffer = std::make_unique<std::uint8_t[]>(max_piece);
+    for (;;) {
+      PageHeader asked;
+      if (!receive_all(reference_.get(), &asked, sizeof asked, std::chrono::hours(24))) return;
+      if (asked.kind != PageHeader::data || asked.size == 0 || asked.size > max_piece) return;
+      asked.size = read(asked.space, asked.address, buffer.get(), asked.size);
+      if (!send_all(reference_.get(), &asked, sizeof asked) || !send_all(reference_.get(), buffer.get(), asked.size)) return;
+    }
+  });
+}
+
+void Departure::begin_pushing() {
+  pushing_ = std::jthread([this] {
+    Stopwatch watch;
+    pushed_ = pages_->send(owed_);
+    if (pushed_) report_.rounds.push_back({pushed_->pages, pushed_->zero_pages, pushed_->bytes, watch.total_us()});
+    if (pushed_) report_.bytes_sent += pushed_->bytes;
+    if (pushed_) (void)pages_->end_round(round_ + 2);
+  });
+}
+
+void Departure::end_answering() {
+  if (!answering_.joinable()) return;
+  ::shutdown(reference_.get(), SHUT_RDWR);
+  answering_.join();
+}
+
+Departure::~Departure() { end_answering(); }
+
+Result<void> Departure::finish_serving() {
+  tell("drain");
+  pushing_.join();
+  if (!pushed_) return std::unexpected(std::move(pushed_).error().within("push pages"));
+  auto drained = expect(wire::Type::drained, std::chrono::minutes(30));
+  end_answering();
+  if (!drained) return std::unexpected(std::move(drained).error());
+  total_.lap("drain");
+  return {};
+}
+
+Result<void> Departure::release() {
+  descriptors_.reset();
+  in_hand_.clear();
+  // The freezer holds them from here on; they never run again.
+  thaw_all(frozen_);
+  TRY(forward_frames(std::chrono::milliseconds(20), std::chrono::milliseconds(100)));
+  TRY(send_logs());
+  if (!owed_.empty()) {
+    report_.residuals.push_back({"pages", "the destination fetches them on reference", "when the last one has arrived"});
+    TRY(finish_serving());
+    report_.residuals.clear();
+  }
+  TRY(forward_frames(std::chrono::milliseconds(0), std::chrono::milliseconds(100)));
+  (void)pod_.gate().set(pod::Gate::State::shut);
+  TRY(control_->send(wire::Type::bye, BytesView{}));
+  report_.total_us = total_.total_us();
+  report_.phases = total_.spans();
+  processes_.clear();
+  TRY(pod_.destroy());
+  tell("done");
+  return {};
+}
+
+}  // namespace godwit::migrate

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/fd.hpp"
+#include "migrate/freeze.hpp"
+#include "objects/kind.hpp"
+#include "pod/pod.hpp"
+
+namespace godwit::migrate {
+
+/// Every open file description of a pod that is leaving, seen through duplicates of ours. They are held as short as can be: while the pod runs, a duplicate
+/// keeps a closed socket or pipe from telling its other end.
+class SourceDescriptors : public objects::Source {
+ public:
+  /// What stays the same for a whole migration.
+  struct Pod {
+    std::map<std::pair<dev_t, ino_t>, std::string> streams;  ///< the init's, by inode
+    std::string upper, root;
+  };
+  static Result<Pod> look_at(pod::Pod&);
+
+  /// Duplicates all descriptors of these processes and finds out which share a description. Close-on-exec flags are left unset: `set_close_on_exec`.
+  static Result<SourceDescriptors> open(const Pod&, const std::vector<ProcessIds>& processes);
+
+  /// Numbers in one process's table, ascending.
+  [[nodiscard]] const std::vector<int>& numbers(PodPid process) const;
+  /// The flags of these numbers, as F_GETFD gave them inside the process.
+  void set_close_on_exec(PodPid process, const std::vector<bool>& flags);
+
+  /// Everything that would keep the descriptors from moving, each with process, number, object and reason.
+  [[nodiscard]] std::vector<std::string> preflight();
+  /// State of everything. `refused` names what can't move; `busy` says that another try may succeed.
+  Result<std::vector<objects::Image>> capture();
+
+  [[nodiscard]] const std::vector<objects::Descriptor>& descriptors() const override { return descriptors_; }
+  [[nodiscard]] std::optional<objects::ObjectId> find(PodPid process, int number) const override;
+  [[nodiscard]] std::optional<std::string> stream(const struct stat&) const override;
+  [[nodiscard]] const std::string& upper() const override { return pod_->upper; }
+  [[nodiscard]] const std::string& root() const override { return pod_->root; }
+  [[nodiscard]] std::optional<PodPid> pod_pid(HostPid) const override;
+  [[nodiscard]] std::optional<HostPid> host_pid(PodPid) const override;
+
+ private:
+  explicit SourceDescriptors(const Pod& pod) : pod_(&pod) {}
+  void group();
+
+  const Pod* pod_;
+  std::vector<ProcessIds> processes_;
+  struct Entry {
+    PodPid process;
+    int number;
+    Fd fd;
+    struct stat status {};
+    int flags = 0;
+    objects::ObjectId id = 0;
+  };
+  std::vector<Entry> entries_;
+  std::map<pid_t, std::vector<int>> numbers_;
+  std::vector<objects::Descriptor> descriptors_;
+  std::map<std::pair<pid_t, int>, objects::ObjectId> by_number_;
+};
+
+}  // namespace godwit::migrate

@@ -1,0 +1,99 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/fd.hpp"
+#include "base/ids.hpp"
+#include "base/result.hpp"
+#include "kernel/memory.hpp"
+#include "kernel/pagemap.hpp"
+#include "kernel/remote.hpp"
+#include "kernel/userfaultfd.hpp"
+#include "migrate/layout.hpp"
+#include "migrate/page_stream.hpp"
+
+/// The memory of a pod that is leaving: what is mapped, what has been sent, what got dirty since.
+namespace godwit::migrate {
+
+/// The shared memory objects of the pod, by key. Each travels once, however many processes map it.
+class SourceObjects {
+ public:
+  struct Object {
+    ObjectInfo info;
+    SpaceId space = 0;
+    Fd file;                   ///< read-only, from /proc/PID/map_files
+    timespec changed{};        ///< ctime when it was last sent whole: write(2) isn't seen by write-protection, but moves it
+    std::uint64_t mappings = 0, mappings_before = 0;
+    bool sent = false;
+    PageSet dirty;             ///< offsets, since the last collection
+  };
+
+  /// Begins a look at all processes' layouts.
+  void begin_look();
+  /// A process maps the object here (which opens it at first sight).
+  Result<void> seen(HostPid, const Area&, const std::vector<ObjectInfo>&);
+  void mark_dirty(std::uint64_t key, Range offsets);
+  /// What has to be sent now: all of what is new or was written behind our back, dirty pages otherwise. Clears the dirty sets.
+  Result<void> collect(std::vector<Piece>& pieces);
+  /// Pages dirty and not collected yet.
+  [[nodiscard]] std::uint64_t dirty_pages() const;
+  [[nodiscard]] std::size_t read(SpaceId, std::uint64_t offset, void* to, std::size_t size) const;
+  [[nodiscard]] std::vector<ObjectInfo> infos() const;
+  [[nodiscard]] bool empty() const { return objects_.empty(); }
+
+ private:
+  std::map<std::uint64_t, Object> objects_;
+};
+
+/// One process's address space at the source.
+class SourceMemory {
+ public:
+  static Result<SourceMemory> open(HostPid, PodPid);
+
+  [[nodiscard]] HostPid process() const { return process_; }
+  [[nodiscard]] SpaceId space() const { return static_cast<SpaceId>(pod_.value); }
+  [[nodiscard]] const Layout& layout() const { return layout_; }
+  [[nodiscard]] bool tracked() const { return tracker_.has_value(); }
+
+  /// Starts asynchronous write-protection with a userfaultfd that was made inside the process. From here on `collect` knows what was written.
+  void track(kernel::Userfaultfd tracker);
+  /// Stops tracking; the process pays nothing any more.
+  void untrack() { tracker_.reset(); }
+
+  /// Reads the mappings. `with_advice` also reads their flags (smaps: slow, only while the process runs); otherwise flags are carried over from before.
+  /// What was unmapped counts as not sent any more; what is new is registered.
+  Result<void> look(SourceObjects&, bool with_advice, RemoteAddress leave_out_begin, RemoteAddress leave_out_end);
+  /// Private pages to send: present, and written since they were sent or never sent. Counts them as sent, and re-arms. Dirty pages of shared
+  /// objects are noted there.
+  Result<void> collect(SourceObjects&, std::vector<Piece>& pieces);
+  /// The same with every thread stopped, without re-arming; `absent` gets what was sent and is no longer there.
+  Result<void> collect_last(SourceObjects&, std::vector<Piece>& pieces, std::vector<Range>& absent);
+  /// How many pages `collect` would give now. Nothing is re-armed.
+  Result<std::uint64_t> dirty_pages();
+  /// Pages in memory (or swapped out) that will have to travel.
+  Result<std::uint64_t> resident_pages();
+  /// Copies from the process; what can't be read normally (PROT_NONE) is read as a debugger would. Returns how many bytes of the beginning were read.
+  [[nodiscard]] std::size_t read(std::uint64_t address, void* to, std::size_t size) const;
+  /// Forgets that these were sent: they'll be fetched on reference.
+  PageSet& sent() { return sent_; }
+
+ private:
+  SourceMemory() = default;
+  Result<void> scan(const Area&, bool all, SourceObjects&, std::vector<Piece>& pieces);
+
+  HostPid process_;
+  PodPid pod_;
+  std::optional<kernel::Pagemap> pagemap_;
+  std::optional<kernel::MemoryFile> file_;
+  std::optional<kernel::Userfaultfd> tracker_;
+  std::vector<kernel::Mapping> mappings_;
+  Layout layout_;
+  PageSet registered_;  ///< by address: where the tracker is registered
+  PageSet sent_;
+};
+
+}  // namespace godwit::migrate

@@ -1,0 +1,83 @@
+#include "migrate/tree.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <map>
+
+#include "kernel/procfs.hpp"
+
+namespace godwit::migrate {
+
+namespace {
+
+PodPid innermost(const std::vector<pid_t>& ids) { return PodPid{ids.empty() ? 0 : ids.back()}; }
+
+/// Children of every thread of the process, zombies included (/proc/PID/task/TID/children).
+Result<std::vector<HostPid>> read_children(HostPid process) {
+  std::vector<HostPid> found;
+  for (const auto thread : TRY(kernel::list_threads(process))) {
+    auto text = kernel::read_file(process, fmt::format("task/{}/children", thread.value));
+    if (!text) continue;
+    const char* at = text->data();
+    const char* const end = at + text->size();
+    while (at < end) {
+      pid_t child = 0;
+      const auto [next, problem] = std::from_chars(at, end, child);
+      if (problem != std::errc{}) break;
+      found.push_back(HostPid{child});
+      at = next + 1;
+    }
+  }
+  return found;
+}
+
+}  // namespace
+
+Result<std::vector<ThreadIds>> read_threads(HostPid process) {
+  std::vector<ThreadIds> threads;
+  for (const auto tid : TRY(kernel::list_threads(process))) {
+    auto status = kernel::read_status(tid);
+    if (!status) {
+      if (status.error().kind == ErrorKind::gone || status.error().code == ENOENT) continue;
+      return std::unexpected(status.error());
+    }
+    if (status->state == 'Z' || status->state == 'X') continue;
+    threads.push_back({tid, innermost(status->ns_pid)});
+  }
+  std::ranges::stable_sort(threads, [&](const ThreadIds& a, const ThreadIds& b) { return (a.host == process) > (b.host == process); });
+  return threads;
+}
+
+Result<std::vector<ProcessIds>> read_tree(HostPid init) {
+  std::vector<ProcessIds> tree;
+  std::map<pid_t, PodPid> known{{init.value, PodPid{1}}};
+  std::vector<HostPid> parents{init};
+  for (std::size_t next = 0; next < parents.size(); ++next) {
+    auto children = read_children(parents[next]);
+    if (!children) {
+      if (children.error().kind == ErrorKind::gone || children.error().code == ENOENT) continue;
+      return std::unexpected(children.error());
+    }
+    for (const auto child : *children) {
+      const auto status = kernel::read_status(child);
+      const auto stat = kernel::read_stat(child);
+      if (!status || !stat) continue;  // it has gone meanwhile
+      ProcessIds process{.host = child, .pod = innermost(status->ns_tgid)};
+      process.parent = known[parents[next].value];
+      process.group = innermost(status->ns_pgid);
+      process.session = innermost(status->ns_sid);
+      process.exit_signal = stat->exit_signal;
+      process.exit_code = stat->exit_code;
+      auto threads = read_threads(child);
+      if (threads) process.threads = std::move(*threads);
+      process.zombie = process.threads.empty();
+      process.leader_exited = !process.zombie && process.threads.front().host != child;
+      known[child.value] = process.pod;
+      tree.push_back(std::move(process));
+      parents.push_back(child);
+    }
+  }
+  return tree;
+}
+
+}  // namespace godwit::migrate

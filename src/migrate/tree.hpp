@@ -1,0 +1,36 @@
+#pragma once
+
+#include <vector>
+
+#include "base/ids.hpp"
+#include "base/result.hpp"
+
+namespace godwit::migrate {
+
+/// A thread in both numberings.
+struct ThreadIds {
+  HostPid host;
+  PodPid pod;
+};
+
+/// One process of a pod, as the kernel shows it from outside.
+struct ProcessIds {
+  HostPid host;
+  PodPid pod;
+  PodPid parent;   ///< 1: the pod's init
+  PodPid group;    ///< 0: a group of another pid namespace (the init's own)
+  PodPid session;
+  bool zombie = false;
+  int exit_code = 0;    ///< of a zombie, as wait gives it
+  int exit_signal = 0;  ///< to the parent, usually SIGCHLD
+  std::vector<ThreadIds> threads;  ///< leader first; an exited leader too (with `leader_exited`)
+  bool leader_exited = false;
+};
+
+/// All descendants of the pod's init, parents before children. Exact only while nothing of it runs.
+Result<std::vector<ProcessIds>> read_tree(HostPid init);
+
+/// Threads of one process that are alive, leader first.
+Result<std::vector<ThreadIds>> read_threads(HostPid process);
+
+}  // namespace godwit::migrate

@@ -1,0 +1,169 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "image/codec.hpp"
+#include "migrate/layout.hpp"
+#include "migrate/page_set.hpp"
+#include "migrate/report.hpp"
+#include "objects/kind.hpp"
+#include "objects/process_state.hpp"
+#include "objects/thread_state.hpp"
+#include "pod/spec.hpp"
+
+/// What travels on a migration's control connection.
+///
+///   source                                      destination
+///     Hello  ------------------------------------>          who, what it uses, how much
+///            <------------------------------------ Welcome  or Refused, with every reason
+///     Clock  ------------------------------------>          a few times: how the two clocks stand to each other
+///            <------------------------------------ Clock
+///     Prepare ----------------------------------->          the pod's namespaces, root and network port are made; its gate holds
+///            <------------------------------------ Ready
+///     Files … ----------------------------------->          the upper layer, while the pod runs
+///     Round  ------------------------------------>          processes and their layouts now; stubs follow suit
+///            <------------------------------------ Ready
+///     (pages on their own connections)
+///            <------------------------------------ Done     every page of the round is in place
+///     … freeze …
+///     Files … ----------------------------------->          what changed
+///     Last   ------------------------------------>          layouts, last pages, what is owed
+///     State  ------------------------------------>          processes and threads
+///     Objects ----------------------------------->          descriptors
+///            <------------------------------------ Rebuilt  complete, pinned by the freezer, silent
+///     … commit: the store says the destination owns it …
+///     Go     ------------------------------------>          with the frames held so far
+///            <------------------------------------ Running
+///     Frames … ---------------------------------->          what still comes to the old place
+///     Log … ------------------------------------->          output written before the move
+///            <------------------------------------ Drained  nothing is owed any more
+///     Bye    ------------------------------------>
+///
+/// Either side may say Abort with a reason up to the commit.
+namespace godwit::migrate::wire {
+
+inline constexpr std::uint32_t protocol = 1;
+
+enum class Type : std::uint8_t {
+  hello = 1, welcome, refused, clock, prepare, ready, files, round, done, last, state, objects, rebuilt, go, running, frames, log,
+  drained, bye, abort
+};
+
+struct Hello {
+  std::uint32_t version = protocol;
+  std::string from;
+  pod::Spec spec;
+  std::string kernel;      ///< uname -r
+  std::string vdso;        ///< SHA-256 of the vdso and the sizes of its mappings
+  std::uint64_t xfeatures = 0;  ///< XCR0: register state that may be in use
+  std::vector<std::string> cpu_flags;  ///< of /proc/cpuinfo
+  std::uint64_t resident = 0;   ///< bytes that will live there
+  std::vector<std::uint32_t> processors;  ///< that its threads are bound to, when not to all
+  std::string strategy;
+  bool dry_run = false;
+  std::uint32_t connections = 1;  ///< for pages; one more is for pages fetched on reference
+  MSGPACK_DEFINE_MAP(version, from, spec, kernel, vdso, xfeatures, cpu_flags, resident, processors, strategy, dry_run, connections)
+};
+
+struct Refused {
+  std::vector<std::string> reasons;
+  MSGPACK_DEFINE_MAP(reasons)
+};
+
+/// The receiver's clocks, or (in Prepare) the pod's clocks at one instant of the receiver's.
+struct Clock {
+  std::int64_t monotonic = 0, boottime = 0;
+  MSGPACK_DEFINE_MAP(monotonic, boottime)
+};
+
+struct Prepare {
+  pod::Clocks clocks;    ///< the pod's, at `at`
+  std::int64_t at = 0;   ///< the destination's CLOCK_MONOTONIC
+  MSGPACK_DEFINE_MAP(clocks, at)
+};
+
+/// One process as the destination has to make it.
+struct Process {
+  PodPid pid, parent, group, session;
+  int exit_signal = 0;
+  bool zombie = false;
+  int exit_code = 0;
+  PodPid forked_from;          ///< shares pages copy-on-write with this one (0: none): forked from it as it is at this point
+  std::vector<PodPid> threads; ///< leader first, unless it has exited
+  bool leader_exited = false;
+  bool fresh = false;  ///< its address space is not the one of the round before (exec): begin with nothing
+  Layout layout;
+  MSGPACK_DEFINE_MAP(pid, parent, group, session, exit_signal, zombie, exit_code, forked_from, threads, leader_exited, fresh, layout)
+};
+
+struct Round {
+  std::uint32_t number = 0;
+  std::vector<Process> processes;  ///< parents before children
+  std::vector<ObjectInfo> objects;
+  MSGPACK_DEFINE_MAP(number, processes, objects)
+};
+
+/// Ranges of one process's memory.
+struct Ranges {
+  PodPid process;
+  std::vector<std::uint64_t> edges;  ///< begin, end, begin, end …
+  MSGPACK_DEFINE_MAP(process, edges)
+};
+
+struct Last {
+  Round round;                 ///< the final layouts; its pages may follow on the page connections
+  std::vector<Ranges> absent;  ///< sent before, dropped by the program since
+  std::vector<Ranges> owed;    ///< to be fetched on reference
+  Bytes pages;                 ///< few pages travel right here
+  bool more_pages = false;     ///< others on the page connections, as round `round.number`
+  MSGPACK_DEFINE_MAP(round, absent, owed, pages, more_pages)
+};
+
+struct ProcessImage {
+  objects::ProcessState process;
+  std::vector<objects::ThreadState> threads;
+  MSGPACK_DEFINE_MAP(process, threads)
+};
+
+struct State {
+  std::vector<ProcessImage> processes;
+  PodPid first;     ///< whose end is the pod's end
+  PodPid last_pid;  ///< numbers go on from here
+  MSGPACK_DEFINE_MAP(processes, first, last_pid)
+};
+
+struct Objects {
+  std::vector<objects::Image> images;  ///< position = ObjectId
+  MSGPACK_DEFINE_MAP(images)
+};
+
+/// What the destination did between two messages, itemised.
+struct Spans {
+  std::vector<Span> spans;
+  MSGPACK_DEFINE_MAP(spans)
+};
+
+struct Frames {
+  std::vector<Bytes> frames;
+  MSGPACK_DEFINE_MAP(frames)
+};
+
+struct Running {
+  std::int64_t at = 0;  ///< destination's CLOCK_MONOTONIC when the last thread could run and the network was open
+  std::vector<Span> spans;
+  MSGPACK_DEFINE_MAP(at, spans)
+};
+
+struct Log {
+  std::string segment;
+  Bytes content;
+  MSGPACK_DEFINE_MAP(segment, content)
+};
+
+struct Text {
+  std::string text;
+  MSGPACK_DEFINE_MAP(text)
+};
+
+}  // namespace godwit::migrate::wire
