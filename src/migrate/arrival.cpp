@@ -1,7 +1,10 @@
 #include "migrate/arrival.hpp"
 
 #include <fcntl.h>
+#include <linux/mount.h>
+#include <sched.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -52,6 +55,13 @@ std::vector<std::string> Arrival::refusals(const wire::Hello& hello) {
   if (!lacking.empty()) reasons.push_back(fmt::format("this node's processor lacks {}", fmt::join(lacking, ", ")));
   if (hello.resident > site_.memory_available)
     reasons.push_back(fmt::format("{} MiB of memory are needed, this node has {} MiB to give", hello.resident / MiB, site_.memory_available / MiB));
+  auto hashes = pod::HashCache::load(site_.site.state_dir + "/hashes");
+  if (auto differences = pod::compare("/", hello.files, hashes)) {
+    for (const auto& difference : *differences) reasons.push_back(fmt::format("{} {}", difference.path, difference.reason));
+  } else {
+    reasons.push_back(differences.error().message());
+  }
+  (void)hashes.save();
   if (hello.connections == 0 || hello.connections > 8) reasons.push_back("a migration has one to eight page connections");
   return reasons;
 }
@@ -105,9 +115,29 @@ Result<void> Arrival::prepare() {
   // Stubs are born with the init's descriptors: this one is how they reach ours.
   const Fd self = TRY(kernel::pidfd_open(HostPid{::getpid()}));
   TRY(pod_->deposit("builder", self.get()));
+  TRY(open_trees());
   pages_ = std::make_unique<PageReceiver>(
       std::move(connections_), [this](SpaceId space, std::uint64_t address, const void* data, std::size_t size) { return write(space, address, data, size); });
   return control_.send(wire::Type::ready, BytesView{});
+}
+
+Result<void> Arrival::open_trees() {
+  return workshop_->run([this]() -> Result<void> {
+    for (const auto tree : wire::trees) {
+      // Without what is mounted on it. An overlay doesn't see what is done to its layers behind its back, so files go through it.
+      const bool whole = tree == "/";
+      const Fd root(static_cast<int>(::syscall(SYS_open_tree, AT_FDCWD, std::string(tree).c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)));
+      if (!root) return fail_errno("open {} of the pod", tree);
+      trees_.push_back(TRY(pod::UpperTarget::open(root.get(), whole ? pod::UpperTarget::Kind::overlay : pod::UpperTarget::Kind::layer)));
+    }
+    return {};
+  });
+}
+
+void Arrival::raise_priorities() {
+  raised_ = kernel::RaisedPriority(HostPid{::gettid()}, 30);
+  for (auto& [pid, process] : processes_)
+    for (auto& thread : process.threads) (void)kernel::set_policy(thread.tracee.tid(), {SCHED_FIFO, 20});
 }
 
 // --- pages ----------------------------------------------------------------------------------------------------------------------------------------
@@ -158,6 +188,7 @@ Result<void> Arrival::apply_round(const wire::Round& round) {
     if (process.ended) continue;
     if (begin_anew) process.memory = TRY(DestinationMemory::empty(process.host, wanted.pid, process.hand()));
     auto applied = process.memory->apply(wanted.layout, objects_, builder_, process.hand());
+    if (applied) applied = make_threads(process);
     if (!applied) return std::unexpected(std::move(applied).error().within(fmt::format("lay out process {}", wanted.pid.value)));
   }
   return {};
@@ -179,8 +210,15 @@ Result<void> Arrival::follow_until_last() {
         last_round_ = round.number;
         break;
       }
+      case wire::Type::files: {
+        const auto files = TRY(image::unpack<wire::Files>(message.payload));
+        if (files.tree >= trees_.size()) return fail(ErrorKind::invalid, "files of an unknown tree");
+        TRY(trees_[files.tree].apply(files.message));
+        break;
+      }
       case wire::Type::last: {
         watch_.restart();
+        raise_priorities();
         last_ = TRY(image::unpack<wire::Last>(message.payload));
         return apply_last(last_);
       }

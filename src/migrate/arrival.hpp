@@ -14,9 +14,11 @@
 #include "migrate/pager.hpp"
 #include "migrate/stopwatch.hpp"
 #include "migrate/wire.hpp"
+#include "kernel/priority.hpp"
 #include "objects/pod_clock.hpp"
 #include "objects/process_state.hpp"
 #include "objects/thread_state.hpp"
+#include "pod/upper.hpp"
 #include "pod/workshop.hpp"
 
 namespace godwit::migrate {
@@ -61,6 +63,8 @@ class Arrival {
   std::vector<std::string> refusals(const wire::Hello&);
   Result<Message> next(std::chrono::milliseconds limit = std::chrono::minutes(30));
   Result<void> answer_clock();
+  Result<void> open_trees();
+  void raise_priorities();
   Result<void> apply_round(const wire::Round&);
   Result<void> end_process(Arriving&);
   Result<void> make_process(const wire::Process&);
@@ -91,6 +95,8 @@ class Arrival {
   std::vector<PodPid> order_;       ///< parents before children
   DestinationObjects objects_;
   std::vector<Fd> connections_;
+  std::vector<pod::UpperTarget> trees_;  ///< in the order of wire::trees
+  kernel::RaisedPriority raised_;        ///< for the freeze only
   Fd reference_;
   std::unique_ptr<PageReceiver> pages_;
   std::unique_ptr<Pager> pager_;

@@ -8,6 +8,7 @@
 
 #include "base/log.hpp"
 #include "migrate/arrival.hpp"
+#include "objects/memory_object.hpp"
 #include "objects/process_state.hpp"
 
 /// The freeze at the destination: from the last pages to the restart.
@@ -23,7 +24,6 @@ Result<void> Arrival::rebuild() {
   if (static_cast<wire::Type>(message.type) != wire::Type::state) return fail(ErrorKind::invalid, "expected the state, got message {}", message.type);
   state_ = TRY(image::unpack<wire::State>(message.payload));
   TRY(make_groups());
-  for (const auto pid : order_) TRY(make_threads(processes_.at(pid.value)));
   TRY(begin_references(last_));
   watch_.lap("threads");
 
@@ -34,6 +34,7 @@ Result<void> Arrival::rebuild() {
   for (const auto& [pid, process] : processes_) hosts[pid] = process.host;
   const int highest = DestinationDescriptors::highest_number(objects.images);
   descriptors_ = std::make_unique<DestinationDescriptors>(*pod_, std::move(hosts));
+  TRY(objects_.share(descriptors_->shared<objects::MemoryObjects>("memory-objects")));
   TRY(workshop_->run([&] { return descriptors_->build(std::move(objects.images)); }));
   watch_.lap("objects");
 
@@ -167,6 +168,7 @@ Result<void> Arrival::restart() {
   auto released = pod_->gate().release();
   if (!released) note("release the gate", std::unexpected(released.error()));
   running_ = true;
+  raised_.restore();
   watch_.lap("thaw");
   const auto at = now_ns();
   note("keep", pod_->keep());

@@ -1,13 +1,16 @@
 #include "migrate/departure.hpp"
 
-#include <sys/utsname.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <set>
 
 #include "base/log.hpp"
 #include "kernel/procfs.hpp"
 #include "migrate/node_facts.hpp"
 #include "migrate/tracking.hpp"
+#include "objects/memory_object.hpp"
 
 namespace godwit::migrate {
 
@@ -82,6 +85,7 @@ Result<wire::Hello> Departure::introduce() {
     auto status = kernel::read_status(ids.host);
     if (status) hello.resident += status->resident_bytes + status->swap_bytes;
   }
+  hello.files = manifest_ = TRY(used_files());
   hello.connections = options_.connections > 0 ? static_cast<std::uint32_t>(std::min(options_.connections, 8)) : facts.page_connections();
   return hello;
 }
@@ -103,12 +107,34 @@ std::vector<std::string> Departure::refusals() {
     if (!layout) found.push_back(fmt::format("process {}: {}", ids.pod.value, layout.error().message()));
   }
   auto descriptors = SourceDescriptors::open(facts_, *tree);
+  if (descriptors)
+    for (const auto& object : objects) descriptors->shared<objects::MemoryObjectKeys>("memory-objects").keys.insert(object.key);
   if (!descriptors) {
     found.push_back(descriptors.error().message());
   } else {
     for (auto& reason : descriptors->preflight()) found.push_back(std::move(reason));
   }
   return found;
+}
+
+Result<std::vector<pod::ManifestEntry>> Departure::used_files() {
+  std::set<std::string> paths;
+  const auto add = [&](const std::string& path) {
+    // What the pod has written itself lies in its upper layer, and travels.
+    if (path.starts_with('/') && ::access((facts_.upper + path).c_str(), F_OK) != 0) paths.insert(path);
+  };
+  for (const auto& ids : TRY(read_tree(pod_.init()))) {
+    if (ids.zombie) continue;
+    auto maps = kernel::read_maps(ids.host);
+    if (!maps) continue;
+    for (const auto& mapping : *maps)
+      if (!mapping.shared && mapping.inode != 0) add(mapping.name);
+  }
+  const auto state = std::filesystem::path(pod_.directory()).parent_path().parent_path();
+  auto hashes = pod::HashCache::load(state / "hashes");
+  auto described = pod::describe(facts_.root, {paths.begin(), paths.end()}, hashes);
+  (void)hashes.save();
+  return described;
 }
 
 Result<void> Departure::negotiate() {
@@ -324,8 +350,26 @@ Result<Next> Departure::copy_round(std::uint32_t number, std::uint64_t resident,
   return choice;
 }
 
+Result<void> Departure::send_files() {
+  std::set<std::string> suspects;
+  for (const auto& object : objects_.infos())
+    if (object.kind == ObjectInfo::Kind::file && object.name.size() > 1) suspects.insert(object.name.substr(1));
+  for (std::size_t i = 0; i < trees_.size(); ++i) {
+    TRY(trees_[i].pass(
+        [&](BytesView message) {
+          return control_->send(wire::Type::files, wire::Files{static_cast<std::uint8_t>(i), Bytes(message.begin(), message.end())});
+        },
+        i == 0 ? suspects : std::set<std::string>{}));
+  }
+  return {};
+}
+
 Result<void> Departure::copy_while_running() {
   tell("precopy");
+  trees_.push_back(TRY(pod::UpperSource::open(pod_.upper())));
+  trees_.push_back(TRY(pod::UpperSource::open(facts_.root + std::string(wire::trees[1]))));
+  TRY(send_files());
+  total_.lap("files");
   if (!copies_before(strategy_)) {
     TRY(begin_round(1));
     TRY(pages_->end_round(1));

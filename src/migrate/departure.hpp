@@ -17,7 +17,9 @@
 #include "migrate/wire.hpp"
 #include "objects/pod_clock.hpp"
 #include "objects/process_state.hpp"
+#include "kernel/priority.hpp"
 #include "objects/thread_state.hpp"
+#include "pod/upper.hpp"
 
 namespace godwit::migrate {
 
@@ -48,6 +50,7 @@ class Departure {
   Result<void> prepare();
   Result<void> copy_while_running();
   Result<void> freeze();
+  Result<void> send_last_files();
   Result<void> send_last_pages();
   Result<void> send_state();
   Result<void> send_objects();
@@ -80,6 +83,9 @@ class Departure {
   void begin_pushing();
   Result<void> finish_serving();
   std::size_t read(SpaceId space, std::uint64_t address, void* to, std::size_t size);
+  Result<void> send_files();
+  Result<std::vector<pod::ManifestEntry>> used_files();
+  void raise_priorities();
   void tell(std::string phase);
 
   pod::Pod& pod_;
@@ -99,7 +105,11 @@ class Departure {
   std::vector<pid_t> order_;            ///< parents before children
   SourceObjects objects_;
   std::uint32_t round_ = 0;
+  std::vector<pod::UpperSource> trees_;       ///< in the order of wire::trees
+  std::vector<pod::ManifestEntry> manifest_;  ///< files of the node's root that the pod used at preflight
   std::map<pid_t, objects::SleepMark> marks_;
+  std::map<pid_t, objects::Scheduling> scheduling_;  ///< before priorities were raised
+  std::vector<kernel::RaisedPriority> raised_;       ///< for the freeze only
   std::vector<FrozenProcess> frozen_;
   std::vector<ThreadInHand> in_hand_;
   std::optional<SourceDescriptors> descriptors_;

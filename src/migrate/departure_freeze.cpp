@@ -1,5 +1,6 @@
 #include <fcntl.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <thread>
@@ -7,6 +8,7 @@
 #include "base/log.hpp"
 #include "migrate/departure.hpp"
 #include "migrate/tracking.hpp"
+#include "objects/memory_object.hpp"
 
 /// The freeze at the source: from the first thread stopped to the commit.
 namespace godwit::migrate {
@@ -15,6 +17,9 @@ namespace {
 
 /// So few bytes travel with the control message; more are worth the page connections.
 constexpr std::uint64_t inline_bytes = 2 * MiB;
+
+/// SCHED_FIFO, for the freeze: we above the pod's threads.
+constexpr int daemon_priority = 30, thread_priority = 20;
 
 const Area* area_at(const Layout& layout, std::uint64_t address) {
   auto after = std::ranges::upper_bound(layout, address, {}, &Area::begin);
@@ -41,15 +46,35 @@ Result<void> Departure::freeze() {
   for (const auto& [host, leaving] : processes_)
     for (const auto& thread : leaving.ids.threads)
       if (auto sleeping = sleep_clock.mark(thread.host)) marks_[thread.host.value] = *sleeping;
+  std::vector<ProcessIds> known;
+  for (const auto host : order_) known.push_back(processes_.at(host).ids);
+  raise_priorities();
   freeze_watch_.restart();
   // What the threads and the kernel still answer goes out until they have stopped.
   TRY(pod_.gate().set(pod::Gate::State::pause));
   holding_ = true;
-  frozen_ = TRY(freeze_all(pod_.init(), std::chrono::seconds(5), stopped_at_));
+  frozen_ = TRY(freeze_all(pod_.init(), known, std::chrono::seconds(5), stopped_at_));
   // From here nothing may be acknowledged that the image doesn't have.
   TRY(pod_.gate().set(pod::Gate::State::hold));
   freeze_watch_.lap("stop threads");
   return match_frozen();
+}
+
+void Departure::raise_priorities() {
+  // Steps of ours inside a thread run at the thread's own priority: with other load, milliseconds instead of microseconds.
+  raised_.emplace_back(HostPid{::gettid()}, daemon_priority);
+  for (const auto& [host, leaving] : processes_) {
+    for (const auto& thread : leaving.ids.threads) {
+      if (auto scheduling = objects::scheduling_of(thread.host)) scheduling_[thread.host.value] = *scheduling;
+      raised_.emplace_back(thread.host, thread_priority);
+    }
+  }
+}
+
+Result<void> Departure::send_last_files() {
+  TRY(send_files());
+  freeze_watch_.lap("files");
+  return {};
 }
 
 Result<void> Departure::match_frozen() {
@@ -145,7 +170,8 @@ Result<wire::ProcessImage> Departure::capture_process(FrozenProcess& frozen, Lea
   for (auto& thread : frozen.threads) {
     const bool own_sets = &thread == &frozen.threads.front() || !leaving.same_capabilities;
     in_hand_.push_back({&thread.tracee, thread.ids.host, frozen.ids.host.value, objects::ThreadCapture(thread.ids.pod, own_sets)});
-    const auto scheduling = TRY(objects::scheduling_of(thread.ids.host));
+    const auto before = scheduling_.find(thread.ids.host.value);
+    const auto scheduling = before != scheduling_.end() ? before->second : TRY(objects::scheduling_of(thread.ids.host));
     TRY(in_hand_.back().capture.look(thread.tracee, marks_[thread.ids.host.value], clock_, scheduling));
   }
   if (!leaving.gadget) leaving.gadget = TRY(kernel::Gadget::install(first));
@@ -183,6 +209,7 @@ Result<void> Departure::send_state() {
   std::vector<ProcessIds> ids;
   for (const auto& process : frozen_) ids.push_back(process.ids);
   descriptors_ = TRY(SourceDescriptors::open(facts_, ids));
+  for (const auto& object : objects_.infos()) descriptors_->shared<objects::MemoryObjectKeys>("memory-objects").keys.insert(object.key);
   freeze_watch_.lap("duplicate descriptors");
   wire::State state;
   std::size_t threads = 0;
@@ -264,6 +291,7 @@ void Departure::give_up(const Error& why) {
   }
   const bool was_frozen = !frozen_.empty();
   thaw_all(frozen_);
+  raised_.clear();
   for (auto& hand : in_hand_) (void)hand.capture.running(hand.tid);
   in_hand_.clear();
   if (holding_) {

@@ -124,6 +124,16 @@ int DestinationObjects::fd(std::uint64_t key) const {
   return -1;
 }
 
+Result<void> DestinationObjects::share(objects::MemoryObjects& shared) const {
+  for (const auto& object : objects_) {
+    if (object.info.kind == ObjectInfo::Kind::file) continue;
+    Fd copy(::fcntl(object.file.get(), F_DUPFD_CLOEXEC, 0));
+    if (!copy) return fail_errno("duplicate shared memory {}", object.info.name);
+    shared.objects.emplace(object.info.key, std::move(copy));
+  }
+  return {};
+}
+
 Result<void> DestinationObjects::write(SpaceId space, std::uint64_t offset, const void* data, std::size_t size) const {
   const std::size_t index = space & ~object_space;
   if (index >= objects_.size()) return fail(ErrorKind::invalid, "pages of an unknown shared object {}", index);

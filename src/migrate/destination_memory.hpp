@@ -15,6 +15,7 @@
 #include "kernel/userfaultfd.hpp"
 #include "migrate/layout.hpp"
 #include "migrate/page_stream.hpp"
+#include "objects/memory_object.hpp"
 
 /// The memory of a pod that is arriving: address spaces of stopped stubs that take on the source's layout and are filled from outside.
 namespace godwit::migrate {
@@ -35,6 +36,8 @@ class DestinationObjects {
   /// Our descriptor of the object; -1 when there is none.
   [[nodiscard]] int fd(std::uint64_t key) const;
   Result<void> write(SpaceId, std::uint64_t offset, const void* data, std::size_t size) const;
+  /// Duplicates for the descriptors that are memory objects too.
+  Result<void> share(objects::MemoryObjects&) const;
   /// Ends our mappings; the pod's own keep the objects alive.
   void let_go();
   DestinationObjects() = default;

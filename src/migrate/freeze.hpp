@@ -24,7 +24,9 @@ struct FrozenProcess {
 
 /// Stops every thread below `init` and returns them, parents before children. A vfork parent can't be stopped before its child is through: everything is let
 /// go and tried again, until `limit` is over (`busy`). `stopped_at` is when the first thread was asked to stop (CLOCK_MONOTONIC, ns).
-Result<std::vector<FrozenProcess>> freeze_all(HostPid init, std::chrono::milliseconds limit, std::int64_t& stopped_at);
+/// `known` is what was there a moment ago: those are stopped first, before anything is looked for.
+Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const std::vector<ProcessIds>& known, std::chrono::milliseconds limit,
+                                              std::int64_t& stopped_at);
 
 /// Lets everything go on.
 void thaw_all(std::vector<FrozenProcess>& frozen);

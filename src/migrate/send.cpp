@@ -24,6 +24,7 @@ Result<void> until_commit(Departure& departure, const Options& options) {
 
   TRY(departure.freeze());
   // No thread of the pod runs and no packet reaches it. Nothing has been consumed: everything from here can be undone.
+  TRY(departure.send_last_files());
   TRY(departure.send_last_pages());
   TRY(departure.send_state());
   TRY(departure.send_objects());
@@ -64,6 +65,8 @@ Result<void> Departure::hand_over() {
   auto message = TRY(expect(wire::Type::running, std::chrono::seconds(30)));
   const auto running = TRY(image::unpack<wire::Running>(message.payload));
   freeze_watch_.lap("restart");
+  // The dying are not to keep others off their processors.
+  raised_.clear();
   report_.freeze_us = static_cast<std::uint64_t>(std::max<std::int64_t>(0, running.at - clock_difference_ - stopped_at_)) / 1000;
   for (const auto& span : running.spans) report_.freeze.push_back({"destination: " + span.name, span.us});
   report_.freeze.insert(report_.freeze.begin(), freeze_watch_.spans().begin(), freeze_watch_.spans().end());

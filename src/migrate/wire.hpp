@@ -1,6 +1,8 @@
 #pragma once
 
+#include <array>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "image/codec.hpp"
@@ -10,6 +12,7 @@
 #include "objects/kind.hpp"
 #include "objects/process_state.hpp"
 #include "objects/thread_state.hpp"
+#include "pod/manifest.hpp"
 #include "pod/spec.hpp"
 
 /// What travels on a migration's control connection.
@@ -59,11 +62,11 @@ struct Hello {
   std::uint64_t xfeatures = 0;  ///< XCR0: register state that may be in use
   std::vector<std::string> cpu_flags;  ///< of /proc/cpuinfo
   std::uint64_t resident = 0;   ///< bytes that will live there
-  std::vector<std::uint32_t> processors;  ///< that its threads are bound to, when not to all
+  std::vector<pod::ManifestEntry> files;  ///< of the node's own root that the pod uses
   std::string strategy;
   bool dry_run = false;
   std::uint32_t connections = 1;  ///< for pages; one more is for pages fetched on reference
-  MSGPACK_DEFINE_MAP(version, from, spec, kernel, vdso, xfeatures, cpu_flags, resident, processors, strategy, dry_run, connections)
+  MSGPACK_DEFINE_MAP(version, from, spec, kernel, vdso, xfeatures, cpu_flags, resident, files, strategy, dry_run, connections)
 };
 
 struct Refused {
@@ -143,6 +146,16 @@ struct Spans {
   std::vector<Span> spans;
   MSGPACK_DEFINE_MAP(spans)
 };
+
+/// A part of one of the pod's trees of files; see pod/upper.hpp.
+struct Files {
+  std::uint8_t tree = 0;  ///< position in `trees`
+  Bytes message;
+  MSGPACK_DEFINE_MAP(tree, message)
+};
+
+/// Trees of files that travel with a pod, by their place in its root: its own writes, and what lies in its shared memory file system.
+inline constexpr std::array<std::string_view, 2> trees{"/", "/dev/shm"};
 
 struct Frames {
   std::vector<Bytes> frames;
