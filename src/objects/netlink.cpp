@@ -80,7 +80,8 @@ Result<Fd> build(const State& state, Destination& destination) {
   Fd socket(::socket(AF_NETLINK, state.type | SOCK_CLOEXEC, state.protocol));
   if (!socket) return fail_errno("make a netlink socket of protocol {}", state.protocol);
   const int fd = socket.get();
-  TRY(write_socket_options(fd, state.options, OptionStage::early, destination));
+  const SocketClass is{AF_NETLINK, state.type, state.protocol};
+  TRY(write_socket_options(fd, is, state.options, OptionStage::early, destination));
   for (const auto& name : state.on) {
     const auto known = std::find_if(switches.begin(), switches.end(), [&](auto& each) { return name == each.first; });
     if (known == switches.end()) return fail(ErrorKind::invalid, "unknown netlink option {}", name);
@@ -100,7 +101,7 @@ Result<Fd> build(const State& state, Destination& destination) {
     if (::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0)
       return fail_errno("connect a netlink socket");
   }
-  TRY(write_socket_options(fd, state.options, OptionStage::late, destination));
+  TRY(write_socket_options(fd, is, state.options, OptionStage::late, destination));
   return socket;
 }
 

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/net_tstamp.h>
+#include <linux/sock_diag.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -143,10 +144,10 @@ constexpr std::array option_specs = {
     OptionSpec{"UDP_NO_CHECK6_TX", IPPROTO_UDP, 101, option_udp, 0},
     OptionSpec{"UDP_NO_CHECK6_RX", IPPROTO_UDP, 102, option_udp, 0},
 
-    OPTION(SOL_SOCKET, SO_LOCK_FILTER, option_base, 0, Form::integer, OptionStage::late),
 };
 
-constexpr std::array<const char*, 3> buffer_names = {"SO_SNDBUF", "SO_RCVBUF", "SO_BUF_LOCK"};
+/// Those that are not set like the others.
+constexpr std::array<const char*, 4> special_names = {"SO_SNDBUF", "SO_RCVBUF", "SO_BUF_LOCK", "SO_LOCK_FILTER"};
 
 std::optional<std::int64_t> read_option(int fd, const OptionSpec& spec) {
   union {
@@ -199,7 +200,7 @@ struct Fresh {
     std::unordered_map<std::string, std::int64_t> numbers;
     std::string congestion;
   };
-  std::map<std::array<int, 3>, Values> classes;
+  std::map<SocketClass, Values> classes;
 };
 
 const std::unordered_map<std::string_view, const OptionSpec*>& option_index() {
@@ -218,13 +219,11 @@ std::string read_text_option(int fd, int level, int number) {
   return std::string(text.data(), ::strnlen(text.data(), length));
 }
 
-const Fresh::Values& fresh_values(int fd, Destination& destination) {
+const Fresh::Values& fresh_values(const SocketClass& key, Destination& destination) {
   auto& fresh = destination.shared<Fresh>("socket options");
-  const std::array<int, 3> key = {int_option(fd, SOL_SOCKET, SO_DOMAIN), int_option(fd, SOL_SOCKET, SO_TYPE),
-                                  int_option(fd, SOL_SOCKET, SO_PROTOCOL)};
   const auto [place, inserted] = fresh.classes.try_emplace(key);
   if (!inserted) return place->second;
-  const Fd socket(::socket(key[0], key[1] | SOCK_CLOEXEC, key[2]));
+  const Fd socket(::socket(key.domain, key.type | SOCK_CLOEXEC, key.protocol));
   for (const auto& spec : option_specs)
     if (const auto value = read_option(socket.get(), spec)) place->second.numbers[spec.name] = *value;
   place->second.numbers["SO_SNDBUF"] = int_option(socket.get(), SOL_SOCKET, SO_SNDBUF);
@@ -292,21 +291,29 @@ Result<SocketOptions> read_socket_options(const Descriptor& descriptor, unsigned
     const auto value = read_option(descriptor.fd, spec);
     if (value && *value != spec.initial) options.values.emplace_back(spec.name, *value);
   }
-  options.values.emplace_back("SO_SNDBUF", int_option(descriptor.fd, SOL_SOCKET, SO_SNDBUF));
-  options.values.emplace_back("SO_RCVBUF", int_option(descriptor.fd, SOL_SOCKET, SO_RCVBUF));
-  if (const int lock = int_option(descriptor.fd, SOL_SOCKET, SO_BUF_LOCK); lock != 0)
-    options.values.emplace_back("SO_BUF_LOCK", lock);
+  std::array<std::uint32_t, SK_MEMINFO_VARS> memory{};
+  socklen_t length = sizeof(memory);
+  if (::getsockopt(descriptor.fd, SOL_SOCKET, SO_MEMINFO, memory.data(), &length) != 0) return fail_errno("SO_MEMINFO");
+  const int lock = int_option(descriptor.fd, SOL_SOCKET, SO_BUF_LOCK);
+  // The send buffer follows the congestion window, which begins anew; the receive buffer has been promised to the peer.
+  if ((lock & 1) || (sets & option_established) == 0)
+    options.values.emplace_back("SO_SNDBUF", memory[SK_MEMINFO_SNDBUF]);
+  options.values.emplace_back("SO_RCVBUF", memory[SK_MEMINFO_RCVBUF]);
+  if (lock != 0) options.values.emplace_back("SO_BUF_LOCK", lock);
   if (sets & option_tcp) options.congestion = read_text_option(descriptor.fd, IPPROTO_TCP, TCP_CONGESTION);
   if (sets & inet) options.device = read_text_option(descriptor.fd, SOL_SOCKET, SO_BINDTODEVICE);
   TRY(read_filter(descriptor, options));
+  if (!options.filter.empty() && int_option(descriptor.fd, SOL_SOCKET, SO_LOCK_FILTER) != 0)
+    options.values.emplace_back("SO_LOCK_FILTER", 1);
   options.flags = descriptor.flags & O_NONBLOCK;
   options.uid = descriptor.status.st_uid;
   options.gid = descriptor.status.st_gid;
   return options;
 }
 
-Result<void> write_socket_options(int fd, const SocketOptions& options, OptionStage stage, Destination& destination) {
-  const auto& fresh = fresh_values(fd, destination);
+Result<void> write_socket_options(int fd, const SocketClass& is, const SocketOptions& options, OptionStage stage,
+                                  Destination& destination) {
+  const auto& fresh = fresh_values(is, destination);
   if (stage == OptionStage::early) {
     // A socket belongs to whoever made it (sk_uid: routing by uid, /proc/net); chown is how that is told.
     if ((options.uid != 0 || options.gid != 0) && ::fchown(fd, options.uid, options.gid) != 0)
@@ -319,7 +326,7 @@ Result<void> write_socket_options(int fd, const SocketOptions& options, OptionSt
   for (const auto& [name, number] : options.values) {
     const auto found = option_index().find(name);
     if (found == option_index().end()) {
-      if (std::find(buffer_names.begin(), buffer_names.end(), name) != buffer_names.end()) continue;
+      if (std::find(special_names.begin(), special_names.end(), name) != special_names.end()) continue;
       return fail(ErrorKind::invalid, "unknown socket option {}", name);
     }
     const OptionSpec& spec = *found->second;
@@ -337,6 +344,7 @@ Result<void> write_socket_options(int fd, const SocketOptions& options, OptionSt
     const sock_fprog filter{static_cast<unsigned short>(program.size()), program.data()};
     if (program.size() > BPF_MAXINSNS || ::setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof(filter)) != 0)
       return fail_errno("attach a socket filter of {} instructions", program.size());
+    if (options.value("SO_LOCK_FILTER") != 0) TRY(set_int_option(fd, SOL_SOCKET, SO_LOCK_FILTER, 1));
   }
   if (options.flags != 0) {
     const int flags = ::fcntl(fd, F_GETFL);

@@ -58,6 +58,7 @@ enum OptionSet : unsigned {
   option_unix = 32,
   option_listener = 64,  ///< TCP sockets that are not connected: what accepted ones will inherit
   option_netlink = 128,
+  option_established = 256,  ///< TCP connections: buffers that the kernel sizes itself are left to it
 };
 
 /// Reads the options of a socket. `busy` is never returned: reading changes nothing.
@@ -68,8 +69,15 @@ enum class OptionStage {
   early,  ///< before bind and connect
   late    ///< when the socket is in its state and its queues are full: what would disturb the rebuild
 };
-/// Sets what differs from a new socket's. Destination's shared state keeps what new sockets have.
-Result<void> write_socket_options(int fd, const SocketOptions&, OptionStage, Destination&);
+/// SO_DOMAIN, SO_TYPE, SO_PROTOCOL; {-1, -1, -1} for what is no socket.
+struct SocketClass {
+  int domain = -1, type = -1, protocol = -1;
+  auto operator<=>(const SocketClass&) const = default;
+};
+[[nodiscard]] SocketClass socket_class(const Descriptor&);
+
+/// Sets what differs from a new socket's of this class. Destination's shared state keeps what new sockets have.
+Result<void> write_socket_options(int fd, const SocketClass&, const SocketOptions&, OptionStage, Destination&);
 
 /// What can't be moved although it is only an option (eBPF filters, zero-copy sends): `refused`, by name.
 Result<void> check_socket_options(const Descriptor&);
@@ -80,12 +88,6 @@ Result<void> set_int_option(int fd, int level, int name, int value);
 Result<SocketAddress> local_address(int fd);
 /// nullopt when it has no peer. Also the former peer of a closed connection (SO_PEERNAME).
 [[nodiscard]] std::optional<SocketAddress> peer_address(int fd);
-/// SO_DOMAIN, SO_TYPE, SO_PROTOCOL; {-1, -1, -1} for what is no socket.
-struct SocketClass {
-  int domain = -1, type = -1, protocol = -1;
-};
-[[nodiscard]] SocketClass socket_class(const Descriptor&);
-
 /// Makes room in a buffer for `bytes` of content, past the node's limits; does nothing when there is enough.
 Result<void> ensure_send_buffer(int fd, std::size_t bytes);
 Result<void> ensure_receive_buffer(int fd, std::size_t bytes);

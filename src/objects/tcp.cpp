@@ -5,6 +5,7 @@
 #include <sys/ioctl.h>
 
 #include <cstddef>
+#include <unordered_map>
 
 #include "kernel/sock_diag.hpp"
 #include "objects/kinds.hpp"
@@ -81,8 +82,10 @@ Result<void> preflight(const Descriptor& descriptor, Source& source) {
 }
 
 unsigned option_sets(int family, bool connected) {
-  return option_tcp | static_cast<unsigned>(family == AF_INET6 ? option_ipv6 : option_ipv4) |
-         (connected ? 0u : static_cast<unsigned>(option_listener));
+  unsigned sets = option_tcp;
+  sets |= family == AF_INET6 ? option_ipv6 : option_ipv4;
+  sets |= connected ? option_established : option_listener;
+  return sets;
 }
 
 /// Connections that are not the program's yet have no descriptor. A handshake in progress ends within a round trip, and
@@ -100,10 +103,10 @@ Result<void> check_listener(const Descriptor& descriptor, Source& source, const 
 }
 
 /// Sockets that still have the memory of a connection although none is left.
-Result<void> capture_closed(const Descriptor& descriptor, int events, State& state) {
+Result<void> capture_closed(const Descriptor& descriptor, const tcp_info& info, int events, State& state) {
   state.phase = Phase::closed;
   state.error_pending = events & POLLERR;
-  auto connection = TRY(read_connection(descriptor.fd, state_closed, state.options.value("SO_REUSEADDR") != 0));
+  auto connection = TRY(read_connection(descriptor.fd, info, state.options.value("SO_REUSEADDR") != 0));
   // The sequence numbers of a connection that was never answered are zero.
   state.refused = connection.receive_sequence == 0 && connection.received.empty();
   connection.sending.clear();
@@ -113,11 +116,11 @@ Result<void> capture_closed(const Descriptor& descriptor, int events, State& sta
   return {};
 }
 
-Result<void> capture_connected(const Descriptor& descriptor, int tcp_state, int events, State& state) {
+Result<void> capture_connected(const Descriptor& descriptor, const tcp_info& info, int events, State& state) {
   if (events & POLLPRI) return fail(ErrorKind::busy, "{}: TCP urgent data is unread", describe(descriptor));
   if (events & POLLERR) return fail(ErrorKind::busy, "{}: an error or a time stamp is unread", describe(descriptor));
   state.phase = Phase::connected;
-  auto connection = TRY(read_connection(descriptor.fd, tcp_state, state.options.value("SO_REUSEADDR") != 0));
+  auto connection = TRY(read_connection(descriptor.fd, info, state.options.value("SO_REUSEADDR") != 0));
   connection.receive_shut = (events & POLLRDHUP) != 0 && !connection.their_fin;
   state.connection.push_back(std::move(connection));
   return {};
@@ -128,8 +131,9 @@ Result<State> capture(const Descriptor& descriptor, Source& source) {
   const int fd = descriptor.fd;
   const auto info = TRY(info_of(fd));
   const int tcp_state = info.tcpi_state;
-  state.family = socket_class(descriptor).domain;
-  state.local = inet_address(TRY(local_address(fd)));
+  const auto local = TRY(local_address(fd));
+  state.family = local.storage.ss_family;
+  state.local = inet_address(local);
   if (const auto peer = peer_address(fd)) state.remote = inet_address(*peer);
   const bool connected = tcp_state != state_closed && tcp_state != state_listening && tcp_state != state_syn_sent;
   state.options = TRY(read_socket_options(descriptor, option_sets(state.family, connected)));
@@ -146,17 +150,17 @@ Result<State> capture(const Descriptor& descriptor, Source& source) {
       break;
     case state_syn_sent: {
       state.phase = Phase::connecting;
-      const auto connection = TRY(read_connection(fd, tcp_state, state.options.value("SO_REUSEADDR") != 0));
+      const auto connection = TRY(read_connection(fd, info, state.options.value("SO_REUSEADDR") != 0));
       state.initial_sequence = connection.send_sequence - 1;
       break;
     }
     case state_syn_received:
       return fail(ErrorKind::busy, "{}: a connection is being established", describe(descriptor));
     case state_closed:
-      if (!is_unset(state.remote)) TRY(capture_closed(descriptor, events, state));
+      if (!is_unset(state.remote)) TRY(capture_closed(descriptor, info, events, state));
       break;
     default:
-      TRY(capture_connected(descriptor, tcp_state, events, state));
+      TRY(capture_connected(descriptor, info, events, state));
   }
   return state;
 }
@@ -211,6 +215,27 @@ Result<void> rebuild_closed(int fd, const State& state, const SocketAddress& loc
   return {};
 }
 
+/// What `open` needs to know of a connection, so that after the commit nothing has to be unpacked.
+struct Opening {
+  bool reuse = false, corked = false, push = false;
+};
+using Openings = std::unordered_map<std::uint64_t, Opening>;
+constexpr const char* openings_key = "tcp connections to open";
+
+/// A number that no other socket of this node ever has.
+std::uint64_t cookie_of(int fd) {
+  std::uint64_t cookie = 0;
+  socklen_t length = sizeof(cookie);
+  return ::getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) == 0 ? cookie : 0;
+}
+
+Opening opening_of(const State& state) {
+  const auto& connection = state.connection.front();
+  return {.reuse = state.options.value("SO_REUSEADDR") != 0,
+          .corked = state.options.value("TCP_CORK") != 0,
+          .push = !connection.sending.empty() || connection.our_fin == Fin::queued};
+}
+
 Result<Fd> build(const State& state, Destination& destination) {
   if (state.family != AF_INET && state.family != AF_INET6)
     return fail(ErrorKind::invalid, "a TCP socket of family {}", state.family);
@@ -220,10 +245,11 @@ Result<Fd> build(const State& state, Destination& destination) {
   Fd socket(::socket(state.family, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP));
   if (!socket) return fail_errno("make a TCP socket");
   const int fd = socket.get();
-  TRY(write_socket_options(fd, state.options, OptionStage::early, destination));
+  const SocketClass is{state.family, SOCK_STREAM, IPPROTO_TCP};
+  TRY(write_socket_options(fd, is, state.options, OptionStage::early, destination));
   if (state.phase == Phase::unconnected || state.phase == Phase::listening) {
     TRY(rebuild_unconnected(fd, state));
-    TRY(write_socket_options(fd, state.options, OptionStage::late, destination));
+    TRY(write_socket_options(fd, is, state.options, OptionStage::late, destination));
     return socket;
   }
   const auto local = TRY(socket_address(state.family, state.local));
@@ -238,25 +264,28 @@ Result<Fd> build(const State& state, Destination& destination) {
     TRY(rebuild_closed(fd, state, local, remote, destination));
   } else {
     TRY(rebuild_connection(fd, local, remote, state.connection.front(), destination));
+    destination.shared<Openings>(openings_key)[cookie_of(fd)] = opening_of(state);
   }
-  TRY(write_socket_options(fd, state.options, OptionStage::late, destination));
+  TRY(write_socket_options(fd, is, state.options, OptionStage::late, destination));
   return socket;
 }
 
 /// Connected: out of repair mode. It tells the peer its window and sends what waits. Connecting: the first SYN again,
 /// with the number it had.
-Result<void> open(const State& state, int fd, Destination&) {
-  const bool reuse = state.options.value("SO_REUSEADDR") != 0;
-  if (state.phase == Phase::connected) {
-    TRY(repair(fd, TCP_REPAIR_OFF));
-    if (reuse) TRY(set_int_option(fd, SOL_SOCKET, SO_REUSEADDR, 1));
-    const auto& connection = state.connection.front();
-    const bool corked = state.options.value("TCP_CORK") != 0;
-    // Setting TCP_CORK to what it is pushes what may go.
-    if (!connection.sending.empty() || connection.our_fin == Fin::queued)
-      TRY(set_int_option(fd, IPPROTO_TCP, TCP_CORK, corked));
-    return {};
-  }
+Result<void> open_connection(int fd, const Opening& opening) {
+  TRY(repair(fd, TCP_REPAIR_OFF));
+  if (opening.reuse) TRY(set_int_option(fd, SOL_SOCKET, SO_REUSEADDR, 1));
+  // Setting TCP_CORK to what it is pushes what may go.
+  if (opening.push) TRY(set_int_option(fd, IPPROTO_TCP, TCP_CORK, opening.corked));
+  return {};
+}
+
+Result<void> open(BytesView bytes, int fd, Destination& destination) {
+  const auto& openings = destination.shared<Openings>(openings_key);
+  if (const auto known = openings.find(cookie_of(fd)); known != openings.end())
+    return open_connection(fd, known->second);
+  const auto state = TRY(image::unpack<State>(bytes));
+  if (state.phase == Phase::connected && state.connection.size() == 1) return open_connection(fd, opening_of(state));
   if (state.phase != Phase::connecting) return {};
   const auto remote = TRY(socket_address(state.family, state.remote));
   const int flags = ::fcntl(fd, F_GETFL);
@@ -280,6 +309,6 @@ const Kind tcp_kind{.name = "tcp",
                     .capture = captures<tcp::State, tcp::capture>,
                     .build = builds<tcp::State, tcp::build>,
                     .attach = nothing_to_attach,
-                    .open = opens<tcp::State, tcp::open>};
+                    .open = tcp::open};
 
 }  // namespace godwit::objects

@@ -17,7 +17,7 @@ namespace {
 using kernel::PacketInjector;
 
 // enum in linux/tcp.h, and option kinds of RFC 9293 that its header doesn't name.
-constexpr int no_queue = 0, receive_queue = 1, send_queue = 2;
+constexpr int receive_queue = 1, send_queue = 2;
 constexpr std::uint32_t option_mss = 2, option_window = 3, option_sack = 4, option_timestamp = 8;
 // States of RFC 9293 as the kernel numbers them.
 constexpr int fin_wait1 = 4, fin_wait2 = 5, closed = 7, close_wait = 8, last_ack = 9, closing = 11;
@@ -75,7 +75,8 @@ Result<void> read_repaired(int fd, Connection& connection, std::size_t unacknowl
   connection.send_sequence = written_to - static_cast<std::uint32_t>(unacknowledged);
   connection.sending = TRY(peek(fd, unacknowledged - (our_fin ? 1 : 0)));
   connection.mss = static_cast<std::uint32_t>(int_option(fd, IPPROTO_TCP, TCP_MAXSEG));
-  connection.timestamp = static_cast<std::uint32_t>(int_option(fd, IPPROTO_TCP, TCP_TIMESTAMP));
+  if (connection.timestamps)
+    connection.timestamp = static_cast<std::uint32_t>(int_option(fd, IPPROTO_TCP, TCP_TIMESTAMP));
   tcp_repair_window window{};
   socklen_t length = sizeof(window);
   if (::getsockopt(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, &window, &length) != 0)
@@ -195,11 +196,9 @@ Result<void> set_sequence(int fd, int queue, std::uint32_t sequence) {
   return set_int_option(fd, IPPROTO_TCP, TCP_QUEUE_SEQ, static_cast<int>(sequence));
 }
 
-Result<Connection> read_connection(int fd, int tcp_state, bool reuse_address) {
+Result<Connection> read_connection(int fd, const tcp_info& info, bool reuse_address) {
   Connection connection;
-  tcp_info info{};
-  socklen_t length = sizeof(info);
-  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return fail_errno("TCP_INFO");
+  const int tcp_state = info.tcpi_state;
   connection.their_fin = tcp_state == close_wait || tcp_state == last_ack || tcp_state == closing;
   connection.their_fin_first = tcp_state != closing;
   connection.our_fin = tcp_state == fin_wait2                                                    ? Fin::acknowledged
@@ -212,7 +211,9 @@ Result<Connection> read_connection(int fd, int tcp_state, bool reuse_address) {
   connection.receive_scale = info.tcpi_rcv_wscale;
   connection.received = TRY(peek_received(fd));
   // A closed socket remembers what was never acknowledged, but no longer has it.
-  const auto unacknowledged = tcp_state == closed ? 0 : static_cast<std::size_t>(TRY(queued(fd, SIOCOUTQ)));
+  const bool outstanding = info.tcpi_unacked != 0 || info.tcpi_notsent_bytes != 0;
+  const auto unacknowledged =
+      tcp_state == closed || !outstanding ? 0 : static_cast<std::size_t>(TRY(queued(fd, SIOCOUTQ)));
   const std::size_t data = unacknowledged - (connection.our_fin == Fin::queued ? 1 : 0);
   connection.our_fin_sent = connection.our_fin == Fin::queued && info.tcpi_notsent_bytes == 0;
   connection.in_flight = static_cast<std::uint32_t>(
@@ -267,7 +268,7 @@ Result<void> rebuild_connection(int fd, const SocketAddress& local, const Socket
   }
   TRY(set_window(fd, connection));
   if (connection.receive_shut && ::shutdown(fd, SHUT_RD) != 0) return fail_errno("shut the receiving side");
-  return set_int_option(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, no_queue);
+  return {};
 }
 
 Result<void> reset_connection(int fd, const SocketAddress& local, const SocketAddress& remote,

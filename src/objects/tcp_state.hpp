@@ -1,5 +1,7 @@
 #pragma once
 
+#include <linux/tcp.h>
+
 #include "objects/socket_options.hpp"
 
 /// TCP sockets as data, and how connections are read and rebuilt (TCP_REPAIR). tcp.cpp is the kind.
@@ -59,7 +61,7 @@ struct State {
 
 /// Reads a connection without changing it. For the time of the call it is in repair mode, which sends nothing; after
 /// it, it is as it was (SO_REUSEADDR included: `reuse_address` is what it was).
-Result<Connection> read_connection(int fd, int tcp_state, bool reuse_address);
+Result<Connection> read_connection(int fd, const tcp_info&, bool reuse_address);
 
 /// Makes the fresh, bound socket a connection in the state given, and leaves it in repair mode, so that it is silent.
 /// The packets that bring it into a half-closed state come from ourselves; all that they make it send is an

@@ -222,7 +222,8 @@ Result<Fd> build(const State& state, Destination& destination) {
   Fd socket(::socket(state.family, SOCK_DGRAM | SOCK_CLOEXEC, IPPROTO_UDP));
   if (!socket) return fail_errno("make a UDP socket");
   const int fd = socket.get();
-  TRY(write_socket_options(fd, state.options, OptionStage::early, destination));
+  const SocketClass is{state.family, SOCK_DGRAM, IPPROTO_UDP};
+  TRY(write_socket_options(fd, is, state.options, OptionStage::early, destination));
   if (state.options.value("SO_REUSEADDR") != 0) TRY(set_int_option(fd, SOL_SOCKET, SO_REUSEADDR, 1));
   if (state.local.port != 0) {
     const auto local = TRY(socket_address(state.family, state.local));
@@ -236,7 +237,7 @@ Result<Fd> build(const State& state, Destination& destination) {
     if (state.receive_shut && ::shutdown(fd, SHUT_RD) != 0) return fail_errno("shut the receiving side");
     if (state.send_shut && ::shutdown(fd, SHUT_WR) != 0) return fail_errno("shut the sending side");
   }
-  TRY(write_socket_options(fd, state.options, OptionStage::late, destination));
+  TRY(write_socket_options(fd, is, state.options, OptionStage::late, destination));
   return socket;
 }
 

@@ -28,6 +28,10 @@ Result<Fd> new_socket(int type) {
   return socket;
 }
 
+SocketClass class_of(const State& state) {
+  return {AF_UNIX, state.type, 0};
+}
+
 struct Pair {
   Fd mine, other;
 };
@@ -165,7 +169,7 @@ Result<Fd> rebuild_connected(const State& state, Destination& destination) {
     if (state.peer != nobody) world.made[state.peer] = std::move(pair.other);
   }
   if (other < 0) return fail(ErrorKind::invalid, "the other end of a Unix socket is missing");
-  TRY(write_socket_options(mine.get(), state.options, OptionStage::early, destination));
+  TRY(write_socket_options(mine.get(), class_of(state), state.options, OptionStage::early, destination));
   Binding binding;
   if (datagram && !state.name.empty()) binding = TRY(bind_name(mine.get(), state.name, state.name.linked));
   TRY(fill_from(other, state.queue, state.type != SOCK_STREAM, destination));
@@ -184,7 +188,7 @@ Result<Fd> rebuild_alone(const State& state, Destination& destination) {
   const bool datagram = state.type == SOCK_DGRAM;
   const bool named = !state.name.empty() || !state.peer_name.empty();
   Pair pair = named && !datagram ? TRY(connect_named(state, destination)) : TRY(new_pair(state.type, state.own));
-  TRY(write_socket_options(pair.mine.get(), state.options, OptionStage::early, destination));
+  TRY(write_socket_options(pair.mine.get(), class_of(state), state.options, OptionStage::early, destination));
   Binding own, peer;
   if (datagram && !state.name.empty()) own = TRY(bind_name(pair.mine.get(), state.name, state.name.linked));
   if (datagram && !state.peer_name.empty()) peer = TRY(bind_name(pair.other.get(), state.peer_name, false));
@@ -216,7 +220,7 @@ Result<Fd> rebuild_unconnected(const State& state, Destination& destination) {
   else
     pair.mine = TRY(new_socket(state.type));
   const int fd = pair.mine.get();
-  TRY(write_socket_options(fd, state.options, OptionStage::early, destination));
+  TRY(write_socket_options(fd, class_of(state), state.options, OptionStage::early, destination));
   const Binding binding = TRY(bind_name(fd, state.name, state.name.linked));
   if (nameless) {
     TRY(fill_from(pair.other.get(), state.queue, true, destination));
@@ -257,7 +261,7 @@ Result<Fd> rebuild(const State& state, Destination& destination) {
   else
     socket = TRY(rebuild_unconnected(state, destination));
   if (state.type == SOCK_DGRAM) TRY(connect_others(state, destination));
-  TRY(write_socket_options(socket.get(), state.options, OptionStage::late, destination));
+  TRY(write_socket_options(socket.get(), class_of(state), state.options, OptionStage::late, destination));
   return socket;
 }
 
