@@ -105,43 +105,42 @@ Result<Fd> open_sock_diag(int fd) {
   return diag;
 }
 
-Result<std::vector<TcpSocket>> tcp_sockets(int diag, unsigned states, bool details) {
+Result<std::vector<TcpSocket>> tcp_sockets(int diag, int family, unsigned states, bool details) {
+  struct {
+    nlmsghdr header;
+    inet_diag_req_v2 body;
+  } request{};
+  request.header = {
+      .nlmsg_len = sizeof(request), .nlmsg_type = SOCK_DIAG_BY_FAMILY, .nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP};
+  request.body.sdiag_family = static_cast<std::uint8_t>(family);
+  request.body.sdiag_protocol = IPPROTO_TCP;
+  request.body.idiag_states = states;
+  if (details) request.body.idiag_ext = 1 << (INET_DIAG_INFO - 1);
   std::vector<TcpSocket> sockets;
-  for (const int family : {AF_INET, AF_INET6}) {
-    struct {
-      nlmsghdr header;
-      inet_diag_req_v2 body;
-    } request{};
-    request.header = {
-        .nlmsg_len = sizeof(request), .nlmsg_type = SOCK_DIAG_BY_FAMILY, .nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP};
-    request.body.sdiag_family = static_cast<std::uint8_t>(family);
-    request.body.sdiag_protocol = IPPROTO_TCP;
-    request.body.idiag_states = states;
-    if (details) request.body.idiag_ext = 1 << (INET_DIAG_INFO - 1);
-    TRY(dump(diag, &request, sizeof(request), SOCK_DIAG_BY_FAMILY, [&](const nlmsghdr& header) {
-      if (header.nlmsg_len < NLMSG_LENGTH(sizeof(inet_diag_msg))) return;
-      inet_diag_msg message;
-      std::memcpy(&message, NLMSG_DATA(&header), sizeof(message));
-      TcpSocket socket{.inode = message.idiag_inode,
-                       .state = message.idiag_state,
-                       .local_port = ntohs(message.id.idiag_sport),
-                       .remote_port = ntohs(message.id.idiag_dport),
-                       .send_queue = message.idiag_wqueue,
-                       .retransmits = message.idiag_retrans};
-      each_attribute(header, sizeof(message), [&](const rtattr& attribute) {
-        if ((attribute.rta_type & NLA_TYPE_MASK) == diag_md5sig) socket.signed_md5 = true;
-      });
-      sockets.push_back(socket);
-    }));
-  }
+  TRY(dump(diag, &request, sizeof(request), SOCK_DIAG_BY_FAMILY, [&](const nlmsghdr& header) {
+    if (header.nlmsg_len < NLMSG_LENGTH(sizeof(inet_diag_msg))) return;
+    inet_diag_msg message;
+    std::memcpy(&message, NLMSG_DATA(&header), sizeof(message));
+    TcpSocket socket{.inode = message.idiag_inode,
+                     .state = message.idiag_state,
+                     .local_port = ntohs(message.id.idiag_sport),
+                     .remote_port = ntohs(message.id.idiag_dport),
+                     .send_queue = message.idiag_wqueue,
+                     .retransmits = message.idiag_retrans};
+    each_attribute(header, sizeof(message), [&](const rtattr& attribute) {
+      if ((attribute.rta_type & NLA_TYPE_MASK) == diag_md5sig) socket.signed_md5 = true;
+    });
+    sockets.push_back(socket);
+  }));
   return sockets;
 }
 
 Result<std::size_t> count_lingering_tcp(int diag) {
   constexpr unsigned fin_wait1 = 1 << 4, last_ack = 1 << 9, closing = 1 << 11;
   std::size_t count = 0;
-  for (const auto& socket : TRY(tcp_sockets(diag, fin_wait1 | last_ack | closing)))
-    if (socket.inode == 0) ++count;
+  for (const int family : {AF_INET, AF_INET6})
+    for (const auto& socket : TRY(tcp_sockets(diag, family, fin_wait1 | last_ack | closing)))
+      if (socket.inode == 0) ++count;
   return count;
 }
 

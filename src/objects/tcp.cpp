@@ -44,21 +44,19 @@ bool is_unset(const InetAddress& address) {
   return address.port == 0;
 }
 
-/// What sock_diag knows of the pod's TCP sockets; read once.
+/// What sock_diag knows of the pod's TCP sockets, IPv4 and IPv6; each read once.
 struct Table {
-  bool read = false;
-  std::vector<kernel::TcpSocket> sockets;
+  Fd diag;
+  std::map<int, std::vector<kernel::TcpSocket>> families;
 };
 
-Result<const std::vector<kernel::TcpSocket>*> diag_table(const Descriptor& descriptor, Source& source,
+Result<const std::vector<kernel::TcpSocket>*> diag_table(const Descriptor& descriptor, int family, Source& source,
                                                          const std::string& key, unsigned states) {
   auto& table = source.shared<Table>(key);
-  if (!table.read) {
-    const Fd diag = TRY(kernel::open_sock_diag(descriptor.fd));
-    table.sockets = TRY(kernel::tcp_sockets(diag.get(), states, states == kernel::tcp_all_states));
-    table.read = true;
-  }
-  return &table.sockets;
+  if (const auto known = table.families.find(family); known != table.families.end()) return &known->second;
+  if (!table.diag) table.diag = TRY(kernel::open_sock_diag(descriptor.fd));
+  auto sockets = TRY(kernel::tcp_sockets(table.diag.get(), family, states, states == kernel::tcp_all_states));
+  return &table.families.emplace(family, std::move(sockets)).first->second;
 }
 
 Result<void> preflight(const Descriptor& descriptor, Source& source) {
@@ -75,7 +73,9 @@ Result<void> preflight(const Descriptor& descriptor, Source& source) {
   length = authentication.size();
   if (::getsockopt(descriptor.fd, IPPROTO_TCP, tcp_ao_info, authentication.data(), &length) == 0)
     return fail(ErrorKind::refused, "{}: a TCP socket with authentication (TCP-AO) can't move", describe(descriptor));
-  for (const auto& socket : *TRY(diag_table(descriptor, source, "tcp sockets, preflight", kernel::tcp_all_states)))
+  const int family = socket_class(descriptor).domain;
+  for (const auto& socket :
+       *TRY(diag_table(descriptor, family, source, "tcp sockets, preflight", kernel::tcp_all_states)))
     if (socket.inode == descriptor.status.st_ino && socket.signed_md5)
       return fail(ErrorKind::refused, "{}: a TCP socket with MD5 signatures can't move", describe(descriptor));
   return check_socket_options(descriptor);
@@ -94,11 +94,15 @@ Result<void> check_listener(const Descriptor& descriptor, Source& source, const 
   if (info.tcpi_unacked != 0)
     return fail(ErrorKind::busy, "{}: {} connections to {} are not accepted yet", describe(descriptor),
                 info.tcpi_unacked, describe(state.local));
-  for (const auto& socket : *TRY(diag_table(descriptor, source, "tcp handshakes", 1u << state_syn_received)))
-    // Who has not answered for a second will hardly do it now, and may be nobody at all (a port scan).
-    if (socket.local_port == state.local.port && socket.retransmits == 0)
-      return fail(ErrorKind::busy, "{}: a connection to {} is being established", describe(descriptor),
-                  describe(state.local));
+  // IPv4 handshakes with an IPv6 socket are IPv4's.
+  for (const int family : {AF_INET, AF_INET6}) {
+    if (family == AF_INET6 && state.family == AF_INET) break;
+    for (const auto& socket : *TRY(diag_table(descriptor, family, source, "tcp handshakes", 1u << state_syn_received)))
+      // Who has not answered for a second will hardly do it now, and may be nobody at all (a port scan).
+      if (socket.local_port == state.local.port && socket.retransmits == 0)
+        return fail(ErrorKind::busy, "{}: a connection to {} is being established", describe(descriptor),
+                    describe(state.local));
+  }
   return {};
 }
 

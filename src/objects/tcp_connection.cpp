@@ -230,6 +230,10 @@ Result<Connection> read_connection(int fd, const tcp_info& info, bool reuse_addr
 
 Result<void> rebuild_connection(int fd, const SocketAddress& local, const SocketAddress& remote,
                                 const Connection& connection, Destination& destination) {
+  if (connection.received.size() > queue_limit || connection.sending.size() > queue_limit ||
+      connection.in_flight > connection.sending.size())
+    return fail(ErrorKind::invalid, "a connection with {} bytes received, {} to send and {} of these sent",
+                connection.received.size(), connection.sending.size(), connection.in_flight);
   const bool fin_acknowledged = connection.our_fin == Fin::acknowledged;
   const std::uint32_t first = connection.send_sequence - (fin_acknowledged ? 1 : 0);
   TRY(set_sequence(fd, send_queue, first));

@@ -250,6 +250,8 @@ Result<Fd> rebuild_unconnected(const State& state, Destination& destination) {
 Result<Fd> rebuild(const State& state, Destination& destination) {
   if (state.type != SOCK_STREAM && state.type != SOCK_DGRAM && state.type != SOCK_SEQPACKET)
     return fail(ErrorKind::invalid, "a Unix socket of type {}", state.type);
+  if (state.shutdown < 0 || state.shutdown > 3)
+    return fail(ErrorKind::invalid, "a Unix socket shut down in the way {}", state.shutdown);
   if (state.waiting.size() != state.waiting_as.size())
     return fail(ErrorKind::invalid, "{} waiting connections of {} users", state.waiting.size(),
                 state.waiting_as.size());

@@ -1,6 +1,7 @@
 #include <chrono>
 #include <numeric>
 
+#include "kernel/sock_diag.hpp"
 #include "socket_fixture.hpp"
 
 namespace godwit::objects::socket_testing {
@@ -496,6 +497,58 @@ TEST(Tcp, NotAcceptedYetIsBusy) {
     const int pod = ::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
     expect_ok(move_all({listener, pod}));
     expect_talk(pod, peer);
+  });
+}
+
+TEST(Tcp, HandshakeInProgressIsBusy) {
+  for (const int family : {AF_INET, AF_INET6}) {
+    isolated([family] {
+      Net net;
+      const int listener = ::socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+      sockaddr_in6 any{};
+      any.sin6_family = AF_INET6;
+      any.sin6_port = htons(80);
+      ASSERT_EQ(::bind(listener, reinterpret_cast<sockaddr*>(&any), sizeof(any)), 0);
+      ASSERT_EQ(::listen(listener, 5), 0);
+      // A client that hears no answer: its handshake stays where it is.
+      const int peer = net.at_peer([family] {
+        const int fd = ::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+        deafen(fd);
+        socklen_t length = 0;
+        const auto address = address_of(family, true, 80, length);
+        ::connect(fd, reinterpret_cast<const sockaddr*>(&address), length);
+        return fd;
+      });
+      Result<std::vector<Bytes>> images;
+      for (int round = 0; round < 1000; ++round) {
+        images = capture_all({listener});
+        if (!images) break;
+        ::poll(nullptr, 0, 1);
+      }
+      ASSERT_FALSE(images);
+      EXPECT_EQ(images.error().kind, ErrorKind::busy);
+      ::close(peer);
+    });
+  }
+}
+
+TEST(Tcp, LingeringConnectionsAreCounted) {
+  isolated([] {
+    Net net;
+    const auto pair = connected(net);
+    auto diag = kernel::open_sock_diag(pair.listener);
+    ASSERT_TRUE(diag);
+    EXPECT_EQ(kernel::count_lingering_tcp(diag->get()).value_or(99), 0u);
+    deafen(pair.peer);
+    EXPECT_TRUE(write_all(pair.pod, "unacknowledged"));
+    ::close(pair.pod);
+    EXPECT_EQ(kernel::count_lingering_tcp(diag->get()).value_or(99), 1u);
+    undeafen(pair.peer);
+    EXPECT_EQ(read_some(pair.peer), "unacknowledged");
+    ::close(pair.peer);
+    for (int round = 0; round < 5000 && kernel::count_lingering_tcp(diag->get()).value_or(99) != 0; ++round)
+      ::poll(nullptr, 0, 1);
+    EXPECT_EQ(kernel::count_lingering_tcp(diag->get()).value_or(99), 0u);
   });
 }
 
