@@ -81,7 +81,7 @@ inline std::vector<Image> capture_all(TestSource& source) {
     EXPECT_TRUE(allowed) << (allowed ? "" : allowed.error().message());
     auto state = kind->capture(each, source);
     EXPECT_TRUE(state) << (state ? "" : state.error().message());
-    images.push_back({std::string(kind->name), state.value_or(Bytes{}), each.holders});
+    images.push_back({std::string(kind->name), state.value_or(Bytes{}), {}, each.holders});
   }
   return images;
 }
