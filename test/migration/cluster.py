@@ -22,7 +22,11 @@ class CommandError(Failure):
 
     def __init__(self, arguments, done):
         self.code, self.text = done.returncode, (done.stdout + done.stderr).strip()
-        super().__init__(f"{' '.join(str(one)[:200] for one in arguments)}: exit code {done.returncode}\n{self.text[-4000:]}")
+        said = self.text
+        with contextlib.suppress(Failure, AttributeError):  # of a report only what matters here
+            report = json_in(done.stdout)
+            said = "\n".join([report.get("error", "") or done.stderr.strip(), *report.get("refusals", [])])
+        super().__init__(f"exit code {self.code}: {' '.join(str(one)[:100] for one in arguments)}: {said[-4000:]}")
 
 
 def json_in(text: str):
@@ -184,8 +188,10 @@ class Cluster:
         """Waits until a pod is in one place only, and thawed there."""
 
         def settled():
-            pids = [proc.inner_pid(pid) for pid in self.processes(pod)]
-            return pids and len(pids) == len(set(pids)) and self.pod(pod)["node"] == node
+            state = self.pod(pod)
+            if state["state"] == "exited":
+                raise Failure(f"{pod} has ended with {state.get('exit_code')}")
+            return alone(pod) and state["node"] == node
 
         wait_for(f"{pod} to be on {node} only", settled, seconds, step=0.05)
 
@@ -238,6 +244,9 @@ class Migration:
 
 
 def alone(pod: str) -> bool:
-    """Whether each of the pod's processes exists once only, and it runs."""
-    inner = [proc.inner_pid(pid) for pid in proc.pod_processes(pod)]
+    """Whether each of the pod's processes exists once only, and there are some."""
+    inner = []
+    for pid in proc.pod_processes(pod):
+        with contextlib.suppress(proc.Gone):
+            inner.append(proc.inner_pid(pid))
     return bool(inner) and len(inner) == len(set(inner))

@@ -127,7 +127,7 @@ class _Names:
         return re.sub(r"(\w+):\[(\d+)\]", lambda found: f"{found[1]}:#{self.known.setdefault(found[0], len(self.known))}", text)
 
 
-FDINFO = ("flags", "sigmask", "clockid", "it_interval", "settime flags", "eventfd-semaphore")
+FDINFO = ("sigmask", "clockid", "it_interval", "settime flags", "eventfd-semaphore")
 
 
 def _descriptors(process: pathlib.Path, names: _Names) -> dict[int, str]:
@@ -145,7 +145,9 @@ def _descriptors(process: pathlib.Path, names: _Names) -> dict[int, str]:
         parts = [names(link)]
         for line in info.splitlines():
             name, _, value = line.partition(":")
-            if name.strip() in FDINFO:
+            if name.strip() == "flags":  # without O_LARGEFILE, which says nothing on 64 bits
+                parts.append(f"flags={int(value, 8) & ~0o100000:o}")
+            elif name.strip() in FDINFO:
                 parts.append(f"{name.strip()}={' '.join(value.split())}")
             elif name.strip() == "tfd":
                 watched = re.match(r"tfd:\s*(\d+) events:\s*(\w+) data:\s*(\w+)", line.strip())
