@@ -30,9 +30,9 @@ class Moved(Suite):
     def cases(self):
         pairs = [("a", "b"), ("b", "c"), ("c", "a")]
         found = []
-        for tracee in local.tracees():
-            for strategy in STRATEGIES:
-                source, destination = pairs[len(found) % 3]
+        for number, tracee in enumerate(local.tracees()):
+            for offset, strategy in enumerate(STRATEGIES):
+                source, destination = pairs[(number + offset) % 3]
                 found.append(Case(f"{tracee}/{strategy}", lambda t=tracee, s=strategy, a=source, b=destination: self._move(t, s, a, b)))
         return found
 

@@ -45,6 +45,7 @@ int main(void) {
     }
   for (int i = 1; i <= 5; i++) {
     length = sizeof from;
+    memset(&from, 0, sizeof from);
     CHECK(recvfrom(server, text, sizeof text, MSG_DONTWAIT, (struct sockaddr*)&from, &length) == i,
           "message %d to the server: %s", i, strerror(errno));
     CHECK(strcmp(from.sun_path, "unix_dgram.client") == 0, "its sender is '%s'", from.sun_path);
