@@ -98,7 +98,7 @@ def main() -> int:
         if client:
             client.end()
         if options.keep:
-            print("\nThe playground is left up: build/godwit playground exec --name demo a -- godwit ps")
+            print(f"\nThe playground is left up: build/godwit playground exec --name {cluster.name} a -- godwit ps")
         else:
             cluster.down()
 

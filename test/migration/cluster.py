@@ -9,8 +9,9 @@ import pathlib
 import socket
 import subprocess
 import threading
+import zlib
 
-from harness import BUILD, Failure, Skip, command, wait_for
+from harness import BUILD, ROOT, Failure, Skip, command, wait_for
 from migration import proc
 
 GODWIT = BUILD / "godwit"
@@ -56,7 +57,9 @@ class _Api(http.client.HTTPConnection):
 
 class Cluster:
     def __init__(self, name: str, nodes: int = 3, options: tuple = ()):
-        self.name, self.count, self.options = name, nodes, options
+        # Of this checkout: another one's tests may run beside it.
+        self.name = f"{name}-{zlib.crc32(str(ROOT).encode()) & 0xFFFF:04x}"
+        self.count, self.options = nodes, options
         self.nodes = [chr(ord("a") + number) for number in range(nodes)]
         self._lock = threading.Lock()
         self._pids: dict[str, int] = {}
