@@ -102,12 +102,14 @@ std::optional<ObjectId> find_target(const Descriptor& epoll, const Line& line, S
   return std::nullopt;
 }
 
-Result<State> capture(const Descriptor& descriptor, Source& source) {
+/// While the pod runs (`running`), a target that no process holds has only been closed since its table was read.
+Result<State> read_registrations(const Descriptor& descriptor, Source& source, bool running) {
   State state{.id = descriptor.id, .flags = descriptor.flags};
   if (descriptor.holders.empty()) return fail(ErrorKind::invalid, "an epoll instance that no process holds");
   state.holder = descriptor.holders.front();
   for (const auto& line : TRY(read_lines(descriptor.fd))) {
     const auto target = find_target(descriptor, line, source);
+    if (!target && running) continue;
     if (!target)
       return fail(ErrorKind::refused, "epoll watches a description (added as number {}) that no process holds any more",
                   line.number);
@@ -126,8 +128,12 @@ Result<State> capture(const Descriptor& descriptor, Source& source) {
   return state;
 }
 
+Result<State> capture(const Descriptor& descriptor, Source& source) {
+  return read_registrations(descriptor, source, false);
+}
+
 Result<void> preflight(const Descriptor& descriptor, Source& source) {
-  TRY(capture(descriptor, source));
+  TRY(read_registrations(descriptor, source, true));
   return {};
 }
 
