@@ -12,6 +12,7 @@
 #include "image/codec.hpp"
 #include "migrate/migrate.hpp"
 #include "migrate/report.hpp"
+#include "migrate/wire.hpp"
 #include "objects/content.hpp"
 #include "objects/credentials.hpp"
 #include "objects/directory.hpp"
@@ -70,7 +71,11 @@ const std::vector<Type>& types() {
                objects::ProcessState, objects::ReadingPosition, objects::Scheduling, objects::SocketOptions,
                objects::ThreadState, objects::Timers, objects::tcp::State, pod::Birth, pod::Clocks, pod::Event,
                pod::ManifestEntry, pod::Program, pod::Record, pod::Request, pod::Response, pod::Setup, pod::Spec,
-               pod::UpperRecord, store::Record>();
+               pod::UpperRecord, store::Record, migrate::wire::Hello, migrate::wire::Refused, migrate::wire::Clock,
+               migrate::wire::Prepare, migrate::wire::Process, migrate::wire::Round, migrate::wire::Ranges,
+               migrate::wire::Last, migrate::wire::ProcessImage, migrate::wire::State, migrate::wire::Objects,
+               migrate::wire::Spans, migrate::wire::Files, migrate::wire::Frames, migrate::wire::Running,
+               migrate::wire::Log, migrate::wire::Text>();
   return all;
 }
 

@@ -84,8 +84,8 @@ def _thread(task: pathlib.Path) -> dict:
     facts["Name"] = status.get("Name", "")
     stat = _read(task / "stat").rpartition(")")[2].split()
     facts |= {name: stat[number - 3] for name, number in STAT.items()}
-    if status.get("State", "")[:1] == "Z":
-        facts["State"] = "zombie"
+    if status.get("State", "")[:1] == "Z":  # its parent can see who it was, not what it would have done
+        return {name: facts[name] for name in (*INNER, "Name", "Uid", "Gid")} | {"State": "zombie"}
     elif status.get("State", "")[:1] == "T":
         facts["State"] = "stopped"
     if status.get("TracerPid", "0") != "0":
@@ -174,6 +174,8 @@ def _mounts(text: str) -> list[str]:
 def _process(pid: int, names: _Names) -> dict:
     process = PROC / str(pid)
     facts = {f"thread {inner_thread}": thread for inner_thread, thread in _threads(process)}
+    if all(thread.get("State") == "zombie" for thread in facts.values()):
+        return facts
     facts["maps"] = _maps(_read(process / "smaps"))
     facts["descriptors"] = _descriptors(process, names)
     for name in ("limits", "personality", "oom_score_adj", "coredump_filter", "comm", "cmdline", "environ", "loginuid", "timerslack_ns"):
@@ -221,10 +223,17 @@ def differences(before: dict[int, dict], after: dict[int, dict], varies: collect
     for pid in both[:1] if "processes" in varies else both:
         old, new = before[pid], after[pid]
         for name in sorted(set(old) | set(new)):
+            if name == "descriptors" and "names" in varies:
+                old[name], new[name] = _nameless(old[name]), _nameless(new[name])
             if name in varies or (name.startswith("thread") and "threads" in varies) or old.get(name) == new.get(name):
                 continue
             found += [f"process {pid}: {name}: {line}" for line in _difference(old.get(name), new.get(name))]
     return found
+
+
+def _nameless(descriptors: dict[int, str]) -> dict[int, str]:
+    """Without the names of files: those of deleted ones are the kernel's to make up."""
+    return {number: re.sub(r"^/[^;]*", "(a file)", text) for number, text in descriptors.items()}
 
 
 def _difference(old, new) -> list[str]:

@@ -1,3 +1,4 @@
+// varies: names
 // Deleted files: content that has no name any more, a directory that is gone, and a file that still has another name.
 #include "tracee.h"
 
