@@ -11,6 +11,8 @@ namespace {
 
 constexpr std::chrono::seconds request_time{30};
 constexpr std::chrono::milliseconds peer_time{5000};
+/// How long a pod that is ours by its record may take to be in the table: it is being made, or has just been committed.
+constexpr std::chrono::seconds arrival_time{10};
 constexpr int attempts = 20;
 constexpr std::chrono::milliseconds between_attempts{50};
 
@@ -134,8 +136,7 @@ void dispatch(const Api& api, int fd, const http::Request& request, const std::s
         const auto removed = api.pods.remove_lost(place->record);
         return removed ? answer(fd, Json{{"name", name}, {"removed", true}}) : answer(fd, removed.error());
       }
-      return answer(fd, Error{ErrorKind::not_found, fmt::format("pod {} was lost when this machine stopped", name), 0,
-                              "forget it with: godwit rm " + name});
+      return answer(fd, lost(name));
     }
     auto passed =
         ask_peer(api, place->record.owner, request.method, request.target, request.body,
@@ -183,13 +184,11 @@ void route_pod(const Api& api, int fd, const http::Request& request) {
   if (request.path.size() == 4 && post && verb == "attach") return serve_attach(api, fd, request, name);
   if (request.path.size() == 4 && post && verb == "exec")
     return dispatch(api, fd, request, name, [&](const std::shared_ptr<LocalPod>& pod) -> Result<void> {
-      serve_exec(fd, request, *pod);
-      return {};
+      return serve_exec(fd, request, *pod);
     });
   if (request.path.size() == 4 && post && verb == "migrate")
     return dispatch(api, fd, request, name, [&](const std::shared_ptr<LocalPod>& pod) -> Result<void> {
-      serve_migrate(api, fd, request, pod);
-      return {};
+      return serve_migrate(api, fd, request, pod);
     });
   answer(fd, Error{ErrorKind::not_found, fmt::format("no {} {} in this API", request.method, request.target), 0, {}});
 }
@@ -215,15 +214,27 @@ void answer(int fd, const Error& error) {
   answer(fd, to_json(error), http_status(error.kind));
 }
 
+Error lost(const std::string& name) {
+  return Error{ErrorKind::not_found, fmt::format("pod {} was lost when this machine stopped", name), 0,
+               "forget it with: godwit rm " + name};
+}
+
 Result<Place> locate(const Api& api, const std::string& name) {
-  if (auto pod = api.pods.find(name)) return Place{std::move(pod), {}};
-  auto record = TRY(api.store.get(name));
-  // It may have arrived while the store was asked.
-  if (auto pod = api.pods.find(name)) return Place{std::move(pod), {}};
-  if (!record)
-    return std::unexpected(
-        Error{ErrorKind::not_found, fmt::format("no pod named '{}'", name), 0, "godwit ps lists them"});
-  return Place{nullptr, std::move(*record)};
+  const Deadline deadline = in(arrival_time);
+  for (;;) {
+    // Asked before the table: what is expected now is in the table when it no longer is.
+    const bool expected = api.pods.expected(name);
+    if (auto pod = api.pods.find(name)) return Place{std::move(pod), {}};
+    auto record = TRY(api.store.get(name));
+    // It may have arrived while the store was asked.
+    if (auto pod = api.pods.find(name)) return Place{std::move(pod), {}};
+    if (!record)
+      return std::unexpected(
+          Error{ErrorKind::not_found, fmt::format("no pod named '{}'", name), 0, "godwit ps lists them"});
+    const bool ours = record->owner == api.links.config().node;
+    if (!ours || !expected || std::chrono::steady_clock::now() > deadline) return Place{nullptr, std::move(*record)};
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
 }
 
 Result<http::Answer> ask_peer(const Api& api, const std::string& peer, const std::string& method,

@@ -128,9 +128,10 @@ void serve_pods(const Api& api, int fd, bool local) {
     const auto found = details.find(record.id);
     const auto owner = answers.find(record.owner);
     const bool silent = owner != answers.end() && !owner->second;
+    const char* missing_here = api.pods.expected(record.pod) ? "arriving" : "lost";
     Json json = found != details.end() ? found->second
                                        : to_json(record, silent                 ? "unreachable"
-                                                         : record.owner == self ? "lost"
+                                                         : record.owner == self ? missing_here
                                                                                 : "unknown");
     json["epoch"] = record.epoch;
     list.push_back(std::move(json));

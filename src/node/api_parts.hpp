@@ -20,8 +20,11 @@ struct Place {
   std::shared_ptr<LocalPod> pod;  ///< here
   store::Record record;           ///< or the store's word about it
 };
-/// `not_found` when nobody has it.
+/// `not_found` when nobody has it. One that is about to be here is waited for.
 Result<Place> locate(const Api&, const std::string& name);
+
+/// The error about a pod that is ours by its record and nowhere to be found.
+Error lost(const std::string& name);
 
 void answer(int fd, const Json&, int status = 200);
 void answer(int fd, const Error&);
@@ -50,8 +53,9 @@ void serve_pods(const Api&, int fd, bool local);
 void serve_wait(const Api&, int fd, const http::Request&, const std::string& name);
 void serve_logs(const Api&, int fd, const http::Request&, const std::string& name);
 void serve_attach(const Api&, int fd, const http::Request&, const std::string& name);
-void serve_exec(int fd, const http::Request&, LocalPod&);
-void serve_migrate(const Api&, int fd, const http::Request&, const std::shared_ptr<LocalPod>&);
+/// These return an error before anything was answered.
+Result<void> serve_exec(int fd, const http::Request&, LocalPod&);
+Result<void> serve_migrate(const Api&, int fd, const http::Request&, const std::shared_ptr<LocalPod>&);
 
 inline bool is_forwarded(const http::Request& request) {
   return !request.header(forwarded_header).empty();

@@ -2,6 +2,7 @@
 #include <sys/socket.h>
 
 #include "node/api_parts.hpp"
+#include "node/upstream.hpp"
 
 namespace godwit::node {
 namespace {
@@ -10,62 +11,6 @@ constexpr std::chrono::seconds lost_patience{30};
 constexpr std::chrono::milliseconds between_attempts{50};
 constexpr std::chrono::milliseconds progress_interval{100};
 constexpr std::chrono::seconds peer_time{10};
-
-/// Where the client's frames go while the pod's stream may be opened anew: its reader, and who is at the other end.
-class Upstream {
- public:
-  Upstream(int client, bool input) : client_(client), input_(input), reader_([this] { read(); }) {}
-  ~Upstream() {
-    use(-1);
-    {
-      const std::lock_guard lock(mutex_);
-      over_ = true;
-    }
-    changed_.notify_all();
-    ::shutdown(client_, SHUT_RD);
-    reader_.join();
-  }
-  /// The pod's stream from now on; -1: none at the moment.
-  void use(int stream) {
-    const std::lock_guard lock(mutex_);
-    stream_ = stream;
-    // The client went while there was none to tell.
-    if (gone_ && stream_ >= 0) ::shutdown(stream_, SHUT_RDWR);
-    changed_.notify_all();
-  }
-  [[nodiscard]] bool client_gone() const {
-    const std::lock_guard lock(mutex_);
-    return gone_;
-  }
-
- private:
-  void read() {
-    FrameReader frames(client_);
-    for (;;) {
-      const auto frame = frames.next();
-      std::unique_lock lock(mutex_);
-      if (!frame) {
-        gone_ = true;
-        if (stream_ >= 0) ::shutdown(stream_, SHUT_RDWR);
-        return;
-      }
-      if (!input_) continue;
-      changed_.wait(lock, [this] { return stream_ >= 0 || over_; });
-      if (over_) return;
-      // The stream breaking shows at its reading end; what was on its way then is lost with it.
-      (void)write_frame(stream_, frame->kind, frame->bytes);
-    }
-  }
-
-  const int client_;
-  const bool input_;
-  mutable std::mutex mutex_;
-  std::condition_variable changed_;
-  int stream_ = -1;
-  bool gone_ = false;
-  bool over_ = false;
-  std::thread reader_;
-};
 
 /// Hands every frame of the pod to `sink`, wherever the pod is and goes, until its stream has come to its end (exit,
 /// end or failure, which are handed on too) or `sink` says false.
@@ -85,6 +30,10 @@ void follow(const Api& api, int client, const std::string& name, StreamOptions o
           options.position = *position;
           options.tail = false;
         }
+        continue;
+      }
+      if (frame->kind == frame::accepted) {
+        upstream.accepted(std::string(frame->bytes.begin(), frame->bytes.end()));
         continue;
       }
       if (!sink(*frame)) return;
@@ -144,8 +93,7 @@ Result<std::unique_ptr<PodStream>> PodStream::open(const Api& api, const std::st
         [pod = std::move(place.pod), options, served = Fd(pair[1])] { serve_stream(served.get(), *pod, options); });
     return stream;
   }
-  if (place.record.owner == api.links.config().node)
-    return fail(ErrorKind::not_found, "pod {} was lost when this machine stopped", name);
+  if (place.record.owner == api.links.config().node) return std::unexpected(lost(name));
   const std::string target = fmt::format("/v1/pods/{}/attach?position={}{}{}", http::encode(name),
                                          http::encode(encode_position(options.position)), options.input ? "&input" : "",
                                          options.follow ? "" : "&once");
@@ -217,11 +165,10 @@ void serve_wait(const Api& api, int fd, const http::Request& request, const std:
     }
     if (is_forwarded(request)) return answer(fd, Json::object(), misdirected);
     if (!place && place.error().kind == ErrorKind::not_found) return answer(fd, place.error());
-    if (place && place->record.owner == api.links.config().node)
-      return answer(fd, Error{ErrorKind::not_found, fmt::format("pod {} was lost when this machine stopped", name), 0,
-                              "forget it with: godwit rm " + name});
+    const bool ours = place && place->record.owner == api.links.config().node;
+    if (ours && !api.pods.expected(name)) return answer(fd, lost(name));
     Error why = place ? Error{} : place.error();
-    if (place) {
+    if (place && !ours) {
       auto passed = ask_peer(api, place->record.owner, "POST", request.target, "", never());
       if (passed && passed->status() != misdirected) {
         const auto body = passed->body(MiB, in(peer_time));
@@ -238,49 +185,48 @@ void serve_wait(const Api& api, int fd, const http::Request& request, const std:
   }
 }
 
-void serve_exec(int fd, const http::Request& request, LocalPod& pod) {
+Result<void> serve_exec(int fd, const http::Request& request, LocalPod& pod) {
   const auto body = parse_json(request.body);
-  if (!body) return answer(fd, body.error());
+  if (!body) return std::unexpected(body.error());
   auto program = program_from(*body);
-  if (!program) return answer(fd, program.error());
+  if (!program) return std::unexpected(program.error());
   if (!wants_upgrade(request))
-    return answer(fd, Error{ErrorKind::invalid, "exec needs an upgrade of the connection", 0,
-                            fmt::format("send 'Upgrade: {}'", http::upgrade_protocol)});
+    return std::unexpected(Error{ErrorKind::invalid, "exec needs an upgrade of the connection", 0,
+                                 fmt::format("send 'Upgrade: {}'", http::upgrade_protocol)});
   // What the pod's first program was started with, unless said otherwise.
   for (const std::string& entry : pod.spec.program.environment) {
     const std::string prefix = entry.substr(0, entry.find('=') + 1);
     const auto same = [&](const std::string& other) { return other.starts_with(prefix); };
     if (std::ranges::none_of(program->environment, same)) program->environment.push_back(entry);
   }
-  const auto served = serve_exec(fd, pod, *program, [&] { return http::accept_upgrade(fd); });
-  if (!served) answer(fd, served.error());
+  return serve_exec(fd, pod, *program, [&] { return http::accept_upgrade(fd); });
 }
 
-void serve_migrate(const Api& api, int fd, const http::Request& request, const std::shared_ptr<LocalPod>& pod) {
+Result<void> serve_migrate(const Api& api, int fd, const http::Request& request, const std::shared_ptr<LocalPod>& pod) {
   const auto body = parse_json(request.body);
-  if (!body || !body->is_object()) return answer(fd, Error{ErrorKind::invalid, "the body must be a JSON object"});
+  if (!body || !body->is_object()) return std::unexpected(Error{ErrorKind::invalid, "the body must be a JSON object"});
   migrate::Options options;
   const auto destination = text_field(*body, "destination");
   const auto strategy = text_field(*body, "strategy", options.strategy);
   const auto dry_run = flag_field(*body, "dry_run");
   const auto connections = number_field(*body, "connections");
-  if (!destination) return answer(fd, destination.error());
-  if (!strategy) return answer(fd, strategy.error());
-  if (!dry_run) return answer(fd, dry_run.error());
+  if (!destination) return std::unexpected(destination.error());
+  if (!strategy) return std::unexpected(strategy.error());
+  if (!dry_run) return std::unexpected(dry_run.error());
   if (!connections || *connections < 0 || *connections > 16)
-    return answer(fd, Error{ErrorKind::invalid, "'connections' must be a number from 0 to 16"});
+    return std::unexpected(Error{ErrorKind::invalid, "'connections' must be a number from 0 to 16"});
   options.strategy = *strategy;
   options.dry_run = *dry_run;
   options.connections = static_cast<int>(*connections);
   static const std::vector<std::string> strategies{"auto", "freeze", "precopy", "postcopy", "hybrid", "eager-dirty"};
   if (std::ranges::find(strategies, options.strategy) == strategies.end())
-    return answer(fd, Error{ErrorKind::invalid, fmt::format("no strategy named '{}'", options.strategy), 0,
-                            "auto, freeze, precopy, postcopy, hybrid or eager-dirty"});
+    return std::unexpected(Error{ErrorKind::invalid, fmt::format("no strategy named '{}'", options.strategy), 0,
+                                 "auto, freeze, precopy, postcopy, hybrid or eager-dirty"});
   const auto begun = api.moves.begin(pod, *destination, options);
-  if (!begun) return answer(fd, begun.error());
+  if (!begun) return std::unexpected(begun.error());
   // From here on the migration goes on whether anybody reads this or not.
   const Move& move = **begun;
-  if (!http::begin_chunks(fd, "application/x-ndjson")) return;
+  if (!http::begin_chunks(fd, "application/x-ndjson")) return {};
   std::uint64_t seen = 0;
   for (;;) {
     const Move::View view = move.next(seen, never());
@@ -289,9 +235,10 @@ void serve_migrate(const Api& api, int fd, const http::Request& request, const s
       Json last{{"report", to_json(view.report)}};
       if (view.error) last["error"] = to_json(*view.error)["error"];
       (void)http::send_chunk(fd, dump(last) + "\n");
-      return (void)http::send_chunk(fd, "");
+      (void)http::send_chunk(fd, "");
+      return {};
     }
-    if (!http::send_chunk(fd, dump(Json{{"progress", to_json(view.progress)}}) + "\n")) return;
+    if (!http::send_chunk(fd, dump(Json{{"progress", to_json(view.progress)}}) + "\n")) return {};
     // The next phase is said at once, the numbers within one now and then.
     const std::string phase = view.progress.phase;
     const Deadline pause = in(progress_interval);

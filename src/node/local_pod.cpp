@@ -43,6 +43,7 @@ LocalPod::View LocalPod::view() const {
 void LocalPod::change(const std::function<void(View&)>& edit) {
   const std::lock_guard lock(mutex_);
   edit(view_);
+  if (view_.state != PodState::leaving && view_.state != PodState::in_doubt) frozen_ = false;
   changed_.notify_all();
   const std::uint64_t one = 1;
   for (const int fd : watches_) (void)!::write(fd, &one, sizeof one);
@@ -69,6 +70,18 @@ Result<void> LocalPod::with(const std::function<Result<void>(pod::Pod&)>& work, 
     if (!pod_ || view().state != PodState::running) continue;
     return work(*pod_);
   }
+}
+
+Result<std::size_t> LocalPod::put_input(int stream, BytesView bytes, const std::atomic<bool>& stop) const {
+  std::unique_lock lock(mutex_);
+  while (view_.here && frozen_ && !stop) changed_.wait_for(lock, std::chrono::milliseconds(50));
+  if (!view_.here) return fail(ErrorKind::gone, "pod {} is not on this node any more", spec.name);
+  if (stop) return fail(ErrorKind::cancelled, "the client is gone");
+  // With the lock: a migration that is about to freeze the pod waits for this one write.
+  const ssize_t size = ::write(stream, bytes.data(), bytes.size());
+  if (size >= 0) return static_cast<std::size_t>(size);
+  if (errno == EAGAIN || errno == EINTR) return std::size_t{0};
+  return fail_errno("write the input of pod {}", spec.name);
 }
 
 Result<int> LocalPod::wait_program(PodPid program, Deadline deadline) {

@@ -187,12 +187,16 @@ void Moves::incoming(Fd connection, const std::string& peer, const std::string& 
     mine = std::make_shared<Incoming>();
     incoming_[key] = mine;
   }
+  pods_.expect_arrival(1);
   std::shared_ptr<LocalPod> arrived;
   const migrate::DestinationSite site{
       site_,
       store_,
       memory_available(),
-      [&](std::shared_ptr<pod::Pod> pod) { arrived = pods_.arrived(std::move(pod)); },
+      [&](std::shared_ptr<pod::Pod> pod) {
+        arrived = pods_.arrived(std::move(pod));
+        pods_.expect_arrival(-1);
+      },
       [](const migrate::Progress&) {},
   };
   const auto result = migrate::receive(
@@ -200,6 +204,7 @@ void Moves::incoming(Fd connection, const std::string& peer, const std::string& 
   if (!result) log::warn("migration {} from {}: {}", id, peer, result.error().message());
   // Nothing is owed any more, or never will be paid: either way nobody else works on the pod now.
   if (arrived) pods_.settled(*arrived);
+  if (!arrived) pods_.expect_arrival(-1);
   const std::lock_guard lock(mutex_);
   incoming_.erase(key);
   ended_.notify_all();

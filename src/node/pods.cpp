@@ -114,7 +114,7 @@ std::shared_ptr<LocalPod> Pods::insert(std::shared_ptr<pod::Pod> pod, PodState s
 
 Result<pod::Spec> Pods::reserve(const NewPod& wanted) {
   pod::Spec spec;
-  spec.name = wanted.name.empty() ? "pod-" + random_hex(3) : wanted.name;
+  spec.name = wanted.name;
   if (!valid_name(spec.name))
     return std::unexpected(Error{ErrorKind::invalid, fmt::format("'{}' can't be a pod's name", spec.name), 0,
                                  "lower-case letters, digits, '.' and '-', 63 at most"});
@@ -143,7 +143,29 @@ Result<pod::Spec> Pods::reserve(const NewPod& wanted) {
               config_.network.pods4.empty() ? config_.network.subnet4 : config_.network.pods4);
 }
 
-Result<std::shared_ptr<LocalPod>> Pods::create(const NewPod& wanted) {
+bool Pods::expected(const std::string& name) const {
+  const std::lock_guard lock(mutex_);
+  return arriving_ > 0 || being_made_.contains(name);
+}
+
+void Pods::expect_arrival(int change) {
+  const std::lock_guard lock(mutex_);
+  arriving_ += change;
+}
+
+Result<std::shared_ptr<LocalPod>> Pods::create(NewPod wanted) {
+  if (wanted.name.empty()) wanted.name = "pod-" + random_hex(3);
+  {
+    const std::lock_guard lock(mutex_);
+    being_made_.insert(wanted.name);
+  }
+  auto made = make(wanted);
+  const std::lock_guard lock(mutex_);
+  being_made_.erase(being_made_.find(wanted.name));
+  return made;
+}
+
+Result<std::shared_ptr<LocalPod>> Pods::make(const NewPod& wanted) {
   const pod::Spec spec = TRY(reserve(wanted));
   const auto undo = [&](Error error) -> std::unexpected<Error> {
     const store::Record record{spec.name, spec.id, config_.node, 1, "", config_.node};
@@ -240,6 +262,7 @@ Result<std::shared_ptr<pod::Pod>> Pods::lend(LocalPod& pod, const std::string& d
 void Pods::freezing(LocalPod& pod) {
   const std::lock_guard lock(pod.mutex_);
   pod.first_.reset();
+  pod.frozen_ = true;
 }
 
 void Pods::take_back(LocalPod& pod) {

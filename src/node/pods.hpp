@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <map>
@@ -54,6 +55,11 @@ class LocalPod {
   Result<void> with(const std::function<Result<void>(pod::Pod&)>& work,
                     std::chrono::seconds patience = std::chrono::seconds(60));
 
+  /// Writes what fits of `bytes` to the program's end of a stream (non-blocking), 0 when nothing does. Not while a
+  /// migration has the pod frozen: what came then would be lost. `gone` when the pod has left this node, `cancelled`
+  /// when `stop` was set while waiting.
+  Result<std::size_t> put_input(int stream, BytesView bytes, const std::atomic<bool>& stop) const;
+
   /// The exit status of another program that was started here, when it has ended.
   Result<int> wait_program(PodPid program, Deadline);
 
@@ -80,6 +86,7 @@ class LocalPod {
   View view_;
   std::map<pid_t, int> ended_programs_;
   Fd first_;                       ///< leaving, and not frozen yet: pidfd of the first program, for signals
+  bool frozen_ = false;            ///< leaving, and whatever comes from outside has to wait
   std::mutex use_;                 ///< held while somebody works on the pod; taken before mutex_
   std::shared_ptr<pod::Pod> pod_;  ///< null once its program has ended; only touched with `use_`
 };
@@ -104,9 +111,14 @@ class Pods {
   /// frozen, and is asked about again until the store answers.
   Result<void> adopt();
 
-  Result<std::shared_ptr<LocalPod>> create(const NewPod&);
+  Result<std::shared_ptr<LocalPod>> create(NewPod);
   [[nodiscard]] std::shared_ptr<LocalPod> find(const std::string& name) const;
   [[nodiscard]] std::vector<std::shared_ptr<LocalPod>> list() const;
+
+  /// The pod may be here any moment: it is being made, or some pod is arriving.
+  [[nodiscard]] bool expected(const std::string& name) const;
+  /// Counts migrations to this node that are under way (+1, -1).
+  void expect_arrival(int change);
 
   /// SIGTERM to the first program, and after `grace` SIGKILL to all. Returns when it has ended.
   Result<void> stop(LocalPod&, std::chrono::milliseconds grace);
@@ -139,6 +151,7 @@ class Pods {
   std::shared_ptr<LocalPod> insert(std::shared_ptr<pod::Pod>, PodState, const std::string& note = {},
                                    bool settling = false);
   Result<pod::Spec> reserve(const NewPod&);
+  Result<std::shared_ptr<LocalPod>> make(const NewPod&);
   void adopt_one(std::unique_ptr<pod::Pod>);
   void adopt_ended(const std::string& directory);
   void settle(const std::shared_ptr<LocalPod>&);
@@ -152,6 +165,8 @@ class Pods {
   store::Store& store_;
   mutable std::mutex mutex_;
   std::map<std::string, std::shared_ptr<LocalPod>> pods_;
+  std::multiset<std::string> being_made_;
+  int arriving_ = 0;
   bool ending_ = false;
   Fd wake_;
   std::thread watcher_;

@@ -6,9 +6,9 @@
 
 #include <charconv>
 #include <filesystem>
-#include <thread>
+#include <mutex>
 
-#include "base/log.hpp"
+#include "node/input.hpp"
 
 namespace godwit::node {
 namespace {
@@ -16,66 +16,19 @@ namespace {
 constexpr std::size_t batch = 256 * KiB;
 /// Only a net below inotify: a segment that arrives late, say.
 constexpr int poll_ms = 500;
+constexpr std::chrono::seconds linger_time{5};
 
 bool valid_segment(std::string_view name) {
   return name.size() <= 64 && name.find_first_not_of("0123456789abcdefghijklmnopqrstuvwxyz.-_") == name.npos;
 }
 
-/// The program's side of a client: its input goes to the pod's init. What the init sends back is the output, which the
-/// client gets from the log instead: that goes on where it was after a move.
-class Input {
- public:
-  static Result<std::unique_ptr<Input>> open(int client, LocalPod& pod) {
-    int pair[2];
-    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) return fail_errno("socketpair");
-    auto input = std::unique_ptr<Input>(new Input(client, Fd(pair[0])));
-    const Fd theirs(pair[1]);
-    TRY(pod.with([&](pod::Pod& held) -> Result<void> {
-      TRY(held.attach(theirs.get()));
-      return {};
-    }));
-    input->forwarder_ = std::thread([raw = input.get()] { raw->forward(); });
-    input->drain_ = std::thread([raw = input.get()] { raw->drain(); });
-    return input;
-  }
-  ~Input() {
-    ::shutdown(init_.get(), SHUT_RDWR);
-    ::shutdown(client_, SHUT_RD);
-    if (forwarder_.joinable()) forwarder_.join();
-    if (drain_.joinable()) drain_.join();
-  }
-
- private:
-  Input(int client, Fd init) : client_(client), init_(std::move(init)) {}
-
-  void forward() {
-    FrameReader reader(client_);
-    for (;;) {
-      const auto got = reader.next();
-      if (!got) return;
-      if (got->kind != pod::FrameKind::input && got->kind != pod::FrameKind::window) continue;
-      if (!write_frame(init_.get(), got->kind, got->bytes)) return;
-    }
-  }
-  void drain() const {
-    char buffer[16384];
-    for (;;) {
-      const auto got = read_some(init_.get(), buffer, sizeof buffer, never());
-      if (!got || *got == 0) return;
-    }
-  }
-
-  int client_;
-  Fd init_;
-  std::thread forwarder_, drain_;
-};
-
 /// False when the other side is gone.
-bool send_batch(int fd, const std::vector<pod::Frame>& frames, const pod::LogPosition& position) {
+bool send_batch(int fd, std::mutex& writing, const std::vector<pod::Frame>& frames, const pod::LogPosition& position) {
   Bytes out;
   for (const pod::Frame& item : frames) pod::append_frame(out, item.kind, item.bytes);
   const std::string place = encode_position(position);
   pod::append_frame(out, frame::position, BytesView(reinterpret_cast<const std::uint8_t*>(place.data()), place.size()));
+  const std::lock_guard lock(writing);
   return write_all(fd, out.data(), out.size(), never()).has_value();
 }
 
@@ -89,6 +42,17 @@ pod::LogPosition log_end(const std::string& directory) {
   const auto size = std::filesystem::file_size(directory + "/" + position.segment, error);
   position.offset = error ? 0 : size;
   return position;
+}
+
+/// Ends our side and takes what still comes, so that closing doesn't break off what we have sent before.
+void linger(int fd) {
+  ::shutdown(fd, SHUT_WR);
+  const Deadline deadline = in(linger_time);
+  char buffer[16384];
+  for (;;) {
+    const auto got = read_some(fd, buffer, sizeof buffer, deadline);
+    if (!got || *got == 0) return;
+  }
 }
 
 void fail_stream(int fd, const Error& error) {
@@ -147,20 +111,15 @@ Result<int> decode_status(const pod::Frame& frame) {
                           static_cast<std::uint32_t>(frame.bytes[3]) << 24);
 }
 
-void serve_stream(int fd, LocalPod& pod, const StreamOptions& options) {
+namespace {
+
+void stream_output(int fd, LocalPod& pod, const StreamOptions& options, std::mutex& writing) {
   const LocalPod::Watch watch(pod);
   const Fd notify(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
-  std::unique_ptr<Input> input;
-  if (options.input && pod.view().state != PodState::exited) {
-    auto opened = Input::open(fd, pod);
-    if (!opened && opened.error().kind == ErrorKind::gone) return;
-    if (!opened && opened.error().kind != ErrorKind::not_found) return fail_stream(fd, opened.error());
-    if (opened) input = std::move(*opened);
-  }
   bool watched = false;
   pod::LogPosition position = options.tail ? log_end(pod.log_directory) : options.position;
   // Said at once: a stream that is opened anew must not go back to the beginning.
-  if (options.tail && !send_batch(fd, {}, position)) return;
+  if (options.tail && !send_batch(fd, writing, {}, position)) return;
   for (;;) {
     // Looked at before the log is read: what was written before the end is read after it was seen.
     const LocalPod::View now = pod.view();
@@ -168,15 +127,21 @@ void serve_stream(int fd, LocalPod& pod, const StreamOptions& options) {
     if (!watched && options.follow)
       watched = ::inotify_add_watch(notify.get(), pod.log_directory.c_str(), IN_MODIFY | IN_CREATE | IN_MOVED_TO) >= 0;
     const auto frames = pod::read_log(pod.log_directory, position, batch);
-    if (!frames) return fail_stream(fd, frames.error());
+    const auto say = [&](pod::FrameKind kind, const Bytes& bytes) {
+      const std::lock_guard lock(writing);
+      (void)write_frame(fd, kind, bytes);
+    };
+    if (!frames) {
+      const std::string why = frames.error().message();
+      return say(frame::failure, Bytes(why.begin(), why.end()));
+    }
     if (!frames->empty()) {
-      if (!send_batch(fd, *frames, position)) return;
+      if (!send_batch(fd, writing, *frames, position)) return;
       continue;
     }
     if (!now.here) return;
-    if (!options.follow) return (void)write_frame(fd, frame::end, BytesView());
-    if (now.state == PodState::exited)
-      return (void)write_frame(fd, pod::FrameKind::exit, encode_status(now.status.value_or(0)));
+    if (!options.follow) return say(frame::end, {});
+    if (now.state == PodState::exited) return say(pod::FrameKind::exit, encode_status(now.status.value_or(0)));
     pollfd polls[3] = {{watch.fd(), POLLIN, 0}, {notify.get(), POLLIN, 0}, {fd, POLLRDHUP, 0}};
     ::poll(polls, 3, poll_ms);
     // A client that only reads may shut its sending side down; one that is gone shows as an error or hang-up.
@@ -186,6 +151,24 @@ void serve_stream(int fd, LocalPod& pod, const StreamOptions& options) {
     while (::read(notify.get(), events, sizeof events) > 0) {
     }
   }
+}
+
+}  // namespace
+
+void serve_stream(int fd, LocalPod& pod, const StreamOptions& options) {
+  std::mutex writing;
+  {
+    std::unique_ptr<Input> input;
+    if (options.input && pod.view().state != PodState::exited) {
+      auto opened = Input::open(fd, pod, writing);
+      const bool ended = !opened && opened.error().kind == ErrorKind::not_found;
+      if (!opened && !ended && opened.error().kind != ErrorKind::gone) fail_stream(fd, opened.error());
+      if (!opened && !ended) return linger(fd);
+      if (opened) input = std::move(*opened);
+    }
+    stream_output(fd, pod, options, writing);
+  }
+  linger(fd);
 }
 
 }  // namespace godwit::node

@@ -12,8 +12,11 @@ namespace godwit::node {
 /// Frames that only daemons send, beside those of the log.
 namespace frame {
 inline constexpr auto position =
-    static_cast<pod::FrameKind>(64);                              ///< "SEGMENT OFFSET": what came before is up to there
-inline constexpr auto end = static_cast<pod::FrameKind>(65);      ///< no more output for now, and none was waited for
+    static_cast<pod::FrameKind>(64);                          ///< "SEGMENT OFFSET": what came before is up to there
+inline constexpr auto end = static_cast<pod::FrameKind>(65);  ///< no more output for now, and none was waited for
+/// How much input the program has been given on this stream so far, as a number: bytes, and one for an end of input.
+/// What isn't accepted when the pod leaves goes to its next node.
+inline constexpr auto accepted = static_cast<pod::FrameKind>(67);
 inline constexpr auto failure = static_cast<pod::FrameKind>(66);  ///< an error as JSON; last
 }  // namespace frame
 
@@ -36,6 +39,8 @@ Result<void> serve_exec(int fd, LocalPod&, const pod::Program&, const std::funct
 class FrameReader {
  public:
   explicit FrameReader(int fd) : fd_(fd) {}
+  /// Something of a further frame has been read already.
+  [[nodiscard]] bool pending() const { return !buffer_.empty(); }
   /// The next frame; `gone` at the end of the stream.
   Result<pod::Frame> next();
 

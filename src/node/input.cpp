@@ -1,0 +1,106 @@
+#include "node/input.hpp"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <termios.h>
+
+namespace godwit::node {
+namespace {
+
+constexpr char end_of_file = 4;  // Ctrl-D
+
+}  // namespace
+
+Result<std::unique_ptr<Input>> Input::open(int client, LocalPod& pod, std::mutex& writing) {
+  const bool terminal = pod.spec.program.terminal;
+  Fd stream;
+  TRY(pod.with([&](pod::Pod& held) -> Result<void> {
+    auto end = held.withdraw(terminal ? "terminal-master" : "stdin-writer");
+    // A program without input, or whose input has ended: what a client sends is for nobody.
+    if (end) stream = std::move(*end);
+    return {};
+  }));
+  return std::unique_ptr<Input>(new Input(client, pod, writing, std::move(stream), terminal));
+}
+
+Input::Input(int client, LocalPod& pod, std::mutex& writing, Fd stream, bool terminal)
+    : client_(client),
+      pod_(pod),
+      writing_(writing),
+      stream_(std::move(stream)),
+      terminal_(terminal),
+      wake_(::eventfd(0, EFD_CLOEXEC)),
+      thread_([this] { forward(); }) {}
+
+Input::~Input() {
+  stop_ = true;
+  const std::uint64_t one = 1;
+  (void)!::write(wake_.get(), &one, sizeof one);
+  thread_.join();
+}
+
+void Input::forward() {
+  FrameReader frames(client_);
+  for (;;) {
+    pollfd polls[2] = {{client_, POLLIN, 0}, {wake_.get(), POLLIN, 0}};
+    if (!frames.pending() && ::poll(polls, 2, -1) < 0 && errno != EINTR) return;
+    if (stop_) return;
+    const auto frame = frames.next();
+    if (!frame) return;
+    if (frame->kind == pod::FrameKind::window) set_window(frame->bytes);
+    if (frame->kind != pod::FrameKind::input) continue;
+    if (!(frame->bytes.empty() ? end() : put(frame->bytes))) return;
+  }
+}
+
+/// False when the rest isn't for this node.
+bool Input::put(BytesView bytes) {
+  while (!bytes.empty()) {
+    if (!stream_) return acknowledge(bytes.size());
+    const auto done = pod_.put_input(stream_.get(), bytes, stop_);
+    if (!done && (done.error().kind == ErrorKind::gone || done.error().kind == ErrorKind::cancelled)) return false;
+    if (!done) {
+      // Its reader is gone: nobody will ever take it.
+      stream_.reset();
+      continue;
+    }
+    if (*done > 0 && !acknowledge(*done)) return false;
+    bytes = bytes.subspan(*done);
+    if (*done > 0) continue;
+    pollfd room{stream_.get(), POLLOUT, 0};
+    ::poll(&room, 1, 50);
+    if (stop_) return false;
+  }
+  return true;
+}
+
+bool Input::end() {
+  if (terminal_) {
+    const auto done =
+        pod_.put_input(stream_.get(), BytesView(reinterpret_cast<const std::uint8_t*>(&end_of_file), 1), stop_);
+    return done && acknowledge(1);
+  }
+  if (!stream_) return acknowledge(1);
+  const auto ended = pod_.with([](pod::Pod& held) { return held.forget("stdin-writer"); });
+  if (!ended && ended.error().kind == ErrorKind::gone) return false;
+  // Ours too: the program reads its end when the last one is closed.
+  stream_.reset();
+  return acknowledge(1);
+}
+
+void Input::set_window(const Bytes& bytes) const {
+  if (!terminal_ || !stream_ || bytes.size() != 4) return;
+  winsize size{};
+  size.ws_row = static_cast<unsigned short>(bytes[0] | bytes[1] << 8);
+  size.ws_col = static_cast<unsigned short>(bytes[2] | bytes[3] << 8);
+  ::ioctl(stream_.get(), TIOCSWINSZ, &size);
+}
+
+bool Input::acknowledge(std::size_t more) {
+  accepted_ += more;
+  const std::lock_guard lock(writing_);
+  return write_frame(client_, frame::accepted, std::to_string(accepted_)).has_value();
+}
+
+}  // namespace godwit::node

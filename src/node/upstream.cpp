@@ -1,0 +1,125 @@
+#include "node/upstream.hpp"
+
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <charconv>
+
+namespace godwit::node {
+namespace {
+
+constexpr std::size_t kept_limit = 256 * KiB;
+
+/// What a frame counts for in frame::accepted.
+std::uint64_t units(const pod::Frame& frame) {
+  if (frame.kind != pod::FrameKind::input) return 0;
+  return std::max<std::uint64_t>(1, frame.bytes.size());
+}
+
+}  // namespace
+
+Upstream::Upstream(int client, bool input)
+    : client_(client), input_(input), reader_([this] { read(); }), sender_([this] { send(); }) {}
+
+Upstream::~Upstream() {
+  use(-1);
+  {
+    const std::lock_guard lock(mutex_);
+    over_ = true;
+  }
+  changed_.notify_all();
+  ::shutdown(client_, SHUT_RD);
+  reader_.join();
+  sender_.join();
+}
+
+void Upstream::use(int stream) {
+  std::unique_lock lock(mutex_);
+  // A write that hangs ends with the connection.
+  if (stream_ >= 0) ::shutdown(stream_, SHUT_RDWR);
+  stream_ = -1;
+  changed_.wait(lock, [this] { return !sending_; });
+  stream_ = stream;
+  streams_++;
+  next_ = first_;
+  acknowledged_ = 0;
+  // The client went while there was no stream to tell.
+  if (gone_ && stream_ >= 0) ::shutdown(stream_, SHUT_RDWR);
+  changed_.notify_all();
+}
+
+bool Upstream::client_gone() const {
+  const std::lock_guard lock(mutex_);
+  return gone_;
+}
+
+void Upstream::accepted(const std::string& count) {
+  std::uint64_t all = 0;
+  if (std::from_chars(count.data(), count.data() + count.size(), all).ec != std::errc{}) return;
+  const std::lock_guard lock(mutex_);
+  if (all <= acknowledged_) return;
+  drop(all - acknowledged_);
+  acknowledged_ = all;
+  changed_.notify_all();
+}
+
+void Upstream::drop(std::uint64_t count) {
+  while (!kept_.empty()) {
+    pod::Frame& front = kept_.front();
+    const std::uint64_t size = units(front);
+    if (size > count) {
+      // The rest of it is still to come, here or on the next node.
+      front.bytes.erase(front.bytes.begin(), front.bytes.begin() + static_cast<std::ptrdiff_t>(count));
+      kept_bytes_ -= count;
+      return;
+    }
+    if (count == 0 && first_ >= next_) return;
+    count -= size;
+    kept_bytes_ -= front.bytes.size();
+    kept_.pop_front();
+    first_++;
+    next_ = std::max(next_, first_);
+  }
+}
+
+void Upstream::read() {
+  FrameReader frames(client_);
+  for (;;) {
+    auto frame = frames.next();
+    std::unique_lock lock(mutex_);
+    if (!frame) {
+      gone_ = true;
+      if (stream_ >= 0) ::shutdown(stream_, SHUT_RDWR);
+      return;
+    }
+    if (!input_ || (frame->kind != pod::FrameKind::input && frame->kind != pod::FrameKind::window)) continue;
+    changed_.wait(lock, [this] { return kept_bytes_ < kept_limit || over_; });
+    if (over_) return;
+    kept_bytes_ += frame->bytes.size();
+    kept_.push_back(std::move(*frame));
+    changed_.notify_all();
+  }
+}
+
+void Upstream::send() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [this] { return over_ || (stream_ >= 0 && next_ < first_ + kept_.size()); });
+    if (over_) return;
+    const pod::Frame frame = kept_[next_ - first_];
+    const std::uint64_t number = next_;
+    const std::uint64_t stream_number = streams_;
+    const int stream = stream_;
+    sending_ = true;
+    lock.unlock();
+    const bool sent = write_frame(stream, frame.kind, frame.bytes).has_value();
+    lock.lock();
+    sending_ = false;
+    if (sent && stream_number == streams_) next_ = std::max(next_, number + 1);
+    changed_.notify_all();
+    // A broken stream shows at its reading end too; there it is replaced.
+    if (!sent) changed_.wait(lock, [&] { return over_ || streams_ != stream_number || stream_ != stream; });
+  }
+}
+
+}  // namespace godwit::node
