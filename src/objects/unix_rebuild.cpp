@@ -130,8 +130,10 @@ Result<void> fill_by_name(const State& state, Destination& destination) {
       sender.reset(::fcntl(destination.built(known->second), F_DUPFD_CLOEXEC, 0));
     if (!sender) {
       sender = TRY(new_socket(SOCK_DGRAM));
-      if (!from.empty() && (from.abstract() || from.text[0] == '/'))
-        binding = TRY(bind_name(sender.get(), from, false));
+      // The receiver is shown the text only; a relative one can be bound anywhere for the moment.
+      if (!from.empty() && !from.abstract() && from.text[0] != '/')
+        from.directory = state.name.directory.empty() ? "/" : state.name.directory;
+      binding = TRY(bind_name(sender.get(), from, false));
       TRY(connect_name(sender.get(), state.name));
       TRY(fill_from(sender.get(), {message}, true, destination));
       continue;
