@@ -210,6 +210,7 @@ Result<void> rebuild_closed(int fd, const State& state, const SocketAddress& loc
   } else {
     TRY(rebuild_connection(fd, local, remote, connection, destination));
     const auto next = connection.receive_sequence + static_cast<std::uint32_t>(connection.received.size());
+    if (ignores_resets(connection)) TRY(heed_resets(fd));
     TRY(reset_connection(fd, local, remote, next, destination));
     TRY(repair(fd, TCP_REPAIR_OFF_NO_WP));
     TRY(set_int_option(fd, SOL_SOCKET, SO_REUSEADDR, state.options.value("SO_REUSEADDR") != 0));
@@ -222,6 +223,8 @@ Result<void> rebuild_closed(int fd, const State& state, const SocketAddress& loc
 /// What `open` needs to know of a connection, so that after the commit nothing has to be unpacked.
 struct Opening {
   bool reuse = false, corked = false, push = false;
+  bool ignores_resets = false;
+  bool silent = false;  ///< a peer that has sent its FIN needs no window, and may have gone: it would answer by a reset
 };
 using Openings = std::unordered_map<std::uint64_t, Opening>;
 constexpr const char* openings_key = "tcp connections to open";
@@ -237,7 +240,10 @@ Opening opening_of(const State& state) {
   const auto& connection = state.connection.front();
   return {.reuse = state.options.value("SO_REUSEADDR") != 0,
           .corked = state.options.value("TCP_CORK") != 0,
-          .push = !connection.sending.empty() || connection.our_fin == Fin::queued};
+          .push = !connection.sending.empty() || connection.our_fin == Fin::queued,
+          // A filter of the program's own has taken the place of ours.
+          .ignores_resets = ignores_resets(connection) && state.options.filter.empty(),
+          .silent = connection.their_fin && connection.our_fin == Fin::none && connection.sending.empty()};
 }
 
 Result<Fd> build(const State& state, Destination& destination) {
@@ -277,7 +283,8 @@ Result<Fd> build(const State& state, Destination& destination) {
 /// Connected: out of repair mode. It tells the peer its window and sends what waits. Connecting: the first SYN again,
 /// with the number it had.
 Result<void> open_connection(int fd, const Opening& opening) {
-  TRY(repair(fd, TCP_REPAIR_OFF));
+  if (opening.ignores_resets) TRY(heed_resets(fd));
+  TRY(repair(fd, opening.silent ? TCP_REPAIR_OFF_NO_WP : TCP_REPAIR_OFF));
   if (opening.reuse) TRY(set_int_option(fd, SOL_SOCKET, SO_REUSEADDR, 1));
   // Setting TCP_CORK to what it is pushes what may go.
   if (opening.push) TRY(set_int_option(fd, IPPROTO_TCP, TCP_CORK, opening.corked));

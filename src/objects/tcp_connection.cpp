@@ -1,3 +1,4 @@
+#include <linux/filter.h>
 #include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
@@ -228,6 +229,31 @@ Result<Connection> read_connection(int fd, const tcp_info& info, bool reuse_addr
   return connection;
 }
 
+/// The acknowledgement of a FIN that we inject goes out; where the peer is one of the pod's that is not built yet, or
+/// one that its program has closed, the kernel answers it by a reset. A filter keeps that away.
+Result<void> ignore_resets(int fd) {
+  constexpr std::uint32_t flags_offset = 13, flag_reset = 0x04, accept_all = ~0u;
+  std::array<sock_filter, 4> code{{{BPF_LD | BPF_B | BPF_ABS, 0, 0, flags_offset},
+                                   {BPF_JMP | BPF_JSET | BPF_K, 0, 1, flag_reset},
+                                   {BPF_RET | BPF_K, 0, 0, 0},
+                                   {BPF_RET | BPF_K, 0, 0, accept_all}}};
+  const sock_fprog program{.len = static_cast<unsigned short>(code.size()), .filter = code.data()};
+  if (::setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program)) != 0)
+    return fail_errno("keep resets from a connection");
+  return {};
+}
+
+Result<void> heed_resets(int fd) {
+  const int unused = 0;
+  if (::setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &unused, sizeof(unused)) != 0)
+    return fail_errno("let resets reach a connection");
+  return {};
+}
+
+bool ignores_resets(const Connection& connection) {
+  return connection.their_fin || connection.our_fin == Fin::acknowledged;
+}
+
 Result<void> rebuild_connection(int fd, const SocketAddress& local, const SocketAddress& remote,
                                 const Connection& connection, Destination& destination) {
   if (connection.received.size() > queue_limit || connection.sending.size() > queue_limit ||
@@ -251,6 +277,7 @@ Result<void> rebuild_connection(int fd, const SocketAddress& local, const Socket
   }
   const std::uint32_t received_to =
       connection.receive_sequence + static_cast<std::uint32_t>(connection.received.size());
+  if (ignores_resets(connection)) TRY(ignore_resets(fd));
   // Its window is shut, so that taking it in lets nothing out; the exact one is set last.
   const PacketInjector::Segment segment{.sequence = received_to, .acknowledged = connection.send_sequence};
   PacketInjector::Segment fin = segment;

@@ -69,6 +69,10 @@ Result<Connection> read_connection(int fd, const tcp_info&, bool reuse_address);
 Result<void> rebuild_connection(int fd, const SocketAddress& local, const SocketAddress& remote, const Connection&,
                                 Destination&);
 
+/// Connections for which `rebuild_connection` leaves resets ignored: `heed_resets` before they are opened or reset.
+bool ignores_resets(const Connection&);
+Result<void> heed_resets(int fd);
+
 /// Ends a connection in repair mode as if its peer had reset it.
 Result<void> reset_connection(int fd, const SocketAddress& local, const SocketAddress& remote,
                               std::uint32_t receive_sequence, Destination&);
