@@ -26,7 +26,10 @@ class CommandError(Failure):
         said = self.text
         with contextlib.suppress(Failure, AttributeError):  # of a report only what matters here
             report = json_in(done.stdout)
-            said = "\n".join([report.get("error", "") or done.stderr.strip(), *report.get("refusals", [])])
+            error = report.get("error", "")
+            # A report says why in a word; a request that came to no report has an object as the API gives it.
+            error = error.get("message", "") if isinstance(error, dict) else error
+            said = "\n".join([error or done.stderr.strip(), *report.get("refusals", [])])
         super().__init__(f"exit code {self.code}: {' '.join(str(one)[:100] for one in arguments)}: {said[-4000:]}")
 
 
