@@ -23,6 +23,9 @@ int main(void) {
   file = MUST(open("file_shared.data", O_RDWR | O_CREAT | O_TRUNC, 0600));
   MUST(ftruncate(file, PAGES * 4096));
   memory = MUST(mmap(NULL, PAGES * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
+  int read_only = MUST(open("file_shared.data", O_RDONLY));
+  volatile uint64_t* seen = MUST(mmap(NULL, 4096, PROT_READ, MAP_SHARED, read_only, 0));
+  close(read_only);
   pid_t pid = child(reader);
   ready();
   uint64_t turn = 0;
@@ -30,6 +33,7 @@ int main(void) {
     turn++;
     memory[512 + turn % (PAGES - 2) * 512] = turn;
     __atomic_store_n(memory, turn, __ATOMIC_RELEASE);
+    CHECK(seen[0] == turn, "the read-only mapping shows %lu, should be %lu", seen[0], turn);
     uint64_t back = 0;
     CHECK(pread(file, &back, 8, 4096 + (off_t)(turn % (PAGES - 2)) * 4096) == 8 && back == turn,
           "read() gives %lu, was %lu", back, turn);
