@@ -218,6 +218,8 @@ class Migration:
             response = cluster.api(node, "POST", f"/v1/pods/{pod}/migrate", {"destination": to, "strategy": strategy}, seconds=180)
             while line := response.readline():
                 self._take(json.loads(line))
+            if not self.last:
+                raise OSError("it said no last word")
         except (OSError, http.client.HTTPException, ValueError, Failure) as error:
             self._take({"error": {"message": f"the daemon went away: {error}"}})
         with self._changed:
