@@ -167,9 +167,12 @@ std::optional<PodPid> SourceDescriptors::pod_pid(HostPid host) const {
 }
 
 std::optional<HostPid> SourceDescriptors::host_pid(PodPid pod) const {
-  for (const auto& process : processes_)
+  for (const auto& process : processes_) {
     for (const auto& thread : process.threads)
       if (thread.pod == pod) return thread.host;
+    // What /proc says about a process whose leader has exited, it says about the threads that live.
+    if (process.pod == pod && !process.threads.empty()) return process.threads.front().host;
+  }
   return std::nullopt;
 }
 

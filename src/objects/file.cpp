@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <linux/openat2.h>
+#include <stdio.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
@@ -8,7 +9,9 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <set>
+#include <utility>
 
 #include "objects/content.hpp"
 #include "objects/descriptor.hpp"
@@ -29,7 +32,8 @@ enum class Carrier {
 };
 
 struct State {
-  std::string path;  ///< in the pod, without " (deleted)"
+  std::string path;       ///< in the pod, without " (deleted)"
+  std::string opened_as;  ///< the name it was opened by, where that was removed and `path` is another one
   bool deleted = false;
   bool temporary = false;  ///< made by O_TMPFILE: it may be given a name yet
   std::string carrier;
@@ -45,10 +49,11 @@ struct State {
   bool has_content = false;
   Content content;
   std::vector<FileLock> locks;
-  MSGPACK_DEFINE_MAP(path, deleted, temporary, carrier, key, mode, uid, gid, size, modified, accessed, flags, position,
-                     reading, has_content, content, locks)
+  MSGPACK_DEFINE_MAP(path, opened_as, deleted, temporary, carrier, key, mode, uid, gid, size, modified, accessed, flags,
+                     position, reading, has_content, content, locks)
 };
 
+/// F_GETFL shows it of the description that made the file, not of others for the same file.
 constexpr int temporary_flag = O_TMPFILE & ~O_DIRECTORY;
 constexpr std::string_view deleted_suffix = " (deleted)";
 constexpr std::int64_t second = 1'000'000'000;
@@ -113,6 +118,7 @@ std::optional<std::string> other_name(const Descriptor& descriptor, Source& sour
 /// Where a description's file is and what brings it along.
 struct Place {
   std::string path;
+  std::string opened_as;  ///< as in State
   bool deleted = false;
   Carrier carrier = Carrier::root;
 };
@@ -141,7 +147,7 @@ Result<Place> place_of(const Descriptor& descriptor, Source& source) {
   place.path.resize(link.size() - deleted_suffix.size());
   if (descriptor.status.st_nlink > 0 && !S_ISDIR(descriptor.status.st_mode)) {
     if (auto name = other_name(descriptor, source, root->directory.get())) {
-      place.path = std::move(*name);
+      place.opened_as = std::exchange(place.path, std::move(*name));
       return place;
     }
     return fail(ErrorKind::refused, "{}: it has another name that was not found in the pod", link);
@@ -185,6 +191,12 @@ std::string_view name_of(Carrier carrier) {
   return {};
 }
 
+/// O_TMPFILE calls its files "#INODE" (d_mark_tmpfile).
+bool is_temporary_name(const std::string& path) {
+  const auto name = path.substr(path.rfind('/') + 1);
+  return name.size() > 1 && name[0] == '#' && name.find_first_not_of("0123456789", 1) == std::string::npos;
+}
+
 /// Which files came with their content already: several descriptions share an inode.
 struct Captured {
   std::set<std::uint64_t> keys;
@@ -194,8 +206,9 @@ Result<State> capture(const Descriptor& descriptor, Source& source) {
   const auto place = TRY(place_of(descriptor, source));
   const auto& status = descriptor.status;
   State state{.path = place.path,
+              .opened_as = place.opened_as,
               .deleted = place.deleted,
-              .temporary = (descriptor.flags & temporary_flag) != 0,
+              .temporary = place.deleted && is_temporary_name(place.path),
               .carrier = std::string(name_of(place.carrier)),
               .key = key_of(descriptor),
               .mode = status.st_mode,
@@ -256,16 +269,53 @@ class Untouched {
   bool known_;
 };
 
-/// A file or directory that has no name any more, under the name it had where that is free for a moment.
-Result<Fd> make_nameless(const State& state) {
+/// A name that is free for a moment: what has it now stands aside meanwhile. What is opened by the name and then loses
+/// it keeps it in /proc/PID/fd, with " (deleted)".
+class FreeName {
+ public:
+  explicit FreeName(const std::string& path) : path_(path), aside_(path + ".godwit") {
+    struct stat status {};
+    if (::lstat(path_.c_str(), &status) < 0) return;
+    moved_ = ::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, aside_.c_str(), RENAME_NOREPLACE) == 0;
+    // A directory of the lower layer can't be renamed.
+    if (!moved_) std::swap(path_, aside_);
+  }
+  ~FreeName() {
+    if (moved_) ::renameat2(AT_FDCWD, aside_.c_str(), AT_FDCWD, path_.c_str(), RENAME_NOREPLACE);
+  }
+  FreeName(const FreeName&) = delete;
+  FreeName& operator=(const FreeName&) = delete;
+  [[nodiscard]] const std::string& path() const { return path_; }
+
+ private:
+  std::string path_, aside_;
+  bool moved_ = false;
+};
+
+/// The description that O_TMPFILE gave: F_GETFL tells it from all others, and its file can be given a name by linkat.
+struct TemporaryFiles {
+  std::map<std::uint64_t, Fd> of;
+};
+
+Result<Fd> make_temporary(const State& state, const std::string& parent, Destination& destination) {
+  const bool own = (state.flags & temporary_flag) != 0;
+  const int flags = own ? (open_flags(state.flags) & ~(O_NOFOLLOW | O_DIRECTORY)) : O_RDWR;
+  Fd made{::open(parent.c_str(), O_TMPFILE | flags | O_CLOEXEC, 0600)};
+  if (!made) return fail_errno("make a file without a name in {}", parent);
+  Fd file = TRY(reopen(made.get(), O_RDWR));
+  destination.shared<TemporaryFiles>("temporary-files").of[state.key] = std::move(made);
+  return file;
+}
+
+/// A file or directory that has no name any more, under the name it had.
+Result<Fd> make_nameless(const State& state, Destination& destination) {
   const std::string parent = parent_of(state.path);
   const Untouched untouched(parent);
-  std::string path = (std::filesystem::path(parent) / std::filesystem::path(state.path).filename()).string();
+  const auto wanted = (std::filesystem::path(parent) / std::filesystem::path(state.path).filename()).string();
   if (S_ISDIR(state.mode)) {
-    if (::mkdir(path.c_str(), 0700) < 0) {
-      path += ".godwit";
-      if (::mkdir(path.c_str(), 0700) < 0) return fail_errno("make the directory {}", path);
-    }
+    const FreeName free(wanted);
+    const auto& path = free.path();
+    if (::mkdir(path.c_str(), 0700) < 0) return fail_errno("make the directory {}", path);
     Fd fd{::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
     if (!fd) return fail_errno("open {}", path);
     TRY(set_metadata(fd.get(), state));
@@ -273,14 +323,12 @@ Result<Fd> make_nameless(const State& state) {
     return fd;
   }
   Fd fd;
-  if (state.temporary) fd.reset(::open(parent.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
-  if (!fd) {
-    constexpr int flags = O_CREAT | O_EXCL | O_RDWR | O_NOFOLLOW | O_CLOEXEC;
-    fd.reset(::open(path.c_str(), flags, 0600));
-    if (!fd && errno == EEXIST) {
-      path += ".godwit";
-      fd.reset(::open(path.c_str(), flags, 0600));
-    }
+  if (state.temporary) {
+    fd = TRY(make_temporary(state, parent, destination));
+  } else {
+    const FreeName free(wanted);
+    const auto& path = free.path();
+    fd.reset(::open(path.c_str(), O_CREAT | O_EXCL | O_RDWR | O_NOFOLLOW | O_CLOEXEC, 0600));
     if (!fd) return fail_errno("make {}", path);
     if (::unlink(path.c_str()) < 0) return fail_errno("unlink {}", path);
   }
@@ -300,8 +348,27 @@ Result<Fd> make_named(const State& state) {
   return fd;
 }
 
+/// Opens by the name that was removed, which is another one of the same file for that moment.
+Result<Fd> open_as_before(const State& state) {
+  const Untouched untouched(parent_of(state.opened_as));
+  const FreeName free(state.opened_as);
+  const auto& name = free.path();
+  if (::link(state.path.c_str(), name.c_str()) < 0) return fail_errno("link {} to {}", name, state.path);
+  Fd path{::open(name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC)};
+  if (!path) return fail_errno("open {}", name);
+  if (::unlink(name.c_str()) < 0) return fail_errno("unlink {}", name);
+  return path;
+}
+
+/// An O_PATH descriptor is this one itself. No link in it is followed: the kernel gave us the name that it had found.
 Result<Fd> open_named(const State& state) {
-  Fd path{::open(state.path.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC)};
+  const bool path_only = (state.flags & O_PATH) != 0;
+  const int how = path_only ? state.flags & (O_DIRECTORY | O_NOFOLLOW) : O_NOFOLLOW;
+  Fd path;
+  if (state.opened_as.starts_with("/"))
+    path = TRY(open_as_before(state));
+  else
+    path.reset(::open(state.path.c_str(), O_PATH | how | O_CLOEXEC));
   struct stat status {};
   if (!path || ::fstat(path.get(), &status) < 0) return fail_errno("open {}", state.path);
   if ((status.st_mode & S_IFMT) != (state.mode & S_IFMT))
@@ -317,9 +384,25 @@ Result<int> find_object(const State& state, Destination& destination) {
   if (object == objects.end()) {
     if (S_ISREG(state.mode) && !state.has_content)
       return fail(ErrorKind::invalid, "{} came without its content", state.path);
-    object = objects.emplace(state.key, TRY(state.deleted ? make_nameless(state) : make_named(state))).first;
+    object =
+        objects.emplace(state.key, TRY(state.deleted ? make_nameless(state, destination) : make_named(state))).first;
   }
   return object->second.get();
+}
+
+Result<Fd> open_again(const State& state, int inode, int flags, Destination& destination) {
+  if (state.temporary && (state.flags & temporary_flag) != 0) {
+    auto& made = destination.shared<TemporaryFiles>("temporary-files").of;
+    const auto at = made.find(state.key);
+    constexpr int own = O_ACCMODE | temporary_flag;
+    if (at != made.end() && (::fcntl(at->second.get(), F_GETFL) & own) == (state.flags & own)) {
+      Fd fd = std::move(at->second);
+      made.erase(at);
+      TRY(set_status_flags(fd.get(), state.flags));
+      return fd;
+    }
+  }
+  return reopen(inode, flags);
 }
 
 Result<Fd> build(const State& state, Destination& destination) {
@@ -331,9 +414,9 @@ Result<Fd> build(const State& state, Destination& destination) {
   const int inode = nameless ? TRY(find_object(state, destination)) : named.get();
   // O_TMPFILE contains O_DIRECTORY; what O_PATH opens isn't opened again.
   int flags = open_flags(state.flags) & ~O_NOFOLLOW;
-  if (state.temporary) flags &= ~O_DIRECTORY;
+  if ((state.flags & temporary_flag) != 0) flags &= ~O_DIRECTORY;
   if ((flags & O_PATH) != 0 && !nameless) return named;
-  Fd fd = TRY(reopen(inode, flags));
+  Fd fd = TRY(open_again(state, inode, flags, destination));
   if ((flags & O_PATH) != 0) return fd;
   if (S_ISDIR(state.mode) && state.carrier != "kernel") {
     if (state.reading.at_end || !state.reading.names.empty()) TRY(seek_position(fd.get(), state.reading));

@@ -163,6 +163,7 @@ Result<State> capture(const Descriptor& descriptor, Source& source) {
 /// A pipe whose descriptions are being built: both ends are held open meanwhile, so that no order of opening blocks.
 struct Rebuilt {
   Fd reader, writer;
+  bool reader_given = false, writer_given = false;  ///< to a description that was one of pipe2's own
   std::uint32_t left = 0;
 };
 struct RebuiltPipes {
@@ -194,6 +195,11 @@ Result<Rebuilt> make(const State& state) {
   return pipe;
 }
 
+/// open(2) adds O_LARGEFILE, which F_GETFL shows; pipe2's own ends don't have it.
+bool made_by_pipe(const State& state) {
+  return state.path.empty() && (state.flags & O_LARGEFILE) == 0 && (state.flags & O_ACCMODE) != O_RDWR;
+}
+
 Result<Fd> build(const State& state, Destination& destination) {
   auto& pipes = destination.shared<RebuiltPipes>("pipes").of;
   auto at = pipes.find(state.inode);
@@ -201,7 +207,16 @@ Result<Fd> build(const State& state, Destination& destination) {
   auto& pipe = at->second;
   TRY(fill_pipe(pipe.writer.get(), state.content));
   const bool reader_only = !writes(state.flags);
-  Fd fd = TRY(reopen(reader_only ? pipe.reader.get() : pipe.writer.get(), state.flags & O_ACCMODE));
+  const int end = reader_only ? pipe.reader.get() : pipe.writer.get();
+  bool& given = reader_only ? pipe.reader_given : pipe.writer_given;
+  Fd fd;
+  if (made_by_pipe(state) && !given) {
+    given = true;
+    fd.reset(::fcntl(end, F_DUPFD_CLOEXEC, 0));
+    if (!fd) return fail_errno("duplicate an end of a pipe");
+  } else {
+    fd = TRY(reopen(end, state.flags & O_ACCMODE));
+  }
   TRY(set_status_flags(fd.get(), state.flags));
   if (pipe.left <= 1)
     pipes.erase(at);

@@ -109,14 +109,31 @@ Result<State> capture(const Descriptor& descriptor, Source& source) {
   return state;
 }
 
+struct Given {
+  std::set<std::string> names;
+};
+
+/// What the program got from the init is the very description that the init holds (pipe2's own, without the O_LARGEFILE
+/// that open(2) adds). What the program has opened again is one of its own.
+Result<Fd> open_stream(const State& state, int stream, Destination& destination) {
+  const int flags = ::fcntl(stream, F_GETFL);
+  if (flags < 0) return fail_errno("F_GETFL of the stream {}", state.name);
+  constexpr int kind = O_ACCMODE | O_LARGEFILE;
+  if (state.terminal || (flags & kind) != (state.flags & kind) ||
+      !destination.shared<Given>("streams").names.insert(state.name).second)
+    return reopen(stream, open_flags(state.flags));
+  Fd fd{::fcntl(stream, F_DUPFD_CLOEXEC, 0)};
+  if (!fd) return fail_errno("duplicate the stream {}", state.name);
+  return fd;
+}
+
 Result<Fd> build(const State& state, Destination& destination) {
   const Fd stream = TRY(destination.stream(state.name));
   if (!state.content.chunks.empty()) {
     const Fd writer = TRY(reopen(stream.get(), O_WRONLY));
     TRY(fill_pipe(writer.get(), state.content));
   }
-  // A description of the pod's own: the init's keeps its own flags.
-  Fd fd = TRY(reopen(stream.get(), open_flags(state.flags)));
+  Fd fd = TRY(open_stream(state, stream.get(), destination));
   if (state.terminal) {
     if (state.settings.size() != sizeof(struct termios2))
       return fail(ErrorKind::invalid, "terminal settings of {} bytes", state.settings.size());
