@@ -5,8 +5,10 @@
 #include <sys/ioctl.h>
 
 #include <cstddef>
+#include <set>
 #include <unordered_map>
 
+#include "kernel/accept_queue.hpp"
 #include "kernel/sock_diag.hpp"
 #include "objects/kinds.hpp"
 #include "objects/tcp_state.hpp"
@@ -88,12 +90,82 @@ unsigned option_sets(int family, bool connected) {
   return sets;
 }
 
+/// The accept queues of all the pod's listening sockets, and which of the pod's sockets are in them.
+struct AcceptQueue {
+  std::vector<Waiting> waiting;
+  std::string problem;  ///< why it can't be rebuilt
+};
+struct AcceptQueues {
+  bool read = false;
+  std::map<ObjectId, AcceptQueue> listeners;
+  std::set<ObjectId> clients;
+};
+
+bool joins(const Descriptor& client, const kernel::PendingConnection& connection) {
+  if (!S_ISSOCK(client.status.st_mode) || !matches(client)) return false;
+  const auto peer = peer_address(client.fd);
+  const auto local = local_address(client.fd);
+  return peer && local && inet_address(*peer).port == connection.local_port &&
+         inet_address(*local).port == connection.remote_port;
+}
+
+/// What has been written is what the other end has, and behind it what it has not got or not acknowledged yet.
+Result<Waiting> capture_waiting(const Descriptor& client, kernel::PendingConnection& connection) {
+  const auto local = TRY(local_address(client.fd));
+  const auto peer = peer_address(client.fd);
+  if (!peer) return fail(ErrorKind::busy, "its client has been reset");
+  const bool reuse = int_option(client.fd, SOL_SOCKET, SO_REUSEADDR) != 0;
+  const auto mine = TRY(read_connection(client.fd, TRY(info_of(client.fd)), reuse));
+  Waiting waiting{.client = client.id,
+                  .family = local.storage.ss_family,
+                  .remote = inet_address(*peer),
+                  .sent = std::move(connection.received.front()),
+                  .fin = mine.our_fin != Fin::none};
+  const std::uint32_t known = connection.received_to - mine.send_sequence;
+  if (known < mine.sending.size())
+    waiting.sent.insert(waiting.sent.end(), mine.sending.begin() + known, mine.sending.end());
+  return waiting;
+}
+
+Result<AcceptQueue> capture_queue(const Descriptor& listener, Source& source, std::set<ObjectId>& clients) {
+  AcceptQueue queue;
+  for (auto& connection : TRY(kernel::pending_tcp_connections(listener.fd))) {
+    const Descriptor* client = nullptr;
+    for (const auto& each : source.descriptors())
+      if (joins(each, connection)) client = &each;
+    if (client == nullptr) {
+      queue.problem = fmt::format("port {} is not the pod's, or closed", connection.remote_port);
+      return queue;
+    }
+    queue.waiting.push_back(TRY(capture_waiting(*client, connection)));
+    clients.insert(client->id);
+  }
+  return queue;
+}
+
+Result<AcceptQueues*> accept_queues(Source& source) {
+  auto& queues = source.shared<AcceptQueues>("tcp accept queues");
+  if (queues.read) return &queues;
+  for (const auto& each : source.descriptors()) {
+    if (!S_ISSOCK(each.status.st_mode) || !matches(each)) continue;
+    if (int_option(each.fd, SOL_SOCKET, SO_ACCEPTCONN) != 1 || TRY(info_of(each.fd)).tcpi_unacked == 0) continue;
+    auto queue = capture_queue(each, source, queues.clients);
+    queues.listeners[each.id] = queue ? std::move(*queue) : AcceptQueue{{}, queue.error().message()};
+  }
+  queues.read = true;
+  return &queues;
+}
+
 /// Connections that are not the program's yet have no descriptor. A handshake in progress ends within a round trip, and
 /// a listening program accepts at once: who asks again finds none.
-Result<void> check_listener(const Descriptor& descriptor, Source& source, const tcp_info& info, const State& state) {
-  if (info.tcpi_unacked != 0)
-    return fail(ErrorKind::busy, "{}: {} connections to {} are not accepted yet", describe(descriptor),
-                info.tcpi_unacked, describe(state.local));
+Result<void> check_listener(const Descriptor& descriptor, Source& source, const tcp_info& info, State& state) {
+  if (info.tcpi_unacked != 0) {
+    auto& queue = TRY(accept_queues(source))->listeners[descriptor.id];
+    if (!queue.problem.empty())
+      return fail(ErrorKind::busy, "{}: {} connections to {} are not accepted yet ({})", describe(descriptor),
+                  info.tcpi_unacked, describe(state.local), queue.problem);
+    state.waiting = std::move(queue.waiting);
+  }
   // IPv4 handshakes with an IPv6 socket are IPv4's.
   for (const int family : {AF_INET, AF_INET6}) {
     if (family == AF_INET6 && state.family == AF_INET) break;
@@ -164,6 +236,10 @@ Result<State> capture(const Descriptor& descriptor, Source& source) {
       if (!is_unset(state.remote)) TRY(capture_closed(descriptor, info, events, state));
       break;
     default:
+      if (TRY(accept_queues(source))->clients.contains(descriptor.id)) {
+        state.phase = Phase::pending;
+        break;
+      }
       TRY(capture_connected(descriptor, info, events, state));
   }
   return state;
@@ -270,6 +346,8 @@ Result<Fd> build(const State& state, Destination& destination) {
   if (state.phase == Phase::connecting) {
     TRY(set_sequence(fd, send_queue, state.initial_sequence));
     TRY(repair(fd, TCP_REPAIR_OFF_NO_WP));
+  } else if (state.phase == Phase::pending) {
+    TRY(repair(fd, TCP_REPAIR_OFF_NO_WP));
   } else if (state.phase == Phase::closed) {
     TRY(rebuild_closed(fd, state, local, remote, destination));
   } else {
@@ -297,6 +375,7 @@ Result<void> open(BytesView bytes, int fd, Destination& destination) {
     return open_connection(fd, known->second);
   const auto state = TRY(image::unpack<State>(bytes));
   if (state.phase == Phase::connected && state.connection.size() == 1) return open_connection(fd, opening_of(state));
+  for (const auto& waiting : state.waiting) TRY(connect_waiting(waiting, destination.built(waiting.client)));
   if (state.phase != Phase::connecting) return {};
   const auto remote = TRY(socket_address(state.family, state.remote));
   const int flags = ::fcntl(fd, F_GETFL);

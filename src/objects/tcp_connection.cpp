@@ -1,3 +1,4 @@
+#include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/sockios.h>
 #include <linux/tcp.h>
@@ -300,6 +301,44 @@ Result<void> rebuild_connection(int fd, const SocketAddress& local, const Socket
   TRY(set_window(fd, connection));
   if (connection.receive_shut && ::shutdown(fd, SHUT_RD) != 0) return fail_errno("shut the receiving side");
   return {};
+}
+
+namespace {
+
+/// Waits until `events` are there: loopback is fast, unless its work has been put off to a thread.
+Result<void> await_events(int fd, short events, std::string_view what) {
+  constexpr int patience_ms = 1'000;
+  pollfd entry{.fd = fd, .events = events, .revents = 0};
+  if (::poll(&entry, 1, patience_ms) > 0 && (entry.revents & (events | POLLERR)) == events) return {};
+  return fail(ErrorKind::failed, "{}: no answer within the pod", what);
+}
+
+Result<void> make_waiting(const Waiting& waiting, int client) {
+  const auto remote = TRY(socket_address(waiting.family, waiting.remote));
+  if (::connect(client, remote.get(), remote.length) != 0 && errno != EINPROGRESS)
+    return fail_errno("connect to {} again", describe(waiting.remote));
+  TRY(await_events(client, POLLOUT, "connect again"));
+  TRY(ensure_send_buffer(client, waiting.sent.size()));
+  BytesView left(waiting.sent);
+  while (!left.empty()) {
+    const ssize_t count = ::send(client, left.data(), left.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (count < 0 && errno != EAGAIN) return fail_errno("send {} bytes again", left.size());
+    if (count < 0) TRY(await_events(client, POLLOUT, "send again"));
+    if (count > 0) left = left.subspan(static_cast<std::size_t>(count));
+  }
+  if (waiting.fin && ::shutdown(client, SHUT_WR) != 0) return fail_errno("shut the sending side");
+  return {};
+}
+
+}  // namespace
+
+Result<void> connect_waiting(const Waiting& waiting, int client) {
+  const int flags = ::fcntl(client, F_GETFL);
+  if (flags < 0) return fail_errno("find who waits to be accepted");
+  ::fcntl(client, F_SETFL, flags | O_NONBLOCK);
+  auto made = make_waiting(waiting, client);
+  ::fcntl(client, F_SETFL, flags);
+  return made;
 }
 
 Result<void> reset_connection(int fd, const SocketAddress& local, const SocketAddress& remote,

@@ -40,7 +40,19 @@ enum class Phase : std::uint8_t {
   listening,
   connecting,  ///< SYN sent
   connected,   ///< established or half closed
+  pending,     ///< connected to a listening socket of the pod's that has not accepted it
   closed,      ///< was connected, or has failed to connect; no packet will come or go
+};
+
+/// Somebody of the pod who waits to be accepted. Both ends are ours, so the connection is simply made again, by the
+/// same ports: nobody can tell that its sequence numbers are others.
+struct Waiting {
+  ObjectId client = 0;
+  int family = 0;      ///< the client's
+  InetAddress remote;  ///< what it has connected to
+  Bytes sent;          ///< all that the client has written
+  bool fin = false;    ///< and that this was all
+  MSGPACK_DEFINE_MAP(client, family, remote, sent, fin)
 };
 
 struct State {
@@ -53,10 +65,11 @@ struct State {
   bool refused = false;                ///< closed: never was connected
   bool error_pending = false;          ///< closed: the program has not been told yet
   int max_segment = 0;                 ///< TCP_MAXSEG set before connecting; 0: not
+  std::vector<Waiting> waiting;        ///< listening: in order
   SocketOptions options;
   std::vector<Connection> connection;  ///< one when connected or closed, else none
   MSGPACK_DEFINE_MAP(family, phase, local, remote, backlog, initial_sequence, refused, error_pending, max_segment,
-                     options, connection)
+                     waiting, options, connection)
 };
 
 /// Reads a connection without changing it. For the time of the call it is in repair mode, which sends nothing; after
@@ -80,6 +93,9 @@ Result<void> reset_connection(int fd, const SocketAddress& local, const SocketAd
 /// Makes a socket, whose first SYN would have this sequence number, one whose connect was refused.
 Result<void> refuse_connection(int fd, const SocketAddress& local, const SocketAddress& remote,
                                std::uint32_t initial_sequence, Destination&);
+
+/// Connects who waited to be accepted.
+Result<void> connect_waiting(const Waiting&, int client);
 
 Result<void> repair(int fd, int mode);
 Result<void> set_sequence(int fd, int queue, std::uint32_t sequence);

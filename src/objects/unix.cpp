@@ -9,6 +9,7 @@
 #include <cstring>
 #include <unordered_map>
 
+#include "kernel/accept_queue.hpp"
 #include "kernel/procfs.hpp"
 #include "kernel/sock_diag.hpp"
 #include "objects/kinds.hpp"
@@ -208,11 +209,28 @@ Result<std::vector<Message>> read_queue(const Descriptor& descriptor, int type, 
   return queue;
 }
 
+/// What those that wait to be accepted have sent already.
+Result<void> capture_sent(const Descriptor& descriptor, State& state) {
+  auto pending = kernel::pending_unix_connections(descriptor.fd);
+  if (!pending || pending->size() != state.waiting.size())
+    return fail(ErrorKind::busy, "{}: a connection to {} is not accepted yet and has brought data{}",
+                describe(descriptor), describe(state.name), pending ? "" : " (" + pending.error().message() + ")");
+  for (std::size_t i = 0; i < pending->size(); ++i) {
+    if ((*pending)[i].descriptors)
+      return fail(ErrorKind::busy, "{}: a connection to {} is not accepted yet and has brought descriptors",
+                  describe(descriptor), describe(state.name));
+    for (auto& piece : (*pending)[i].received)
+      state.waiting_sent[i].push_back({std::move(piece), {}, {state.waiting_as[i]}});
+  }
+  return {};
+}
+
 Result<void> capture_listener(const Descriptor& descriptor, const kernel::UnixSocket& socket, const Table& table,
                               Source& source, State& state) {
   state.phase = Phase::listening;
   state.backlog = static_cast<int>(socket.send_queue);
   state.own = peer_credentials(descriptor.fd, source);
+  bool data = false;
   for (const auto client : socket.pending) {
     const auto found = table.objects.find(client);
     if (client == 0 || found == table.objects.end())
@@ -220,17 +238,18 @@ Result<void> capture_listener(const Descriptor& descriptor, const kernel::UnixSo
                   describe(descriptor), describe(state.name));
     int unread = 0;
     ::ioctl(source.descriptors()[found->second].fd, SIOCOUTQ, &unread);
-    if (unread != 0)
-      return fail(ErrorKind::busy, "{}: a connection to {} is not accepted yet and has brought data",
-                  describe(descriptor), describe(state.name));
+    data = data || unread != 0;
     if (!state.name.abstract() && !state.name.linked)
       return fail(ErrorKind::busy, "{}: a connection is not accepted yet, and no path leads to {} any more",
                   describe(descriptor), describe(state.name));
-    const auto& status = source.descriptors()[found->second].status;
+    const auto& waiting = source.descriptors()[found->second];
+    const PodPid process = waiting.holders.empty() ? PodPid{} : waiting.holders.front().process;
     state.waiting.push_back(found->second);
-    state.waiting_as.push_back({{}, status.st_uid, status.st_gid});
+    state.waiting_as.push_back({process, waiting.status.st_uid, waiting.status.st_gid});
   }
-  return {};
+  state.waiting_sent.resize(state.waiting.size());
+  if (!data) return {};
+  return capture_sent(descriptor, state);
 }
 
 Result<void> capture_peer(const Descriptor& descriptor, const kernel::UnixSocket& socket, const Table& table,
@@ -306,7 +325,7 @@ const Kind unix_kind{.name = "unix",
                      .preflight = local::preflight,
                      .capture = captures<local::State, local::capture>,
                      .build = builds<local::State, local::rebuild>,
-                     .attach = nothing_to_attach,
+                     .attach = attaches<local::State, local::attach>,
                      .open = opens<local::State, local::open>};
 
 }  // namespace godwit::objects

@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 
 #include <algorithm>
@@ -254,9 +255,9 @@ Result<Fd> rebuild(const State& state, Destination& destination) {
     return fail(ErrorKind::invalid, "a Unix socket of type {}", state.type);
   if (state.shutdown < 0 || state.shutdown > 3)
     return fail(ErrorKind::invalid, "a Unix socket shut down in the way {}", state.shutdown);
-  if (state.waiting.size() != state.waiting_as.size())
-    return fail(ErrorKind::invalid, "{} waiting connections of {} users", state.waiting.size(),
-                state.waiting_as.size());
+  if (state.waiting.size() != state.waiting_as.size() || state.waiting.size() != state.waiting_sent.size())
+    return fail(ErrorKind::invalid, "{} waiting connections of {} users with {} queues", state.waiting.size(),
+                state.waiting_as.size(), state.waiting_sent.size());
   Fd socket;
   if (state.phase == Phase::alone)
     socket = TRY(rebuild_alone(state, destination));
@@ -267,6 +268,15 @@ Result<Fd> rebuild(const State& state, Destination& destination) {
   if (state.type == SOCK_DGRAM) TRY(connect_others(state, destination));
   TRY(write_socket_options(socket.get(), class_of(state), state.options, OptionStage::late, destination));
   return socket;
+}
+
+Result<void> attach(const State& state, const Holder& holder, kernel::Batch& batch, Destination&) {
+  // A process is root while it is rebuilt: the user that another one was stays as `rebuild` has said it.
+  if (state.phase != Phase::listening || holder.process != state.own.pid || state.own.uid != 0 || state.own.gid != 0)
+    return {};
+  batch.must("listen again", SYS_listen,
+             {static_cast<std::uint64_t>(holder.number), static_cast<std::uint64_t>(state.backlog)});
+  return {};
 }
 
 Result<void> open(const State& state, int, Destination& destination) {
@@ -282,6 +292,7 @@ Result<void> open(const State& state, int, Destination& destination) {
     }
     ::fcntl(client, F_SETFL, flags);
     TRY(std::move(connected));
+    TRY(fill_from(client, state.waiting_sent[i], state.type != SOCK_STREAM, destination));
   }
   return {};
 }

@@ -56,15 +56,16 @@ struct State {
   bool mutual = false;     ///< the peer is connected to this one, too; always so for streams
   bool accepted = false;   ///< of a named stream: this end came from accept
   int backlog = 0;
-  std::vector<ObjectId> waiting;        ///< listening: who waits to be accepted, in order
-  std::vector<Credentials> waiting_as;  ///< and who made these
-  Credentials own, other;               ///< what the peer's SO_PEERCRED and ours show
+  std::vector<ObjectId> waiting;                   ///< listening: who waits to be accepted, in order
+  std::vector<Credentials> waiting_as;             ///< and who made these
+  std::vector<std::vector<Message>> waiting_sent;  ///< and what these have sent already
+  Credentials own, other;                          ///< what the peer's SO_PEERCRED and ours show
   std::vector<Message> queue;
   int shutdown = 0;    ///< SHUT_RD + 1 and SHUT_WR + 1 as bits: 1 receiving, 2 sending
   bool reset = false;  ///< alone: ECONNRESET is pending
   SocketOptions options;
-  MSGPACK_DEFINE_MAP(id, type, phase, name, peer_name, peer, mutual, accepted, backlog, waiting, waiting_as, own, other,
-                     queue, shutdown, reset, options)
+  MSGPACK_DEFINE_MAP(id, type, phase, name, peer_name, peer, mutual, accepted, backlog, waiting, waiting_as,
+                     waiting_sent, own, other, queue, shutdown, reset, options)
 };
 
 /// "path" or "@abstract": for people.
@@ -102,6 +103,8 @@ class ActAs {
 };
 
 Result<Fd> rebuild(const State&, Destination&);
+/// Who listens is shown to those that connect (SO_PEERCRED): the process itself says it.
+Result<void> attach(const State&, const Holder&, kernel::Batch&, Destination&);
 /// Connects who waited to be accepted.
 Result<void> open(const State&, int fd, Destination&);
 
