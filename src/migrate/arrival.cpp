@@ -216,6 +216,9 @@ Result<void> Arrival::follow_until_last() {
         TRY(trees_[files.tree].apply(files.message));
         break;
       }
+      case wire::Type::objects:
+        images_ = TRY(image::unpack<wire::Objects>(message.payload)).images;
+        break;
       case wire::Type::last: {
         watch_.restart();
         raise_priorities();
@@ -230,6 +233,8 @@ Result<void> Arrival::follow_until_last() {
 
 Result<void> Arrival::apply_last(const wire::Last& last) {
   TRY(apply_round(last.round));
+  // Processes have their final numbers: descriptors are built beside the last pages.
+  TRY(begin_descriptors());
   for (const auto& ranges : last.absent) {
     Arriving* process = find(ranges.process);
     if (process == nullptr || !process->memory) continue;

@@ -76,6 +76,7 @@ class Arrival {
   Result<void> make_zombie(const wire::Process&, Arriving&);
   Result<void> apply_last(const wire::Last&);
   Result<void> begin_references(const wire::Last&);
+  Result<void> begin_descriptors();
   Result<void> restore_process(const wire::ProcessImage&, int builder);
   Result<void> restore_threads(const wire::ProcessImage&, Arriving&, objects::ProcessRestore&);
   Result<void> write(SpaceId space, std::uint64_t address, const void* data, std::size_t size);
@@ -105,6 +106,8 @@ class Arrival {
   static constexpr int builder_ = 0;  ///< number of our pidfd in every stub
   wire::Last last_;
   wire::State state_;
+  std::vector<objects::Image> images_;
+  int highest_number_ = 2;  ///< of any descriptor
   std::unique_ptr<DestinationDescriptors> descriptors_;
   struct Restored {
     objects::ThreadRestore restore;

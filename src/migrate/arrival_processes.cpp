@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <linux/close_range.h>
 #include <linux/sched.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -81,6 +82,8 @@ Result<void> Arrival::make_from_init(const wire::Process& wanted, Arriving& made
 Result<void> Arrival::make_from(Arriving& parent, const wire::Process& wanted, Arriving& made, bool sibling) {
   clone_args arguments{};
   arguments.flags = sibling ? CLONE_PARENT : 0;
+  if (!sibling && wanted.shares_files) arguments.flags |= CLONE_FILES;
+  if (!sibling && wanted.shares_filesystem) arguments.flags |= CLONE_FS;
   arguments.exit_signal = sibling ? 0 : static_cast<std::uint64_t>(wanted.exit_signal == 0 ? SIGCHLD : wanted.exit_signal);
   const pid_t number = wanted.pid.value;
   auto hand = parent.hand();
@@ -169,6 +172,9 @@ Result<void> Arrival::make_threads(Arriving& process) {
 Result<void> Arrival::make_zombie(const wire::Process& wanted, Arriving& process) {
   auto& thread = process.threads.front().tracee;
   process.memory.reset();
+  auto naming = process.gadget.batch();
+  naming.call(SYS_prctl, {PR_SET_NAME, naming.text(wanted.name)});
+  TRY(process.hand().run(naming));
   if (WIFSIGNALED(wanted.exit_code)) {
     const int signal = WTERMSIG(wanted.exit_code);
     auto batch = process.gadget.batch();
@@ -186,7 +192,12 @@ Result<void> Arrival::make_zombie(const wire::Process& wanted, Arriving& process
     }
     (void)thread.wait();
   } else {
-    (void)process.gadget.call(thread, SYS_exit_group, {static_cast<std::uint64_t>(WEXITSTATUS(wanted.exit_code))});
+    constexpr std::uint64_t nothing_blocked = 0;
+    auto batch = process.gadget.batch();
+    batch.call(SYS_rt_sigprocmask, {SIG_SETMASK, batch.value(nothing_blocked), 0, sizeof nothing_blocked});
+    batch.call(SYS_exit_group, {static_cast<std::uint64_t>(WEXITSTATUS(wanted.exit_code))});
+    // It never returns: that it is gone is its success.
+    (void)process.hand().run(batch);
   }
   process.threads.clear();
   process.ended = true;

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "base/log.hpp"
+#include "kernel/pidfd.hpp"
 #include "migrate/arrival.hpp"
 #include "objects/memory_object.hpp"
 #include "objects/process_state.hpp"
@@ -27,24 +28,27 @@ Result<void> Arrival::rebuild() {
   TRY(begin_references(last_));
   watch_.lap("threads");
 
-  message = TRY(next(std::chrono::seconds(60)));
-  if (static_cast<wire::Type>(message.type) != wire::Type::objects) return fail(ErrorKind::invalid, "expected the objects, got message {}", message.type);
-  auto objects = TRY(image::unpack<wire::Objects>(message.payload));
-  std::map<pid_t, HostPid> hosts;
-  for (const auto& [pid, process] : processes_) hosts[pid] = process.host;
-  const int highest = DestinationDescriptors::highest_number(objects.images);
-  descriptors_ = std::make_unique<DestinationDescriptors>(*pod_, std::move(hosts));
-  TRY(objects_.share(descriptors_->shared<objects::MemoryObjects>("memory-objects")));
-  TRY(workshop_->run([&] { return descriptors_->build(std::move(objects.images)); }));
+  TRY(workshop_->wait());
+  for (const auto& image : state_.processes) descriptors_->set_close_on_exec(image.process.pid, image.close_on_exec);
   watch_.lap("objects");
 
   for (const auto& image : state_.processes) {
-    auto restored = restore_process(image, highest + 1);
+    auto restored = restore_process(image, highest_number_ + 1);
     if (!restored) return std::unexpected(std::move(restored).error().within(fmt::format("rebuild process {}", image.process.pid.value)));
   }
   watch_.lap("processes");
   TRY(pod_->set_first(state_.first));
   TRY(pod_->set_last_pid(state_.last_pid));
+  return {};
+}
+
+Result<void> Arrival::begin_descriptors() {
+  std::map<pid_t, HostPid> hosts;
+  for (const auto& [pid, process] : processes_) hosts[pid] = process.host;
+  highest_number_ = DestinationDescriptors::highest_number(images_);
+  descriptors_ = std::make_unique<DestinationDescriptors>(*pod_, std::move(hosts));
+  TRY(objects_.share(descriptors_->shared<objects::MemoryObjects>("memory-objects")));
+  workshop_->begin([this] { return descriptors_->build(std::move(images_)); });
   return {};
 }
 
@@ -58,17 +62,20 @@ Result<void> Arrival::restore_process(const wire::ProcessImage& image, int build
   // What our own making and ending of children has queued is not the program's.
   batch.call(SYS_rt_sigaction, {SIGCHLD, batch.value(ignore_signal), 0, 8});
   restore.early(batch);
-  if (builder_ != builder) {
+  // A table that is the parent's is complete, and has no builder's descriptor any more.
+  const bool own_table = !process->wanted.shares_files;
+  if (own_table) {
     batch.must("move the builder's descriptor", SYS_dup3, {static_cast<std::uint64_t>(builder_), static_cast<std::uint64_t>(builder), O_CLOEXEC});
     batch.must("move the builder's descriptor", SYS_close, {static_cast<std::uint64_t>(builder_)});
   }
   TRY(hand.run(batch));
-  TRY(descriptors_->install(image.process.pid, builder, hand));
+  TRY(process->memory->lock(hand));
+  if (own_table) TRY(descriptors_->install(image.process.pid, builder, hand));
   TRY(descriptors_->attach(image.process.pid, hand));
 
   batch = hand.gadget.batch();
   restore.late(batch, builder + 1);
-  batch.must("close the builder's descriptor", SYS_close, {static_cast<std::uint64_t>(builder)});
+  if (own_table) batch.must("close the builder's descriptor", SYS_close, {static_cast<std::uint64_t>(builder)});
   TRY(hand.run(batch));
   TRY(restore.outside(process->host));
   return restore_threads(image, *process, restore);
@@ -117,6 +124,12 @@ Result<void> Arrival::pin() {
   TRY(pod_->workload().freeze());
   for (auto& [pid, process] : processes_)
     for (auto& thread : process.threads) TRY(thread.tracee.detach());
+  // What job control had stopped is stopped again before its first instruction.
+  for (const auto& image : state_.processes) {
+    if (!image.stopped) continue;
+    const Fd pidfd = TRY(kernel::pidfd_open(processes_.at(image.process.pid.value).host));
+    TRY(kernel::pidfd_send_signal(pidfd.get(), SIGSTOP));
+  }
   watch_.lap("pin");
   return control_.send(wire::Type::rebuilt, wire::Spans{watch_.spans()});
 }

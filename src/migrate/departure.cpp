@@ -121,7 +121,7 @@ Result<std::vector<pod::ManifestEntry>> Departure::used_files() {
   std::set<std::string> paths;
   const auto add = [&](const std::string& path) {
     // What the pod has written itself lies in its upper layer, and travels.
-    if (path.starts_with('/') && ::access((facts_.upper + path).c_str(), F_OK) != 0) paths.insert(path);
+    if (path.starts_with('/') && !path.starts_with("/dev/") && ::access((facts_.upper + path).c_str(), F_OK) != 0) paths.insert(path);
   };
   for (const auto& ids : TRY(read_tree(pod_.init()))) {
     if (ids.zombie) continue;
@@ -252,7 +252,8 @@ Result<std::vector<wire::Process>> Departure::describe_processes() {
     Leaving& leaving = processes_.at(host);
     const ProcessIds& ids = leaving.ids;
     wire::Process process{.pid = ids.pod, .parent = ids.parent, .group = ids.group, .session = ids.session, .exit_signal = ids.exit_signal,
-                          .zombie = ids.zombie, .exit_code = ids.exit_code};
+                          .zombie = ids.zombie, .exit_code = ids.exit_code, .name = ids.name,
+                          .shares_files = ids.shares_files, .shares_filesystem = ids.shares_filesystem};
     process.threads = pod_ids(ids.threads);
     process.leader_exited = ids.leader_exited;
     process.fresh = std::exchange(leaving.fresh, false);

@@ -74,7 +74,10 @@ class Departure {
   Result<Next> copy_round(std::uint32_t number, std::uint64_t resident, std::uint64_t& dirty_before, std::uint64_t& in_vain);
   Result<void> end_round(std::uint32_t number, const Sent& sent, const Stopwatch& watch);
   Result<std::vector<wire::Process>> describe_processes();
+  Result<void> freeze_once();
+  void let_go();
   Result<void> match_frozen();
+  [[nodiscard]] bool shares_memory(const ProcessIds&) const;
   Result<wire::ProcessImage> capture_process(FrozenProcess&, Leaving&);
   Result<void> forward_frames(std::chrono::milliseconds quiet, std::chrono::milliseconds most);
   Result<void> send_logs();
@@ -113,6 +116,7 @@ class Departure {
   std::vector<FrozenProcess> frozen_;
   std::vector<ThreadInHand> in_hand_;
   std::optional<SourceDescriptors> descriptors_;
+  std::vector<objects::Image> images_;
   std::vector<Piece> owed_;
   Stopwatch total_, freeze_watch_;
   std::int64_t stopped_at_ = 0;

@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -41,13 +42,25 @@ void append(std::vector<wire::Ranges>& list, PodPid process, Range range) {
 
 Result<void> Departure::freeze() {
   tell("freeze");
-  TRY(check_cancelled());
+  constexpr int tries = 40;
+  for (int attempt = 1;; ++attempt) {
+    TRY(check_cancelled());
+    auto captured = freeze_once();
+    if (captured) return {};
+    if (captured.error().kind != ErrorKind::busy || attempt == tries) return captured;
+    // A connection that nobody has accepted yet, say: the pod runs on for a moment and gets it done.
+    let_go();
+    std::this_thread::sleep_for(std::chrono::milliseconds(attempt));
+  }
+}
+
+Result<void> Departure::freeze_once() {
   objects::SleepClock sleep_clock(clock_);
-  for (const auto& [host, leaving] : processes_)
-    for (const auto& thread : leaving.ids.threads)
-      if (auto sleeping = sleep_clock.mark(thread.host)) marks_[thread.host.value] = *sleeping;
   std::vector<ProcessIds> known;
   for (const auto host : order_) known.push_back(processes_.at(host).ids);
+  for (const auto& process : known)
+    for (const auto& thread : process.threads)
+      if (auto sleeping = sleep_clock.mark(thread.host)) marks_[thread.host.value] = *sleeping;
   raise_priorities();
   freeze_watch_.restart();
   // What the threads and the kernel still answer goes out until they have stopped.
@@ -57,7 +70,27 @@ Result<void> Departure::freeze() {
   // From here nothing may be acknowledged that the image doesn't have.
   TRY(pod_.gate().set(pod::Gate::State::hold));
   freeze_watch_.lap("stop threads");
-  return match_frozen();
+  TRY(match_frozen());
+  std::vector<ProcessIds> ids;
+  for (const auto& process : frozen_) ids.push_back(process.ids);
+  descriptors_ = TRY(SourceDescriptors::open(facts_, ids));
+  for (const auto& object : objects_.infos()) descriptors_->shared<objects::MemoryObjectKeys>("memory-objects").keys.insert(object.key);
+  freeze_watch_.lap("duplicate descriptors");
+  images_ = TRY(descriptors_->capture());
+  freeze_watch_.lap("capture objects");
+  return {};
+}
+
+/// Nothing of ours has run in any thread yet: they go on, and what came in meanwhile is delivered.
+void Departure::let_go() {
+  descriptors_.reset();
+  if (!frozen_.empty()) report_.pauses_us.push_back(static_cast<std::uint64_t>(now_ns() - stopped_at_) / 1000);
+  thaw_all(frozen_);
+  raised_.clear();
+  if (!holding_) return;
+  auto released = pod_.gate().release();
+  if (!released) log::error("{}: the network stays held: {}", report_.pod, released.error().message());
+  holding_ = false;
 }
 
 void Departure::raise_priorities() {
@@ -77,6 +110,12 @@ Result<void> Departure::send_last_files() {
   return {};
 }
 
+bool Departure::shares_memory(const ProcessIds& process) const {
+  return std::ranges::any_of(frozen_, [&](const FrozenProcess& other) {
+    return other.ids.pod == process.parent && ::syscall(SYS_kcmp, other.ids.host.value, process.host.value, KCMP_VM, 0, 0) == 0;
+  });
+}
+
 Result<void> Departure::match_frozen() {
   order_.clear();
   std::map<pid_t, Leaving> now;
@@ -93,6 +132,8 @@ Result<void> Departure::match_frozen() {
     process.ids = leaving.ids;
     if (leaving.ids.zombie) {
       leaving.memory.reset();
+    } else if (shares_memory(process.ids)) {
+      return fail(ErrorKind::refused, "process {} shares its memory with process {} (CLONE_VM)", process.ids.pod.value, process.ids.parent.value);
     } else if (!leaving.memory) {
       leaving.memory = TRY(SourceMemory::open(process.ids.host, process.ids.pod));
       leaving.fresh = true;
@@ -187,9 +228,8 @@ Result<wire::ProcessImage> Departure::capture_process(FrozenProcess& frozen, Lea
     TRY(leaving.gadget.run(*in_hand_[i].tracee, batch));
     if (i == begin) {
       image.process = TRY(process.take(batch, clock_));
-      std::vector<bool> close_on_exec;
-      for (const auto call : flags) close_on_exec.push_back((batch.result(call) & FD_CLOEXEC) != 0);
-      descriptors_->set_close_on_exec(leaving.ids.pod, close_on_exec);
+      for (std::size_t n = 0; n < flags.size(); ++n)
+        if ((batch.result(flags[n]) & FD_CLOEXEC) != 0) image.close_on_exec.push_back(numbers[n]);
     }
     image.threads.push_back(TRY(in_hand_[i].capture.take(batch, in_hand_[i].tid)));
     if (i != begin && leaving.same_capabilities) {
@@ -197,6 +237,7 @@ Result<wire::ProcessImage> Departure::capture_process(FrozenProcess& frozen, Lea
       image.threads.back().credentials.bounding = image.threads.front().credentials.bounding;
     }
   }
+  image.stopped = first.group_stopped();
   image.process.pid = leaving.ids.pod;
   image.process.parent = leaving.ids.parent;
   image.process.group = leaving.ids.group;
@@ -206,11 +247,6 @@ Result<wire::ProcessImage> Departure::capture_process(FrozenProcess& frozen, Lea
 }
 
 Result<void> Departure::send_state() {
-  std::vector<ProcessIds> ids;
-  for (const auto& process : frozen_) ids.push_back(process.ids);
-  descriptors_ = TRY(SourceDescriptors::open(facts_, ids));
-  for (const auto& object : objects_.infos()) descriptors_->shared<objects::MemoryObjectKeys>("memory-objects").keys.insert(object.key);
-  freeze_watch_.lap("duplicate descriptors");
   wire::State state;
   std::size_t threads = 0;
   for (const auto& process : frozen_) threads += process.threads.size();
@@ -231,9 +267,8 @@ Result<void> Departure::send_state() {
 }
 
 Result<void> Departure::send_objects() {
-  wire::Objects message{.images = TRY(descriptors_->capture())};
-  TRY(control_->send(wire::Type::objects, message));
-  freeze_watch_.lap("objects");
+  TRY(control_->send(wire::Type::objects, wire::Objects{std::move(images_)}));
+  freeze_watch_.lap("send objects");
   return {};
 }
 

@@ -60,6 +60,13 @@ Result<void> DestinationDescriptors::install(PodPid process, int builder, Hand h
   return {};
 }
 
+void DestinationDescriptors::set_close_on_exec(PodPid process, const std::vector<int>& numbers) {
+  const std::set<int> wanted(numbers.begin(), numbers.end());
+  for (auto& image : images_)
+    for (auto& holder : image.holders)
+      if (holder.process == process) holder.close_on_exec = wanted.contains(holder.number);
+}
+
 Result<void> DestinationDescriptors::attach(PodPid process, Hand hand) {
   auto batch = hand.gadget.batch();
   for (const auto& image : images_) {

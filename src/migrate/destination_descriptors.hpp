@@ -20,6 +20,8 @@ class DestinationDescriptors : public objects::Destination {
   /// this daemon in that table; it stands above all others and is closed last.
   Result<void> install(PodPid process, int builder, Hand);
   Result<void> attach(PodPid process, Hand);
+  /// Before `install`.
+  void set_close_on_exec(PodPid process, const std::vector<int>& numbers);
   /// After the commit; on the pod's workshop.
   Result<void> open();
   /// The highest number that any process needs.

@@ -36,7 +36,6 @@ void advise(kernel::Batch& batch, const Area& area) {
   for (const auto& [flag, advice] : advices)
     if (area.flags.find(flag) != std::string::npos)
       batch.call(SYS_madvise, {area.begin, area.size(), static_cast<std::uint64_t>(advice)});
-  if (area.flags.find("lo") != std::string::npos) batch.call(SYS_mlock2, {area.begin, area.size(), 1 /* MLOCK_ONFAULT */});
 }
 
 /// Adds the calls that map one area. Private files are opened by path in the stub, whose root is the pod's.
@@ -348,6 +347,22 @@ Result<void> DestinationMemory::write(std::uint64_t address, const void* data, s
     if (data != nullptr) data = static_cast<const std::uint8_t*>(data) + part;
   }
   return {};
+}
+
+Result<void> DestinationMemory::lock(Hand hand) {
+  auto batch = hand.gadget.batch();
+  for (const auto& area : layout_) {
+    if (area.flags.find("lo") == std::string::npos) continue;
+    if (batch.full(1, 64)) {
+      TRY(hand.run(batch));
+      batch = hand.gadget.batch();
+    }
+    const bool on_fault = area.flags.find("lf") != std::string::npos;
+    // What is still missing is zeros now: locking would wait for it for ever.
+    if (!on_fault && area.backing == Backing::anonymous && filler_) TRY(filler_->unregister_range(area.begin, area.size()));
+    batch.call(SYS_mlock2, {area.begin, area.size(), on_fault ? 1U /* MLOCK_ONFAULT */ : 0U});
+  }
+  return batch.empty() ? Result<void>{} : hand.run(batch);
 }
 
 Result<void> DestinationMemory::drop(const std::vector<Range>& ranges, Hand hand) {

@@ -69,6 +69,8 @@ class DestinationMemory {
   Result<void> apply(const Layout& wanted, const DestinationObjects&, int builder, Hand);
   /// Puts pages in place; null data is zeros. Any thread.
   Result<void> write(std::uint64_t address, const void* data, std::size_t size);
+  /// mlock, once all pages are in place or known to be owed: those that are owed are fetched by it.
+  Result<void> lock(Hand);
   /// Pages that the program has dropped.
   Result<void> drop(const std::vector<Range>&, Hand);
   /// Ends the filling: pages that are missing from now on are zeros by the kernel's own hand.

@@ -5,6 +5,8 @@
 #include <set>
 #include <thread>
 
+#include "objects/interrupted.hpp"
+
 namespace godwit::migrate {
 
 namespace {
@@ -12,6 +14,17 @@ namespace {
 constexpr auto stop_limit = std::chrono::milliseconds(20);
 
 bool is_gone(const Error& error) { return error.kind == ErrorKind::gone; }
+
+/// Calls that are never restarted after a signal handler show EINTR to the program although it was only us: they are made again, with their whole time.
+Result<void> hide_interruption(kernel::Tracee& thread) {
+  constexpr std::uint64_t restart_unless_handled = static_cast<std::uint64_t>(-514);  // the kernel's ERESTARTNOHAND
+  auto registers = TRY(thread.registers());
+  if (static_cast<std::int64_t>(registers.rax) != -EINTR) return {};
+  const auto interrupted = TRY(objects::describe(thread, registers, {}, {}));
+  if (interrupted.how == "no") return {};
+  registers.rax = restart_unless_handled;
+  return thread.set_registers(registers);
+}
 
 /// Asks every thread that isn't ours yet to stop. True when there was one.
 Result<bool> seize_new(const std::vector<ProcessIds>& tree, std::vector<FrozenProcess>& frozen, std::set<pid_t>& seized) {
@@ -52,9 +65,8 @@ Result<void> await_stops(std::vector<FrozenProcess>& frozen) {
   return {};
 }
 
-/// One attempt. `busy` when some thread doesn't stop.
-Result<std::vector<FrozenProcess>> try_freeze(HostPid init, std::vector<ProcessIds> tree) {
-  std::vector<FrozenProcess> frozen;
+/// One attempt. `busy` when some thread doesn't stop; `frozen` has what did.
+Result<std::vector<FrozenProcess>> try_freeze(HostPid init, std::vector<ProcessIds> tree, std::vector<FrozenProcess>& frozen) {
   std::set<pid_t> seized;
   TRY(seize_new(tree, frozen, seized));
   TRY(await_stops(frozen));
@@ -85,7 +97,9 @@ Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const std::vector<Pr
   const auto give_up = std::chrono::steady_clock::now() + limit;
   for (;;) {
     stopped_at = now_ns();
-    auto frozen = try_freeze(init, known);
+    std::vector<FrozenProcess> stopped;
+    auto frozen = try_freeze(init, known, stopped);
+    if (!frozen) thaw_all(stopped);
     if (frozen || frozen.error().kind != ErrorKind::busy || std::chrono::steady_clock::now() > give_up) return frozen;
     // A vfork child needs its parent's memory to itself until it execs.
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -93,8 +107,12 @@ Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const std::vector<Pr
 }
 
 void thaw_all(std::vector<FrozenProcess>& frozen) {
-  for (auto& process : frozen)
-    for (auto& thread : process.threads) (void)thread.tracee.detach();
+  for (auto& process : frozen) {
+    for (auto& thread : process.threads) {
+      if (thread.tracee.stopped()) (void)hide_interruption(thread.tracee);
+      (void)thread.tracee.detach();
+    }
+  }
   frozen.clear();
 }
 

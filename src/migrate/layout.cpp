@@ -13,7 +13,7 @@ namespace godwit::migrate {
 namespace {
 
 /// VmFlags that a mapping can be given at the destination: growsdown, huge page advice, don't fork/dump/wipe, locked, no reserve.
-constexpr std::array<std::string_view, 8> settable{"gd", "hg", "nh", "dc", "dd", "wf", "lo", "nr"};
+constexpr std::array<std::string_view, 9> settable{"gd", "hg", "nh", "dc", "dd", "wf", "lo", "lf", "nr"};
 
 std::string settable_flags(std::string_view flags) {
   std::string kept;
@@ -91,17 +91,13 @@ Result<Layout> layout_of(const std::vector<kernel::Mapping>& mappings, RemoteAdd
       if (std::ranges::none_of(objects, [&](const ObjectInfo& known) { return known.key == info.key; }))
         objects.push_back(info);
     } else if (mapping.inode != 0 || mapping.name.starts_with('/')) {
-      if (mapping.name.starts_with("/dev/zero")) {
-        area.backing = Backing::anonymous;
-      } else {
-        if (ends_with_deleted(mapping.name))
-          return fail(ErrorKind::refused, "the deleted file {} is mapped", without_deleted(mapping.name));
-        if (mapping.name.starts_with("/anon_hugepage") || mapping.name.starts_with("/memfd:"))
-          return fail(ErrorKind::refused, "{} is mapped privately", mapping.name);
-        area.backing = Backing::file;
-        area.path = mapping.name;
-        area.offset = mapping.offset;
-      }
+      if (ends_with_deleted(mapping.name))
+        return fail(ErrorKind::refused, "the deleted file {} is mapped", without_deleted(mapping.name));
+      if (mapping.name.starts_with("/anon_hugepage") || mapping.name.starts_with("/memfd:"))
+        return fail(ErrorKind::refused, "{} is mapped privately", mapping.name);
+      area.backing = Backing::file;
+      area.path = mapping.name;
+      area.offset = mapping.offset;
     } else if (mapping.name.starts_with("[anon:")) {
       area.path = mapping.name.substr(6, mapping.name.size() - 7);
     }

@@ -25,9 +25,9 @@ Result<void> until_commit(Departure& departure, const Options& options) {
   TRY(departure.freeze());
   // No thread of the pod runs and no packet reaches it. Nothing has been consumed: everything from here can be undone.
   TRY(departure.send_last_files());
+  TRY(departure.send_objects());
   TRY(departure.send_last_pages());
   TRY(departure.send_state());
-  TRY(departure.send_objects());
   // The last system call of ours inside the pod has been made; registers and masks are as the program left them.
   TRY(departure.pin());
   // The freezer holds the pod here and there: neither daemon's death starts it. The destination is complete and silent.

@@ -50,7 +50,8 @@ Result<SourceDescriptors> SourceDescriptors::open(const Pod& pod, const std::vec
   SourceDescriptors all(pod);
   all.processes_ = processes;
   for (const auto& process : processes) {
-    if (process.zombie) continue;
+    // A table that is the parent's is seen there.
+    if (process.zombie || process.shares_files) continue;
     // An exited leader has no table any more; a living thread has.
     const HostPid holder = process.threads.front().host;
     auto pidfd = kernel::pidfd_open(holder, process.leader_exited);
@@ -110,15 +111,6 @@ const std::vector<int>& SourceDescriptors::numbers(PodPid process) const {
   static const std::vector<int> none;
   const auto found = numbers_.find(process.value);
   return found == numbers_.end() ? none : found->second;
-}
-
-void SourceDescriptors::set_close_on_exec(PodPid process, const std::vector<bool>& flags) {
-  const auto& listed = numbers(process);
-  for (std::size_t i = 0; i < listed.size() && i < flags.size(); ++i) {
-    if (!flags[i]) continue;
-    for (auto& holder : descriptors_[by_number_[{process.value, listed[i]}]].holders)
-      if (holder.process == process && holder.number == listed[i]) holder.close_on_exec = true;
-  }
 }
 
 std::vector<std::string> SourceDescriptors::preflight() {

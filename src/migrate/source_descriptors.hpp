@@ -22,13 +22,12 @@ class SourceDescriptors : public objects::Source {
   };
   static Result<Pod> look_at(pod::Pod&);
 
-  /// Duplicates all descriptors of these processes and finds out which share a description. Close-on-exec flags are left unset: `set_close_on_exec`.
+  /// Duplicates all descriptors of these processes and finds out which share a description. Which
+  /// numbers are close-on-exec only the process itself can say: `Holder::close_on_exec` is left unset.
   static Result<SourceDescriptors> open(const Pod&, const std::vector<ProcessIds>& processes);
 
   /// Numbers in one process's table, ascending.
   [[nodiscard]] const std::vector<int>& numbers(PodPid process) const;
-  /// The flags of these numbers, as F_GETFD gave them inside the process.
-  void set_close_on_exec(PodPid process, const std::vector<bool>& flags);
 
   /// Everything that would keep the descriptors from moving, each with process, number, object and reason.
   [[nodiscard]] std::vector<std::string> preflight();

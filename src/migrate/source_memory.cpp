@@ -62,8 +62,14 @@ Result<void> SourceObjects::seen(HostPid process, const Area& area, const std::v
   const auto info = std::ranges::find(infos, area.object, &ObjectInfo::key);
   if (info == infos.end()) return fail(ErrorKind::failed, "shared memory at {:#x} has no description", area.begin);
   object.info = *info;
-  object.space = object_space | static_cast<SpaceId>(objects_.size() - 1);
-  object.file = TRY(kernel::open_file(process, fmt::format("map_files/{:x}-{:x}", area.begin, area.end), O_RDONLY));
+  auto file = kernel::open_file(process, fmt::format("map_files/{:x}-{:x}", area.begin, area.end), O_RDONLY);
+  if (!file) {
+    // The mapping is gone by now, or another one.
+    objects_.erase(entry);
+    return std::unexpected(file.error());
+  }
+  object.file = std::move(*file);
+  object.space = object_space | next_space_++;
   struct stat status {};
   if (::fstat(object.file.get(), &status) != 0) return fail_errno("stat shared memory {}", object.info.name);
   object.info.size = static_cast<std::uint64_t>(status.st_size);
@@ -138,22 +144,40 @@ void SourceMemory::track(kernel::Userfaultfd tracker) {
   registered_.clear();
 }
 
-Result<void> SourceMemory::look(SourceObjects& objects, bool with_advice, RemoteAddress leave_out_begin,
-                                RemoteAddress leave_out_end) {
-  auto now = TRY(kernel::read_maps(process_));
-  std::vector<ObjectInfo> infos;
+Result<SourceMemory::Reading> SourceMemory::read_layout(bool with_advice, RemoteAddress leave_out_begin, RemoteAddress leave_out_end) const {
+  Reading read;
   if (with_advice) {
-    now = TRY(kernel::read_smaps(process_));
+    read.mappings = TRY(kernel::read_smaps(process_));
   } else {
     // Advice doesn't show in maps; what overlaps an old mapping keeps its flags.
-    for (auto& mapping : now) {
+    read.mappings = TRY(kernel::read_maps(process_));
+    for (auto& mapping : read.mappings) {
       const auto old = std::ranges::find_if(mappings_, [&](const kernel::Mapping& candidate) {
         return candidate.begin < mapping.end && mapping.begin < candidate.end;
       });
       if (old != mappings_.end()) mapping.vm_flags = old->vm_flags;
     }
   }
-  Layout layout = TRY(layout_of(now, leave_out_begin, leave_out_end, infos));
+  read.layout = TRY(layout_of(read.mappings, leave_out_begin, leave_out_end, read.objects));
+  return read;
+}
+
+Result<void> SourceMemory::look(SourceObjects& objects, bool with_advice, RemoteAddress leave_out_begin,
+                                RemoteAddress leave_out_end) {
+  std::vector<kernel::Mapping> now;
+  Layout layout;
+  // A mapping may be gone again by the time its object is opened: what is there then is looked at anew.
+  for (int tries = 0;; ++tries) {
+    auto read = TRY(read_layout(with_advice, leave_out_begin, leave_out_end));
+    Result<void> seen;
+    for (const auto& area : read.layout)
+      if (area.backing == Backing::object && seen) seen = objects.seen(process_, area, read.objects);
+    if (!seen && (seen.error().code != ENOENT || tries == 20)) return seen;
+    if (!seen) continue;
+    now = std::move(read.mappings);
+    layout = std::move(read.layout);
+    break;
+  }
   for (const auto& change : difference(layout_, layout)) {
     if (change.kind == Change::Kind::unmap) {
       sent_.remove({change.area.begin, change.area.end});
@@ -163,7 +187,6 @@ Result<void> SourceMemory::look(SourceObjects& objects, bool with_advice, Remote
   layout_ = std::move(layout);
   mappings_ = std::move(now);
   for (const auto& area : layout_) {
-    if (area.backing == Backing::object) TRY(objects.seen(process_, area, infos));
     if (!tracker_ || area.backing == Backing::vdso) continue;
     for (const auto& gap : registered_.runs({area.begin, area.end}, false)) {
       // EBUSY: a userfaultfd of the program's own is there; its pages travel in the freeze.

@@ -47,6 +47,7 @@ class SourceObjects {
 
  private:
   std::map<std::uint64_t, Object> objects_;
+  SpaceId next_space_ = 0;
 };
 
 /// One process's address space at the source.
@@ -83,6 +84,12 @@ class SourceMemory {
 
  private:
   SourceMemory() = default;
+  struct Reading {
+    std::vector<kernel::Mapping> mappings;
+    Layout layout;
+    std::vector<ObjectInfo> objects;
+  };
+  Result<Reading> read_layout(bool with_advice, RemoteAddress leave_out_begin, RemoteAddress leave_out_end) const;
   Result<void> scan(const Area&, bool all, SourceObjects&, std::vector<Piece>& pieces);
 
   HostPid process_;

@@ -1,5 +1,9 @@
 #include "migrate/tree.hpp"
 
+#include <linux/kcmp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <charconv>
 #include <map>
@@ -11,6 +15,9 @@ namespace godwit::migrate {
 namespace {
 
 PodPid innermost(const std::vector<pid_t>& ids) { return PodPid{ids.empty() ? 0 : ids.back()}; }
+
+/// Whether two processes have one and the same table (kcmp(2)).
+bool shares(HostPid a, HostPid b, int what) { return ::syscall(SYS_kcmp, a.value, b.value, what, 0, 0) == 0; }
 
 /// Children of every thread of the process, zombies included (/proc/PID/task/TID/children).
 Result<std::vector<HostPid>> read_children(HostPid process) {
@@ -68,10 +75,15 @@ Result<std::vector<ProcessIds>> read_tree(HostPid init) {
       process.session = innermost(status->ns_sid);
       process.exit_signal = stat->exit_signal;
       process.exit_code = stat->exit_code;
+      process.name = stat->name;
       auto threads = read_threads(child);
       if (threads) process.threads = std::move(*threads);
       process.zombie = process.threads.empty();
       process.leader_exited = !process.zombie && process.threads.front().host != child;
+      if (!process.zombie && parents[next] != init) {
+        process.shares_files = shares(child, parents[next], KCMP_FILES);
+        process.shares_filesystem = shares(child, parents[next], KCMP_FS);
+      }
       known[child.value] = process.pod;
       tree.push_back(std::move(process));
       parents.push_back(child);

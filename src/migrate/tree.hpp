@@ -1,5 +1,6 @@
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "base/ids.hpp"
@@ -22,6 +23,9 @@ struct ProcessIds {
   PodPid session;
   bool zombie = false;
   int exit_code = 0;    ///< of a zombie, as wait gives it
+  std::string name;     ///< comm; of a zombie the only thing that is left to see
+  bool shares_files = false;      ///< its descriptor table is its parent's (CLONE_FILES)
+  bool shares_filesystem = false; ///< its root, working directory and umask are its parent's (CLONE_FS)
   int exit_signal = 0;  ///< to the parent, usually SIGCHLD
   std::vector<ThreadIds> threads;  ///< leader first; an exited leader too (with `leader_exited`)
   bool leader_exited = false;

@@ -31,9 +31,9 @@
 ///            <------------------------------------ Done     every page of the round is in place
 ///     … freeze …
 ///     Files … ----------------------------------->          what changed
+///     Objects ----------------------------------->          descriptors
 ///     Last   ------------------------------------>          layouts, last pages, what is owed
 ///     State  ------------------------------------>          processes and threads
-///     Objects ----------------------------------->          descriptors
 ///            <------------------------------------ Rebuilt  complete, pinned by the freezer, silent
 ///     … commit: the store says the destination owns it …
 ///     Go     ------------------------------------>          with the frames held so far
@@ -92,12 +92,14 @@ struct Process {
   int exit_signal = 0;
   bool zombie = false;
   int exit_code = 0;
+  std::string name;
+  bool shares_files = false, shares_filesystem = false;  ///< with its parent
   PodPid forked_from;          ///< shares pages copy-on-write with this one (0: none): forked from it as it is at this point
   std::vector<PodPid> threads; ///< leader first, unless it has exited
   bool leader_exited = false;
   bool fresh = false;  ///< its address space is not the one of the round before (exec): begin with nothing
   Layout layout;
-  MSGPACK_DEFINE_MAP(pid, parent, group, session, exit_signal, zombie, exit_code, forked_from, threads, leader_exited, fresh, layout)
+  MSGPACK_DEFINE_MAP(pid, parent, group, session, exit_signal, zombie, exit_code, name, shares_files, shares_filesystem, forked_from, threads, leader_exited, fresh, layout)
 };
 
 struct Round {
@@ -126,7 +128,9 @@ struct Last {
 struct ProcessImage {
   objects::ProcessState process;
   std::vector<objects::ThreadState> threads;
-  MSGPACK_DEFINE_MAP(process, threads)
+  std::vector<int> close_on_exec;  ///< numbers in its descriptor table
+  bool stopped = false;            ///< by job control (SIGSTOP and kin)
+  MSGPACK_DEFINE_MAP(process, threads, close_on_exec, stopped)
 };
 
 struct State {

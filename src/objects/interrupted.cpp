@@ -125,6 +125,10 @@ Result<Interrupted> describe_block(HostPid tid, const kernel::Registers& registe
       result.deadline = TRY(sleep_until(registers.rdx, registers.r10));
       return result;
     case SYS_poll:
+      if (static_cast<std::int32_t>(registers.rdx) < 0) {
+        result.how = "again";  // for ever: no time to carry over
+        return result;
+      }
       result.deadline = began + static_cast<std::int32_t>(registers.rdx) * millisecond;
       return result;
     case SYS_futex:

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/ioprio.h>
 #include <linux/sched.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -107,6 +108,10 @@ Result<void> set_scheduling(HostPid tid, const Scheduling& wanted) {
   }
   if (::syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, tid.value, wanted.io_priority) < 0)
     return fail_errno("set the I/O priority of thread {}", tid.value);
+  // A real-time thread keeps a nice value for the day when it is none any more; sched_setattr doesn't set it.
+  if ((wanted.policy == SCHED_FIFO || wanted.policy == SCHED_RR) &&
+      ::setpriority(PRIO_PROCESS, static_cast<id_t>(tid.value), wanted.nice) != 0)
+    return fail_errno("set the nice value of thread {}", tid.value);
   if (::syscall(SYS_sched_setattr, tid.value, &attributes, 0) < 0)
     return fail_errno("set the scheduling policy of thread {}", tid.value);
   return {};
