@@ -217,7 +217,8 @@ Result<void> DestinationMemory::move_kernel_pages(const Layout& wanted, Hand han
   Layout targets;
   for (const auto& area : wanted)
     if (area.backing == Backing::vdso) targets.push_back(area);
-  if (targets == kernel_pages_) return {};
+  // A process in the middle of exec shows none yet.
+  if (targets == kernel_pages_ || targets.empty()) return {};
   if (targets.size() != kernel_pages_.size())
     return fail(ErrorKind::refused, "process {} has {} kernel mappings, this node gives {}", pod_.value, targets.size(), kernel_pages_.size());
   const auto overlaps = [&](const Area& target) {
@@ -273,6 +274,10 @@ Result<void> DestinationMemory::apply(const Layout& wanted, const DestinationObj
       case Change::Kind::unmap:
         batch.must("unmap", SYS_munmap, {area.begin, area.size()});
         present_.remove({area.begin, area.end});
+        break;
+      case Change::Kind::grow:
+        // In place: it stays one mapping, and registered.
+        batch.must(fmt::format("grow {:#x}-{:#x}", area.begin, area.end), SYS_mremap, {area.begin, area.offset, area.size(), 0, 0});
         break;
       case Change::Kind::protect:
         batch.must("protect", SYS_mprotect, {area.begin, area.size(), static_cast<std::uint64_t>(area.protection)});

@@ -5,6 +5,7 @@
 #include <set>
 #include <thread>
 
+#include "kernel/procfs.hpp"
 #include "objects/interrupted.hpp"
 
 namespace godwit::migrate {
@@ -26,6 +27,11 @@ Result<void> hide_interruption(kernel::Tracee& thread) {
   return thread.set_registers(registers);
 }
 
+bool is_ending(HostPid tid) {
+  const auto status = kernel::read_status(tid);
+  return !status || status->state == 'Z' || status->state == 'X';
+}
+
 /// Asks every thread that isn't ours yet to stop. True when there was one.
 Result<bool> seize_new(const std::vector<ProcessIds>& tree, std::vector<FrozenProcess>& frozen, std::set<pid_t>& seized) {
   bool grew = false;
@@ -41,6 +47,8 @@ Result<bool> seize_new(const std::vector<ProcessIds>& tree, std::vector<FrozenPr
       if (!seized.insert(ids.host.value).second) continue;
       auto tracee = kernel::Tracee::seize(ids.host);
       auto asked = tracee ? tracee->interrupt() : Result<void>{};
+      // A thread that is just ending can't be seized any more.
+      if (!tracee && tracee.error().code == EPERM && is_ending(ids.host)) continue;
       if ((!tracee && is_gone(tracee.error())) || (!asked && is_gone(asked.error()))) continue;
       if (!tracee) return std::unexpected(tracee.error());
       if (!asked) return std::unexpected(asked.error());

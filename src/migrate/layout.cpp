@@ -109,47 +109,39 @@ Result<Layout> layout_of(const std::vector<kernel::Mapping>& mappings, RemoteAdd
 }
 
 std::vector<Change> difference(const Layout& from, const Layout& to) {
-  std::vector<Change> unmaps, maps;
-  const auto add = [](std::vector<Change>& list, Change::Kind kind, Area area) {
-    if (!list.empty()) {
-      auto& last = list.back();
-      if (last.kind == kind && last.area.end == area.begin &&
-          (kind == Change::Kind::unmap ||
-           (last.area.protection == area.protection && last.area.flags == area.flags &&
-            same_identity(last.area, area)))) {
-        last.area.end = area.end;
-        return;
-      }
+  std::vector<Change> unmaps, changes;
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> kept;  // of `from`, in order
+  std::size_t first = 0;
+  for (const auto& area : to) {
+    while (first < from.size() && from[first].end <= area.begin) ++first;
+    const Area* old = first < from.size() && from[first].begin < area.end ? &from[first] : nullptr;
+    const bool alone = old != nullptr && (first + 1 == from.size() || from[first + 1].begin >= area.end);
+    // A mapping stays one mapping: what two old ones would have to make up together is mapped anew.
+    const bool inside = alone && same_identity(*old, area) && old->begin <= area.begin && old->end >= area.end;
+    const bool grown = alone && same_identity(*old, area) && old->begin == area.begin && old->end < area.end;
+    if (!inside && !grown) {
+      changes.push_back({Change::Kind::map, area});
+      continue;
     }
-    list.push_back({kind, std::move(area)});
-  };
-  std::size_t i = 0, j = 0;
-  std::uint64_t at = 0;
-  while (i < from.size() || j < to.size()) {
-    // The next stretch over which neither side changes.
-    const bool in_from = i < from.size() && from[i].begin <= at;
-    const bool in_to = j < to.size() && to[j].begin <= at;
-    std::uint64_t until = UINT64_MAX;
-    if (i < from.size()) until = std::min(until, in_from ? from[i].end : from[i].begin);
-    if (j < to.size()) until = std::min(until, in_to ? to[j].end : to[j].begin);
-    if (in_from && in_to) {
-      if (!same_identity(from[i], to[j])) {
-        add(unmaps, Change::Kind::unmap, cut(from[i], at, until));
-        add(maps, Change::Kind::map, cut(to[j], at, until));
-      } else {
-        if (from[i].protection != to[j].protection) add(maps, Change::Kind::protect, cut(to[j], at, until));
-        if (from[i].flags != to[j].flags) add(maps, Change::Kind::advise, cut(to[j], at, until));
-      }
-    } else if (in_from) {
-      add(unmaps, Change::Kind::unmap, cut(from[i], at, until));
-    } else if (in_to) {
-      add(maps, Change::Kind::map, cut(to[j], at, until));
+    if (grown) {
+      Area whole = area;
+      whole.offset = old->end - old->begin;
+      changes.push_back({Change::Kind::grow, whole});
     }
-    at = until;
-    if (i < from.size() && from[i].end == at) ++i;
-    if (j < to.size() && to[j].end == at) ++j;
+    kept.emplace_back(std::max(old->begin, area.begin), std::min(old->end, area.end));
+    if (old->protection != area.protection) changes.push_back({Change::Kind::protect, area});
+    if (old->flags != area.flags) changes.push_back({Change::Kind::advise, area});
   }
-  unmaps.insert(unmaps.end(), std::make_move_iterator(maps.begin()), std::make_move_iterator(maps.end()));
+  std::size_t next = 0;
+  for (const auto& area : from) {
+    std::uint64_t at = area.begin;
+    for (; next < kept.size() && kept[next].first < area.end; ++next) {
+      if (at < kept[next].first) unmaps.push_back({Change::Kind::unmap, cut(area, at, kept[next].first)});
+      at = kept[next].second;
+    }
+    if (at < area.end) unmaps.push_back({Change::Kind::unmap, cut(area, at, area.end)});
+  }
+  unmaps.insert(unmaps.end(), std::make_move_iterator(changes.begin()), std::make_move_iterator(changes.end()));
   return unmaps;
 }
 

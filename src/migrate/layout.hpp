@@ -51,8 +51,8 @@ Result<Layout> layout_of(const std::vector<kernel::Mapping>& mappings, RemoteAdd
 
 /// One step from one layout to another.
 struct Change {
-  enum class Kind { unmap, map, protect, advise } kind;
-  Area area;  ///< unmap: only begin and end count
+  enum class Kind { unmap, map, grow, protect, advise } kind;
+  Area area;  ///< unmap: only begin and end count; grow: `offset` is the old size
 };
 
 /// The steps that turn `from` into `to`, unmaps first. What stays mapped keeps its pages.

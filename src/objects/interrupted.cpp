@@ -8,6 +8,9 @@
 
 #include <algorithm>
 #include <charconv>
+#include <map>
+#include <mutex>
+#include <optional>
 #include <sstream>
 #include <thread>
 
@@ -89,9 +92,36 @@ Result<Fd> descriptor_of(HostPid tid, int number) {
   return kernel::pidfd_getfd(process.get(), number);
 }
 
+/// Calls that we have made restartable ourselves, by thread and place in the program: once they have been restarted, the kernel shows only that.
+class RestartedCalls {
+ public:
+  void remember(HostPid tid, RemoteAddress where, long number) {
+    const std::scoped_lock lock(mutex_);
+    if (calls_.size() >= most) calls_.clear();
+    calls_[tid.value] = {where, number};
+  }
+  std::optional<long> find(HostPid tid, RemoteAddress where) {
+    const std::scoped_lock lock(mutex_);
+    const auto found = calls_.find(tid.value);
+    if (found == calls_.end() || found->second.first != where) return std::nullopt;
+    return found->second.second;
+  }
+
+ private:
+  static constexpr std::size_t most = 100'000;
+  std::mutex mutex_;
+  std::map<pid_t, std::pair<RemoteAddress, long>> calls_;
+};
+
+RestartedCalls& restarted_calls() {
+  static RestartedCalls calls;
+  return calls;
+}
+
 /// A call that went through a restart block once shows restart_syscall. Its number stands in the program: nearly every
 /// wrapper loads eax right before the syscall instruction.
 Result<long> number_before_restart(HostPid tid, const kernel::Registers& registers) {
+  if (const auto known = restarted_calls().find(tid, registers.rip)) return *known;
   std::array<std::uint8_t, 7> code{};  // b8 imm32 (mov eax, number), 0f 05 (syscall)
   if (TRY(kernel::read_memory(tid, registers.rip - code.size(), code.data(), code.size())) == code.size() &&
       code[0] == 0xb8 && code[5] == 0x0f && code[6] == 0x05) {
@@ -367,6 +397,7 @@ Result<kernel::Registers> rearm(kernel::Gadget& gadget, kernel::Tracee& thread, 
     // An answer at once is the program's answer: a futex whose word has changed, a descriptor that is ready.
     registers.rax = code(result);
     registers.orig_rax = code(call.number);
+    restarted_calls().remember(thread.tid(), registers.rip, call.number);
     return registers;
   }
   registers.rax = code(restart_nohand);

@@ -68,7 +68,10 @@ Result<Scheduling> scheduling_of(HostPid tid) {
     return fail_errno("read the scheduling policy of thread {}", tid.value);
   result.policy = attributes.sched_policy;
   result.flags = attributes.sched_flags & SCHED_FLAG_RESET_ON_FORK;
-  result.nice = attributes.sched_nice;
+  // Of a real-time thread sched_getattr doesn't say it.
+  errno = 0;
+  result.nice = ::getpriority(PRIO_PROCESS, static_cast<id_t>(tid.value));
+  if (errno != 0) return fail_errno("read the nice value of thread {}", tid.value);
   result.priority = attributes.sched_priority;
   if (attributes.sched_policy == SCHED_DEADLINE) {
     result.flags = attributes.sched_flags & (SCHED_FLAG_RESET_ON_FORK | SCHED_FLAG_RECLAIM | SCHED_FLAG_DL_OVERRUN);
