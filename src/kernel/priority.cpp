@@ -1,6 +1,13 @@
 #include "kernel/priority.hpp"
 
+#include <fcntl.h>
 #include <sched.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <string>
+
+#include "kernel/procfs.hpp"
 
 namespace godwit::kernel {
 
@@ -28,6 +35,18 @@ Result<Policy> policy_of(HostPid tid) {
   return found;
 }
 
+Result<std::uint64_t> timer_slack_of(HostPid tid) {
+  const std::string text = TRY(read_file(tid, "timerslack_ns"));
+  return std::strtoull(text.c_str(), nullptr, 10);
+}
+
+Result<void> set_timer_slack(HostPid tid, std::uint64_t nanoseconds) {
+  const Fd file = TRY(open_file(tid, "timerslack_ns", O_WRONLY | O_CLOEXEC));
+  const std::string text = std::to_string(nanoseconds);
+  if (::write(file.get(), text.data(), text.size()) < 0) return fail_errno("set the timer slack of thread {}", tid.value);
+  return {};
+}
+
 Result<void> set_policy(HostPid tid, const Policy& wanted) {
   sched_param parameters{};
   parameters.sched_priority = wanted.priority;
@@ -40,6 +59,7 @@ RaisedPriority::RaisedPriority(HostPid tid, int priority) : tid_(tid) {
   const auto found = policy_of(tid);
   if (!found || is_high_enough(*found, priority)) return;
   before_ = *found;
+  before_.timer_slack = timer_slack_of(tid).value_or(0);
   raised_ = set_policy(tid, {SCHED_FIFO | (before_.policy & SCHED_RESET_ON_FORK), priority}).has_value();
 }
 
@@ -53,7 +73,9 @@ RaisedPriority& RaisedPriority::operator=(RaisedPriority&& other) noexcept {
 }
 
 void RaisedPriority::restore() {
-  if (std::exchange(raised_, false)) (void)set_policy(tid_, before_);
+  if (!std::exchange(raised_, false)) return;
+  (void)set_policy(tid_, before_);
+  if (before_.timer_slack != 0) (void)set_timer_slack(tid_, before_.timer_slack);
 }
 
 }  // namespace godwit::kernel

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <utility>
 
 #include "base/ids.hpp"
@@ -12,10 +13,14 @@ namespace godwit::kernel {
 struct Policy {
   int policy = 0;    ///< SCHED_*, with SCHED_RESET_ON_FORK as sched_getscheduler(2) gives it
   int priority = 0;  ///< of SCHED_FIFO and SCHED_RR
+  std::uint64_t timer_slack = 0;  ///< ns; a thread that is raised loses it (Linux 6.10)
   bool operator==(const Policy&) const = default;
 };
 
 Result<Policy> policy_of(HostPid tid);
+/// Timer slack in nanoseconds (/proc/TID/timerslack_ns); 0 for a real-time thread.
+Result<std::uint64_t> timer_slack_of(HostPid tid);
+Result<void> set_timer_slack(HostPid tid, std::uint64_t nanoseconds);
 /// Nice and a slice of the thread's own (sched_setattr) stay as they are: that call would reset the slice.
 Result<void> set_policy(HostPid tid, const Policy&);
 

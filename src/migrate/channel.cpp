@@ -1,5 +1,7 @@
 #include "migrate/channel.hpp"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -66,7 +68,16 @@ Result<void> receive_all(int socket, void* data, std::size_t size, std::chrono::
   return {};
 }
 
-Channel::Channel(Fd socket) : socket_(std::move(socket)) {}
+void notice_silence(int socket) {
+  const auto set = [&](int level, int option, int value) { (void)::setsockopt(socket, level, option, &value, sizeof value); };
+  set(SOL_SOCKET, SO_KEEPALIVE, 1);
+  set(IPPROTO_TCP, TCP_KEEPIDLE, 2);
+  set(IPPROTO_TCP, TCP_KEEPINTVL, 1);
+  set(IPPROTO_TCP, TCP_KEEPCNT, 5);
+  set(IPPROTO_TCP, TCP_USER_TIMEOUT, 7000);
+}
+
+Channel::Channel(Fd socket) : socket_(std::move(socket)) { notice_silence(socket_.get()); }
 
 Result<void> Channel::send(std::uint8_t type, BytesView payload) {
   if (payload.size() > max_payload)

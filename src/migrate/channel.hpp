@@ -42,6 +42,9 @@ class Channel {
   std::uint64_t bytes_sent_ = 0;
 };
 
+/// Makes a connection whose peer has vanished break within seven seconds, whether something is under way or not.
+void notice_silence(int socket);
+
 /// Reads or writes all of `size` bytes; the end of the stream is `unreachable`.
 Result<void> send_all(int socket, const void* data, std::size_t size);
 Result<void> receive_all(int socket, void* data, std::size_t size, std::chrono::milliseconds limit);

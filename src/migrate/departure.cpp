@@ -338,7 +338,7 @@ Result<Next> Departure::copy_round(std::uint32_t number, std::uint64_t resident,
         // What of this round wasn't sent isn't there yet.
         for (; next < pieces.size(); ++next)
           for (auto& [host, leaving] : processes_)
-            if (leaving.memory && leaving.memory->space() == pieces[next].space) leaving.memory->sent().remove(pieces[next].range);
+            if (leaving.memory && leaving.memory->space() == pieces[next].space) leaving.memory->postpone(pieces[next].range);
         TRY(end_round(number, total, watch));
         return choice;
       }

@@ -112,6 +112,7 @@ class Departure {
   std::vector<pod::ManifestEntry> manifest_;  ///< files of the node's root that the pod used at preflight
   std::map<pid_t, objects::SleepMark> marks_;
   std::map<pid_t, objects::Scheduling> scheduling_;  ///< before priorities were raised
+  std::map<pid_t, std::uint64_t> slack_;             ///< timer slack, which raising takes away
   std::vector<kernel::RaisedPriority> raised_;       ///< for the freeze only
   std::vector<FrozenProcess> frozen_;
   std::vector<ThreadInHand> in_hand_;

@@ -100,6 +100,7 @@ void Departure::raise_priorities() {
     for (const auto& thread : leaving.ids.threads) {
       if (auto scheduling = objects::scheduling_of(thread.host)) scheduling_[thread.host.value] = *scheduling;
       raised_.emplace_back(thread.host, thread_priority);
+      if (raised_.back().raised()) slack_[thread.host.value] = raised_.back().before().timer_slack;
     }
   }
 }
@@ -232,6 +233,7 @@ Result<wire::ProcessImage> Departure::capture_process(FrozenProcess& frozen, Lea
         if ((batch.result(flags[n]) & FD_CLOEXEC) != 0) image.close_on_exec.push_back(numbers[n]);
     }
     image.threads.push_back(TRY(in_hand_[i].capture.take(batch, in_hand_[i].tid)));
+    if (const auto slack = slack_.find(in_hand_[i].tid.value); slack != slack_.end()) image.threads.back().timer_slack = slack->second;
     if (i != begin && leaving.same_capabilities) {
       image.threads.back().credentials.ambient = image.threads.front().credentials.ambient;
       image.threads.back().credentials.bounding = image.threads.front().credentials.bounding;

@@ -111,7 +111,9 @@ std::vector<std::vector<Piece>> deal(std::span<const Piece> pieces, std::size_t 
 }  // namespace
 
 PageSender::PageSender(std::vector<Fd> connections, ReadPages read)
-    : connections_(std::move(connections)), read_(std::move(read)) {}
+    : connections_(std::move(connections)), read_(std::move(read)) {
+  for (const auto& connection : connections_) notice_silence(connection.get());
+}
 
 Result<Sent> PageSender::send(std::span<const Piece> pieces) {
   const auto hands = deal(pieces, connections_.size());
@@ -217,6 +219,7 @@ struct PageReceiver::Parts {
 
 PageReceiver::PageReceiver(std::vector<Fd> connections, WritePages write) : parts_(std::make_unique<Parts>()) {
   parts_->connections = std::move(connections);
+  for (const auto& connection : parts_->connections) notice_silence(connection.get());
   parts_->write = std::move(write);
   parts_->ended.assign(parts_->connections.size(), 0);
   for (std::size_t i = 0; i < parts_->connections.size(); ++i) {

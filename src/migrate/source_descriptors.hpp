@@ -45,6 +45,7 @@ class SourceDescriptors : public objects::Source {
  private:
   explicit SourceDescriptors(const Pod& pod) : pod_(&pod) {}
   void group();
+  [[nodiscard]] bool still_held(const objects::Descriptor&) const;
 
   const Pod* pod_;
   std::vector<ProcessIds> processes_;

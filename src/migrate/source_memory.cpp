@@ -181,6 +181,7 @@ Result<void> SourceMemory::look(SourceObjects& objects, bool with_advice, Remote
   for (const auto& change : difference(layout_, layout)) {
     if (change.kind == Change::Kind::unmap) {
       sent_.remove({change.area.begin, change.area.end});
+      postponed_.remove({change.area.begin, change.area.end});
       registered_.remove({change.area.begin, change.area.end});
     }
   }
@@ -234,7 +235,19 @@ Result<void> SourceMemory::collect(SourceObjects& objects, std::vector<Piece>& p
     if (area.backing == Backing::vdso) continue;
     TRY(scan(area, !tracker_, objects, pieces));
   }
+  take_postponed(pieces);
   return {};
+}
+
+void SourceMemory::take_postponed(std::vector<Piece>& pieces) {
+  for (const auto& run : postponed_.all()) {
+    // What has been written meanwhile is among the pieces already, and counts as sent.
+    for (const auto& rest : sent_.runs(run, false)) {
+      pieces.push_back({space(), rest});
+      sent_.add(rest);
+    }
+  }
+  postponed_.clear();
 }
 
 Result<void> SourceMemory::collect_last(SourceObjects& objects, std::vector<Piece>& pieces, std::vector<Range>& absent) {
@@ -284,6 +297,7 @@ Result<void> SourceMemory::collect_last(SourceObjects& objects, std::vector<Piec
       }
     }
   }
+  take_postponed(pieces);
   return {};
 }
 

@@ -79,6 +79,11 @@ class SourceMemory {
   Result<std::uint64_t> resident_pages();
   /// Copies from the process; what can't be read normally (PROT_NONE) is read as a debugger would. Returns how many bytes of the beginning were read.
   [[nodiscard]] std::size_t read(std::uint64_t address, void* to, std::size_t size) const;
+  /// These were collected but not sent after all: the next collection has them again, written or not.
+  void postpone(Range range) {
+    sent_.remove(range);
+    postponed_.add(range);
+  }
   /// Forgets that these were sent: they'll be fetched on reference.
   PageSet& sent() { return sent_; }
 
@@ -89,6 +94,7 @@ class SourceMemory {
     Layout layout;
     std::vector<ObjectInfo> objects;
   };
+  void take_postponed(std::vector<Piece>& pieces);
   Result<Reading> read_layout(bool with_advice, RemoteAddress leave_out_begin, RemoteAddress leave_out_end) const;
   Result<void> scan(const Area&, bool all, SourceObjects&, std::vector<Piece>& pieces);
 
@@ -101,6 +107,7 @@ class SourceMemory {
   Layout layout_;
   PageSet registered_;  ///< by address: where the tracker is registered
   PageSet sent_;
+  PageSet postponed_;
 };
 
 }  // namespace godwit::migrate

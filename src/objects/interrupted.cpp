@@ -269,11 +269,17 @@ Result<kernel::Registers> shortened_call(kernel::Gadget& gadget, kernel::Tracee&
   return registers;
 }
 
+/// Through process_vm_writev where the memory is writable: it waits for a page that is fetched on reference, /proc/PID/mem doesn't.
+Result<void> overwrite(HostPid tid, RemoteAddress to, const void* from, std::size_t size) {
+  if (kernel::write_memory(tid, to, from, size).value_or(0) == size) return {};
+  return TRY(kernel::MemoryFile::open(tid)).write(to, from, size);
+}
+
 Result<void> lend(kernel::Tracee& thread, const Interrupted& call, const kernel::Registers& registers,
                   std::int64_t left) {
   if (const auto* pointer = timeout_pointer(registers, call.number)) {
     const timespec time = to_timespec(left);
-    return TRY(kernel::MemoryFile::open(thread.tid())).write(*pointer, &time, sizeof time);
+    return overwrite(thread.tid(), *pointer, &time, sizeof time);
   }
   const Fd socket = TRY(descriptor_of(thread.tid(), static_cast<int>(registers.rdi)));
   // Zero would mean for ever.
@@ -426,7 +432,7 @@ Result<void> give_back(HostPid tid, const Interrupted& call, const kernel::Regis
   if (const auto* pointer = timeout_pointer(registers, call.number)) {
     if (call.lent.size() != sizeof(timespec))
       return fail(ErrorKind::invalid, "a lent timeout has {} bytes", call.lent.size());
-    return TRY(kernel::MemoryFile::open(tid)).write(*pointer, call.lent.data(), call.lent.size());
+    return overwrite(tid, *pointer, call.lent.data(), call.lent.size());
   }
   if (call.lent.size() != sizeof(timeval))
     return fail(ErrorKind::invalid, "a lent timeout has {} bytes", call.lent.size());

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "kernel/priority.hpp"
 #include "kernel/procfs.hpp"
 
 namespace godwit::objects {
@@ -227,7 +228,10 @@ Result<void> ThreadRestore::settle(kernel::Tracee& thread) {
   TRY(thread.set_registers(final_));
   TRY(thread.set_signal_mask(state_.mask));
   if (!state_.dispatch.empty()) TRY(set_dispatch(thread.tid(), TRY(from_bytes<Dispatch>(state_.dispatch, "dispatch"))));
-  return set_scheduling(thread.tid(), state_.scheduling);
+  TRY(set_scheduling(thread.tid(), state_.scheduling));
+  // Leaving a real-time class resets it.
+  if (state_.timer_slack != 0) return kernel::set_timer_slack(thread.tid(), state_.timer_slack);
+  return {};
 }
 
 Result<void> ThreadRestore::finish(kernel::Gadget& gadget, kernel::Tracee& thread, const PodClock& clock) {
