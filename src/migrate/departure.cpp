@@ -101,7 +101,7 @@ std::vector<std::string> Departure::refusals() {
     auto looked = objects::preflight_process(ids.host, own);
     if (!looked && looked.error().kind != ErrorKind::gone) own.push_back(looked.error().message());
     for (auto& reason : own) found.push_back(fmt::format("process {}: {}", ids.pod.value, reason));
-    auto maps = kernel::read_maps(ids.host);
+    auto maps = kernel::read_maps(ids.body());
     if (!maps) continue;
     auto layout = layout_of(*maps, 0, 0, objects);
     if (!layout) found.push_back(fmt::format("process {}: {}", ids.pod.value, layout.error().message()));
@@ -125,7 +125,7 @@ Result<std::vector<pod::ManifestEntry>> Departure::used_files() {
   };
   for (const auto& ids : TRY(read_tree(pod_.init()))) {
     if (ids.zombie) continue;
-    auto maps = kernel::read_maps(ids.host);
+    auto maps = kernel::read_maps(ids.body());
     if (!maps) continue;
     for (const auto& mapping : *maps)
       if (!mapping.shared && mapping.inode != 0) add(mapping.name);
@@ -215,13 +215,13 @@ Result<void> Departure::follow_processes() {
     if (ids.zombie) {
       leaving.memory.reset();
     } else {
-      const auto maps = kernel::read_maps(ids.host);
+      const auto maps = kernel::read_maps(ids.body());
       if (!maps) continue;  // it ends just now
       const bool replaced = leaving.gadget && std::ranges::none_of(*maps, [&](const kernel::Mapping& mapping) {
                               return mapping.begin <= leaving.gadget.begin() && leaving.gadget.begin() < mapping.end;
                             });
       if (!leaving.memory || replaced) {
-        auto memory = SourceMemory::open(ids.host, ids.pod);
+        auto memory = SourceMemory::open(ids.body(), ids.pod);
         if (!memory) continue;
         leaving.memory = std::move(*memory);
         leaving.gadget = {};

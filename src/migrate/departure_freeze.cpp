@@ -136,7 +136,7 @@ Result<void> Departure::match_frozen() {
     } else if (shares_memory(process.ids)) {
       return fail(ErrorKind::refused, "process {} shares its memory with process {} (CLONE_VM)", process.ids.pod.value, process.ids.parent.value);
     } else if (!leaving.memory) {
-      leaving.memory = TRY(SourceMemory::open(process.ids.host, process.ids.pod));
+      leaving.memory = TRY(SourceMemory::open(process.ids.body(), process.ids.pod));
       leaving.fresh = true;
     }
     now.emplace(host, std::move(leaving));
@@ -156,10 +156,10 @@ Result<void> Departure::send_last_pages() {
     const auto hidden = leaving.gadget ? Range{leaving.gadget.begin(), leaving.gadget.begin() + leaving.gadget.size()} : Range{};
     TRY(leaving.memory->look(objects_, false, hidden.begin, hidden.end));
     if (hidden.size() != 0 && area_at(leaving.memory->layout(), hidden.begin) == nullptr) {
-      const auto maps = TRY(kernel::read_maps(leaving.ids.host));
+      const auto maps = TRY(kernel::read_maps(leaving.ids.body()));
       if (std::ranges::none_of(maps, [&](const kernel::Mapping& m) { return m.begin <= hidden.begin && hidden.begin < m.end; })) {
         // It has executed another program since the last round: nothing that was sent counts.
-        leaving.memory = TRY(SourceMemory::open(leaving.ids.host, leaving.ids.pod));
+        leaving.memory = TRY(SourceMemory::open(leaving.ids.body(), leaving.ids.pod));
         leaving.gadget = {};
         leaving.fresh = true;
         TRY(leaving.memory->look(objects_, false, 0, 0));

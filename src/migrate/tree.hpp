@@ -29,6 +29,8 @@ struct ProcessIds {
   int exit_signal = 0;  ///< to the parent, usually SIGCHLD
   std::vector<ThreadIds> threads;  ///< leader first; an exited leader too (with `leader_exited`)
   bool leader_exited = false;
+  /// Through whom memory and tables are reached: a dead leader has neither.
+  [[nodiscard]] HostPid body() const { return leader_exited ? threads.front().host : host; }
 };
 
 /// All descendants of the pod's init, parents before children. Exact only while nothing of it runs.
