@@ -18,10 +18,9 @@ GAPS = {
     "moved/tcp_queues/*": "the end of a half-closed connection within the pod may be missing after the data",
     "moved/scheduling/*": "a thread's nice value or timer slack may be lost by raising it for the freeze",
     "moved/shared_table/*": "a process that closes descriptors while it is looked at may be refused, wrongly; trying again helps",
-    "moved/anon_private/auto": "a program was seen to end with SIGSEGV after a move that left pre-copy in its first round; not seen since a fix",
     "moved/posix_timers/*": "a POSIX timer's overrun count starts anew",
     "moved/exited_leader/*": "a process whose first thread has exited may be refused",
-    "programs/nginx*": "a listener that is never without unaccepted connections may keep a pod from freezing",
+    "programs/nginx*": "a server that opens and closes files all the time may be refused, wrongly, for one that it has just closed; trying again helps",
     "faults/*-killed-in-restart": "a daemon killed right after the commit may lose earlier log output",
     "faults/link-cut-*": "a link that is cut is noticed only after seven seconds",
 }
