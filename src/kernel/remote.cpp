@@ -15,10 +15,16 @@ namespace godwit::kernel {
 
 namespace {
 
-// The gadget's mappings: a page of code, then what rt_sigreturn needs, then the batches' area.
-constexpr std::size_t frame_offset = page_size;
-constexpr std::size_t xsave_offset = frame_offset + 512;
-constexpr std::size_t area_offset = 3 * page_size;
+// The gadget's mappings: a page of code, then the slots. A slot has what rt_sigreturn needs, then its batches' area.
+constexpr std::size_t slots_offset = page_size;
+constexpr std::size_t xsave_in_slot = 512;
+constexpr std::size_t area_in_slot = 2 * page_size;
+constexpr std::size_t further_area = 16 * KiB;
+constexpr std::size_t further_slots = (Gadget::slots - 1) * (area_in_slot + further_area);
+
+constexpr std::size_t mapped_size(std::size_t area_size) {
+  return slots_offset + area_in_slot + area_size + further_slots;
+}
 
 constexpr std::uint64_t bit(int signal) {
   return 1ULL << (signal - 1);
@@ -30,7 +36,7 @@ constexpr bool is_error(std::int64_t result) {
   return result < 0 && result >= -4095;
 }
 
-constexpr std::array<std::uint8_t, 2> syscall_instruction{0x0f, 0x05};
+constexpr std::array<std::uint8_t, 2> syscall_bytes{0x0f, 0x05};
 
 Result<void> require_64_bit(const Tracee& thread, const Registers& registers) {
   constexpr std::uint64_t user_64 = 0x33;
@@ -93,7 +99,7 @@ RemoteAddress find_syscall(const Tracee& thread, const Registers& registers, con
   const RemoteAddress before = registers.rip - code.size();
   if (registers.rip % page_size >= code.size()) {
     const auto got = read_memory(thread.tid(), before, code.data(), code.size());
-    if (got && *got == code.size() && code == syscall_instruction) return before;
+    if (got && *got == code.size() && code == syscall_bytes) return before;
   }
   for (const Mapping& mapping : mappings) {
     if (mapping.name != "[vdso]") continue;
@@ -101,7 +107,7 @@ RemoteAddress find_syscall(const Tracee& thread, const Registers& registers, con
     const auto got = read_memory(thread.tid(), mapping.begin, text.data(), text.size());
     if (!got) continue;
     const auto end = text.begin() + static_cast<std::ptrdiff_t>(*got);
-    const auto found = std::search(text.begin(), end, syscall_instruction.begin(), syscall_instruction.end());
+    const auto found = std::search(text.begin(), end, syscall_bytes.begin(), syscall_bytes.end());
     if (found != end) return mapping.begin + static_cast<std::uint64_t>(found - text.begin());
   }
   return 0;
@@ -128,14 +134,14 @@ Result<RemoteAddress> Gadget::place(const std::vector<Mapping>& mappings, std::s
   }
   consider(highest);
   // Room on both sides, so that the gadget never touches the user's mappings.
-  const std::size_t size = area_offset + area_size;
+  const std::size_t size = mapped_size(area_size);
   if (best_size < 3 * size) return fail(ErrorKind::refused, "no free range of {} bytes in the address space", 3 * size);
   return (best_begin + (best_size - size) / 2) / page_size * page_size;
 }
 
 Result<Gadget> Gadget::install(Tracee& thread, std::size_t area_size, std::optional<RemoteAddress> at) {
   area_size = (area_size + page_size - 1) / page_size * page_size;
-  const std::size_t size = area_offset + area_size;
+  const std::size_t size = mapped_size(area_size);
   const std::vector<Mapping> mappings = TRY(read_maps(thread.tid()));
   const RemoteAddress where = at ? *at : TRY(place(mappings, area_size));
   const Registers registers = TRY(thread.registers());
@@ -151,7 +157,7 @@ Result<Gadget> Gadget::install(Tracee& thread, std::size_t area_size, std::optio
     instruction = TRY(thread.registers()).rip;
     std::array<std::uint8_t, 2> original{};
     TRY(memory.read(instruction, original.data(), original.size()));
-    TRY(memory.write(instruction, syscall_instruction.data(), syscall_instruction.size()));
+    TRY(memory.write(instruction, syscall_bytes.data(), syscall_bytes.size()));
     lent = original;
   }
   // Two steps, because memory-deny-write-execute refuses to make writable memory executable, but not the reverse.
@@ -160,47 +166,65 @@ Result<Gadget> Gadget::install(Tracee& thread, std::size_t area_size, std::optio
   auto opened = Result<std::int64_t>(-ECANCELED);
   if (mapped && !is_error(*mapped))
     opened = bare_call(thread, instruction, SYS_mprotect,
-                       {where + frame_offset, size - frame_offset, PROT_READ | PROT_WRITE});
+                       {where + slots_offset, size - slots_offset, PROT_READ | PROT_WRITE});
   if (lent) TRY(memory.write(instruction, lent->data(), lent->size()));
   TRY(done(std::move(mapped), where, thread.tid()));
   TRY(done(std::move(opened), where, thread.tid()));
   TRY(memory.write(where, gadget::code().data(), gadget::code().size()));
-  const Bytes xsave = gadget::empty_xsave_area();
-  if (xsave_offset + xsave.size() > area_offset)
-    return fail(ErrorKind::refused, "this processor's extended registers take {} bytes", xsave.size());
-  TRY(memory.write(where + xsave_offset, xsave.data(), xsave.size()));
+  if (xsave_in_slot + gadget::empty_xsave_area().size() > area_in_slot)
+    return fail(ErrorKind::refused, "this processor's extended registers take {} bytes",
+                gadget::empty_xsave_area().size());
   return Gadget(where, area_size);
 }
 
 Gadget Gadget::inherited() const {
   return *this;
 }
-RemoteAddress Gadget::area() const {
-  return base_ + area_offset;
+RemoteAddress Gadget::frame(std::size_t slot) const {
+  const RemoteAddress first = base_ + slots_offset;
+  return slot == 0 ? first : first + area_in_slot + area_size_ + (slot - 1) * (area_in_slot + further_area);
+}
+RemoteAddress Gadget::area(std::size_t slot) const {
+  return frame(slot) + area_in_slot;
+}
+std::size_t Gadget::slot_of(RemoteAddress area) const {
+  return area <= this->area() ? 0 : 1 + (area - this->area(1)) / (area_in_slot + further_area);
 }
 RemoteAddress Gadget::begin() const {
   return base_;
 }
 std::size_t Gadget::size() const {
-  return area_offset + area_size_;
+  return mapped_size(area_size_);
 }
-Batch Gadget::batch() const {
-  return Batch(area(), area_size_);
+RemoteAddress Gadget::syscall_instruction() const {
+  return base_ + gadget::syscall_offset();
+}
+Batch Gadget::batch(std::size_t slot) const {
+  return Batch(area(slot), slot == 0 ? area_size_ : further_area);
 }
 
-Result<void> Gadget::borrow(Tracee& thread, const Batch& batch, const Registers& own, std::uint64_t mask) const {
-  const gadget::Frame frame = gadget::frame_of(own, mask, base_ + xsave_offset);
-  const std::array<iovec, 2> here{{{const_cast<gadget::Frame*>(&frame), sizeof frame},
-                                   {const_cast<std::uint8_t*>(batch.image_.data()), batch.image_.size()}}};
-  const std::array<iovec, 2> there{{{reinterpret_cast<void*>(base_ + frame_offset), sizeof frame},
-                                    {reinterpret_cast<void*>(area()), batch.image_.size()}}};
-  const ssize_t written = ::process_vm_writev(thread.tid().value, here.data(), 2, there.data(), 2, 0);
+Result<void> Gadget::borrow(Tracee& thread, const Batch& batch, const Registers& own, std::uint64_t mask) {
+  static const Bytes xsave = gadget::empty_xsave_area();
+  const std::size_t slot = slot_of(batch.area_);
+  const RemoteAddress frame_at = frame(slot), xsave_at = frame_at + xsave_in_slot;
+  const gadget::Frame frame = gadget::frame_of(own, mask, xsave_at);
+  const auto part = [](const void* data, std::size_t size) { return iovec{const_cast<void*>(data), size}; };
+  const auto there_is = [](RemoteAddress at, std::size_t size) { return iovec{reinterpret_cast<void*>(at), size}; };
+  const std::array<iovec, 3> here{part(&frame, sizeof frame), part(batch.image_.data(), batch.image_.size()),
+                                  part(xsave.data(), xsave.size())};
+  const std::array<iovec, 3> there{there_is(frame_at, sizeof frame), there_is(batch.area_, batch.image_.size()),
+                                   there_is(xsave_at, xsave.size())};
+  const bool prepared = (prepared_ >> slot & 1) != 0;
+  const std::size_t parts = prepared ? 2 : 3;
+  const std::size_t size = sizeof frame + batch.image_.size() + (prepared ? 0 : xsave.size());
+  const ssize_t written = ::process_vm_writev(thread.tid().value, here.data(), parts, there.data(), parts, 0);
   if (written < 0) return fail_errno("write a batch into process {}", thread.tid().value);
-  if (static_cast<std::size_t>(written) != sizeof frame + batch.image_.size())
+  if (static_cast<std::size_t>(written) != size)
     return fail(ErrorKind::failed, "write a batch into process {}: its gadget isn't mapped", thread.tid().value);
+  prepared_ |= 1U << slot;
 
   const Registers borrowed =
-      gadget::at_batch(own, base_, area() + batch.calls_.front(), base_ + frame_offset, base_ + xsave_offset);
+      gadget::at_batch(own, base_, batch.area_ + batch.calls_.front(), frame_at, xsave_at);
   // In this order: should we die in between, the thread runs the batch and puts its own mask back.
   TRY(thread.set_registers(borrowed));
   return thread.set_signal_mask(batch_mask);
@@ -210,8 +234,8 @@ Result<void> Gadget::to_the_end(Tracee& thread, RemoteAddress end, std::vector<T
   const HostPid tid = thread.tid();
   int signal = 0;
   bool user_signal = false;
-  while (true) {
-    TRY(thread.resume(signal));
+  for (bool first = true;; first = false) {
+    if (!first) TRY(thread.resume(signal));
     signal = 0;
     const WaitStatus status = TRY(thread.wait());
     if (!status.stopped()) return fail(ErrorKind::gone, "thread {} has ended", tid.value);
@@ -254,17 +278,28 @@ Result<void> Gadget::run(Tracee& thread, Batch& batch) {
 }
 
 Result<void> Gadget::run(Tracee& thread, Batch& batch, std::vector<Tracee>* born) {
-  const HostPid tid = thread.tid();
-  if (batch.overflowed_ || batch.area_ != area() || batch.image_.size() > area_size_)
-    return fail(ErrorKind::invalid, "a batch for process {} doesn't fit its gadget's {} bytes", tid.value, area_size_);
-  if (batch.empty()) return {};
-  const bool group_stopped = thread.group_stopped_;
-  TRY(thread.leave_restartable_sequence());
-  const Registers own = TRY(thread.registers());
-  TRY(require_64_bit(thread, own));
-  const std::uint64_t mask = TRY(thread.signal_mask());
+  if (batch.empty() && !batch.overflowed_) return {};
+  Loan loan = TRY(start(thread, batch));
+  return finish(loan, batch, born);
+}
 
-  auto outcome = borrow(thread, batch, own, mask);
+Result<Gadget::Loan> Gadget::start(Tracee& thread, const Batch& batch) {
+  const std::size_t slot = slot_of(batch.area_);
+  if (batch.overflowed_ || slot >= slots || batch.area_ != area(slot))
+    return fail(ErrorKind::invalid, "a batch for process {} doesn't fit its gadget", thread.tid().value);
+  Loan loan{.thread = &thread, .group_stopped = thread.group_stopped_};
+  TRY(thread.leave_restartable_sequence());
+  loan.own = TRY(thread.registers());
+  TRY(require_64_bit(thread, loan.own));
+  loan.mask = TRY(thread.signal_mask());
+  loan.outcome = borrow(thread, batch, loan.own, loan.mask);
+  if (loan.outcome) loan.outcome = thread.resume();
+  return loan;
+}
+
+Result<void> Gadget::finish(Loan& loan, Batch& batch, std::vector<Tracee>* born) {
+  Tracee& thread = *loan.thread;
+  auto outcome = std::move(loan.outcome);
   if (outcome) outcome = to_the_end(thread, base_ + gadget::stop_offset(), born);
   if (!thread.stopped_ && thread.attached_) {
     // Stuck in a system call that blocks. It ends with EINTR here.
@@ -272,14 +307,14 @@ Result<void> Gadget::run(Tracee& thread, Batch& batch, std::vector<Tracee>* born
     TRY(thread.wait_stop());
   }
   if (outcome) {
-    const auto got = read_memory(tid, area(), batch.image_.data(), batch.image_.size());
+    const auto got = read_memory(thread.tid(), batch.area_, batch.image_.data(), batch.image_.size());
     if (!got) outcome = std::unexpected(got.error());
   }
   if (thread.stopped_) {
     // The mask first, for the same reason as in `borrow`.
-    TRY(thread.set_signal_mask(mask));
-    TRY(thread.set_registers(own));
-    thread.group_stopped_ = group_stopped || thread.group_stopped_;
+    TRY(thread.set_signal_mask(loan.mask));
+    TRY(thread.set_registers(loan.own));
+    thread.group_stopped_ = loan.group_stopped || thread.group_stopped_;
   }
   TRY(outcome);
   for (const auto& [call, what] : batch.musts_) {
@@ -287,6 +322,34 @@ Result<void> Gadget::run(Tracee& thread, Batch& batch, std::vector<Tracee>* born
     if (is_error(result)) return std::unexpected(Error{ErrorKind::failed, what, static_cast<int>(-result), {}});
   }
   return {};
+}
+
+Result<Batch> Relay::batch() {
+  if (running_.size() == Gadget::slots) TRY(end_oldest());
+  return gadget_.batch(next_);
+}
+
+Result<void> Relay::begin(Tracee& thread, Batch batch, Done done) {
+  auto loan = TRY(gadget_.start(thread, batch));
+  next_ = (next_ + 1) % Gadget::slots;
+  running_.push_back({std::move(loan), std::move(batch), std::move(done)});
+  return {};
+}
+
+Result<void> Relay::end_oldest() {
+  Leg leg = std::move(running_.front());
+  running_.pop_front();
+  TRY(gadget_.finish(leg.loan, leg.batch, nullptr));
+  return leg.done ? leg.done(leg.batch) : Result<void>{};
+}
+
+Result<void> Relay::finish() {
+  Result<void> outcome;
+  while (!running_.empty()) {
+    auto ended = end_oldest();
+    if (!ended && outcome) outcome = std::move(ended);
+  }
+  return outcome;
 }
 
 Result<long> Gadget::call(Tracee& thread, long number, std::array<std::uint64_t, 6> arguments) {

@@ -174,7 +174,7 @@ Result<void> Arrival::apply_round(const wire::Round& round) {
   if (gadget_place_ == 0) {
     std::vector<const Layout*> layouts;
     for (const auto& process : round.processes) layouts.push_back(&process.layout);
-    gadget_place_ = quiet_place(layouts, 512 * KiB);
+    gadget_place_ = quiet_place(layouts, 1 * MiB);
   }
   for (const auto& wanted : round.processes) {
     order_.push_back(wanted.pid);

@@ -90,27 +90,42 @@ Result<void> Arrival::restore_threads(const wire::ProcessImage& image, Arriving&
     threads.push_back(&thread->tracee);
     restores_.push_back({objects::ThreadRestore(state), thread->tracee.tid()});
   }
-  // The first thread goes last: with it goes what only all of them allow.
-  for (std::size_t i = threads.size(); i-- > 0;) {
-    auto batch = process.gadget.batch();
+  const auto prepare = [&](std::size_t i, kernel::Batch& batch) -> Result<void> {
     auto& restore = restores_[begin + i].restore;
     restore.tell(batch);
     TRY(restore.credentials(batch, threads[i]->tid()));
     if (i == 0) whole.last(batch);
-    const auto requeue = [&](const std::vector<Bytes>& signals, std::optional<PodPid> thread) -> Result<void> {
-      for (std::size_t at = 0; at < signals.size();) {
-        at = TRY(objects::requeue_signals(batch, signals, at, image.process.pid, thread));
-        if (at == signals.size()) break;
-        TRY(process.gadget.run(*threads[i], batch));
-        batch = process.gadget.batch();
-      }
-      return {};
-    };
-    TRY(requeue(image.threads[i].pending, image.threads[i].tid));
-    if (i == 0) TRY(requeue(image.process.pending, {}));
-    TRY(process.gadget.run(*threads[i], batch));
+    return {};
+  };
+  {
+    kernel::Relay relay(process.gadget);
+    for (std::size_t i = 1; i < threads.size(); ++i) {
+      auto batch = TRY(relay.batch());
+      TRY(prepare(i, batch));
+      TRY(relay.begin(*threads[i], std::move(batch)));
+    }
+    TRY(relay.finish());
   }
-  for (std::size_t i = 0; i < threads.size(); ++i) TRY(restores_[begin + i].restore.rearm(process.gadget, *threads[i], clock_));
+  // The first thread goes last: with it goes what only all of them allow.
+  auto batch = process.gadget.batch();
+  TRY(prepare(0, batch));
+  const auto requeue = [&](std::size_t i, const std::vector<Bytes>& signals, std::optional<PodPid> thread) -> Result<void> {
+    for (std::size_t at = 0; at < signals.size();) {
+      at = TRY(objects::requeue_signals(batch, signals, at, image.process.pid, thread));
+      if (at == signals.size() && i == 0) break;
+      TRY(process.gadget.run(*threads[i], batch));
+      batch = process.gadget.batch();
+    }
+    return {};
+  };
+  TRY(requeue(0, image.threads[0].pending, image.threads[0].tid));
+  TRY(requeue(0, image.process.pending, {}));
+  TRY(process.gadget.run(*threads[0], batch));
+  batch = process.gadget.batch();
+  for (std::size_t i = 1; i < threads.size(); ++i) TRY(requeue(i, image.threads[i].pending, image.threads[i].tid));
+  std::vector<objects::ThreadRestore*> restores;
+  for (std::size_t i = 0; i < threads.size(); ++i) restores.push_back(&restores_[begin + i].restore);
+  TRY(objects::ThreadRestore::rearm(process.gadget, restores, threads, clock_));
   if (process.wanted.leader_exited) {
     // Its threads live on without it.
     (void)process.gadget.call(process.threads.front().tracee, SYS_exit, {0});

@@ -208,36 +208,41 @@ Result<wire::ProcessImage> Departure::capture_process(FrozenProcess& frozen, Lea
   auto& first = frozen.threads.front().tracee;
   objects::ProcessCapture process;
   TRY(process.look(frozen.ids.host, first));
-  const std::size_t begin = in_hand_.size();
-  for (auto& thread : frozen.threads) {
-    const bool own_sets = &thread == &frozen.threads.front() || !leaving.same_capabilities;
-    in_hand_.push_back({&thread.tracee, thread.ids.host, frozen.ids.host.value, objects::ThreadCapture(thread.ids.pod, own_sets)});
-    const auto before = scheduling_.find(thread.ids.host.value);
-    const auto scheduling = before != scheduling_.end() ? before->second : TRY(objects::scheduling_of(thread.ids.host));
-    TRY(in_hand_.back().capture.look(thread.tracee, marks_[thread.ids.host.value], clock_, scheduling));
-  }
   if (!leaving.gadget) leaving.gadget = TRY(kernel::Gadget::install(first));
   const auto& numbers = descriptors_->numbers(leaving.ids.pod);
-  for (std::size_t i = begin; i < in_hand_.size(); ++i) {
-    auto batch = leaving.gadget.batch();
-    std::vector<kernel::Batch::Call> flags;
-    if (i == begin) {
+  std::vector<kernel::Batch::Call> flags;
+  image.threads.resize(frozen.threads.size());
+  kernel::Relay relay(leaving.gadget);
+  for (std::size_t i = 0; i < frozen.threads.size(); ++i) {
+    FrozenThread& thread = frozen.threads[i];
+    const HostPid tid = thread.ids.host;
+    const auto before = scheduling_.find(tid.value);
+    const auto scheduling = before != scheduling_.end() ? before->second : TRY(objects::scheduling_of(tid));
+    auto& capture =
+        in_hand_.emplace_back(&thread.tracee, tid, frozen.ids.host.value, objects::ThreadCapture(thread.ids.pod, i == 0 || !leaving.same_capabilities)).capture;
+    TRY(capture.look(thread.tracee, marks_[tid.value], clock_, scheduling));
+    auto batch = TRY(relay.batch());
+    if (i == 0) {
       process.ask(batch);
       for (const int number : numbers) flags.push_back(batch.call(SYS_fcntl, {static_cast<std::uint64_t>(number), F_GETFD}));
     }
-    in_hand_[i].capture.ask(batch);
-    TRY(leaving.gadget.run(*in_hand_[i].tracee, batch));
-    if (i == begin) {
-      image.process = TRY(process.take(batch, clock_));
-      for (std::size_t n = 0; n < flags.size(); ++n)
-        if ((batch.result(flags[n]) & FD_CLOEXEC) != 0) image.close_on_exec.push_back(numbers[n]);
-    }
-    image.threads.push_back(TRY(in_hand_[i].capture.take(batch, in_hand_[i].tid)));
-    if (const auto slack = slack_.find(in_hand_[i].tid.value); slack != slack_.end()) image.threads.back().timer_slack = slack->second;
-    if (i != begin && leaving.same_capabilities) {
-      image.threads.back().credentials.ambient = image.threads.front().credentials.ambient;
-      image.threads.back().credentials.bounding = image.threads.front().credentials.bounding;
-    }
+    capture.ask(batch);
+    TRY(relay.begin(thread.tracee, std::move(batch), [&, i, tid](const kernel::Batch& done) -> Result<void> {
+      if (i == 0) {
+        image.process = TRY(process.take(done, clock_));
+        for (std::size_t n = 0; n < flags.size(); ++n)
+          if ((done.result(flags[n]) & FD_CLOEXEC) != 0) image.close_on_exec.push_back(numbers[n]);
+      }
+      image.threads[i] = TRY(capture.take(done, tid));
+      if (const auto slack = slack_.find(tid.value); slack != slack_.end()) image.threads[i].timer_slack = slack->second;
+      return {};
+    }));
+  }
+  TRY(relay.finish());
+  for (auto& thread : image.threads) {
+    if (!leaving.same_capabilities) break;
+    thread.credentials.ambient = image.threads.front().credentials.ambient;
+    thread.credentials.bounding = image.threads.front().credentials.bounding;
   }
   image.stopped = first.group_stopped();
   image.process.pid = leaving.ids.pod;

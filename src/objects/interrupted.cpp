@@ -224,35 +224,12 @@ Result<Interrupted> describe_leaked(HostPid tid, const kernel::Registers& regist
   return result;
 }
 
-/// Where a syscall instruction stands in the gadget.
-Result<RemoteAddress> syscall_instruction(const kernel::Gadget& gadget, HostPid tid) {
-  Bytes code(std::min<std::size_t>(gadget.size(), page_size));
-  code.resize(TRY(kernel::read_memory(tid, gadget.begin(), code.data(), code.size())));
-  const std::array<std::uint8_t, 2> instruction{0x0f, 0x05};
-  const auto found = std::ranges::search(code, instruction);
-  if (found.empty()) return fail(ErrorKind::failed, "no syscall instruction in the gadget of thread {}", tid.value);
-  return gadget.begin() + static_cast<std::uint64_t>(found.begin() - code.begin());
-}
-
-/// Begins a call in the thread and interrupts it before it can sleep, so that it leaves its restart block in the
-/// kernel. Returns what the call answered: -516, or its result when it had one at once.
-Result<std::int64_t> begin_and_interrupt(kernel::Tracee& thread, const kernel::Registers& call) {
-  TRY(thread.set_registers(call));
-  // Stopped at the entry of the call, an interrupt is pending when it begins: no race, and no time passes.
-  TRY(thread.resume_to_syscall());
-  if (!TRY(thread.wait()).stopped())
-    return fail(ErrorKind::gone, "thread {} died while a call was restarted", thread.tid().value);
-  TRY(thread.interrupt());
-  TRY(thread.resume());
-  TRY(thread.wait_stop());
-  return result_of(TRY(thread.registers()));
-}
-
 /// The call that makes the restart block anew: the program's arguments, but for the time that is left.
-Result<kernel::Registers> shortened_call(kernel::Gadget& gadget, kernel::Tracee& thread, const Interrupted& call,
-                                         const kernel::Registers& program, std::int64_t left) {
+Result<kernel::Registers> shortened_call(const kernel::Gadget& gadget, std::size_t slot, kernel::Tracee& thread,
+                                         const Interrupted& call, const kernel::Registers& program,
+                                         std::int64_t left) {
   kernel::Registers registers = program;
-  registers.rip = TRY(syscall_instruction(gadget, thread.tid()));
+  registers.rip = gadget.syscall_instruction();
   registers.rax = static_cast<std::uint64_t>(call.number);
   registers.orig_rax = static_cast<std::uint64_t>(-1);
   if (call.number == SYS_poll) {
@@ -261,8 +238,7 @@ Result<kernel::Registers> shortened_call(kernel::Gadget& gadget, kernel::Tracee&
     return registers;
   }
   const timespec time = to_timespec(left);
-  kernel::Batch scratch = gadget.batch();
-  const RemoteAddress where = scratch.value(time);
+  const RemoteAddress where = gadget.area(slot);
   if (TRY(kernel::write_memory(thread.tid(), where, &time, sizeof time)) != sizeof time)
     return fail(ErrorKind::failed, "write into the gadget of thread {}", thread.tid().value);
   (call.number == SYS_nanosleep ? registers.rdi : call.number == SYS_futex ? registers.r10 : registers.rdx) = where;
@@ -391,33 +367,82 @@ std::array<Touched, 2> touched(const Interrupted& call, const kernel::Registers&
   }
 }
 
-Result<kernel::Registers> rearm(kernel::Gadget& gadget, kernel::Tracee& thread, const Interrupted& call,
-                                kernel::Registers registers, const PodClock& clock) {
-  if (call.how == "no") return registers;
+namespace {
+
+std::int64_t time_left(const Interrupted& call, const PodClock& clock) {
   // A deadline that has passed still lets the call look once, and end as a timeout.
-  const std::int64_t left = std::max<std::int64_t>(call.deadline - clock.now(), 1);
-  const auto code = [](std::int64_t value) { return static_cast<std::uint64_t>(value); };
-  if (call.how == "block") {
-    const std::int64_t result =
-        TRY(begin_and_interrupt(thread, TRY(shortened_call(gadget, thread, call, registers, left))));
-    // An answer at once is the program's answer: a futex whose word has changed, a descriptor that is ready.
-    registers.rax = code(result);
-    registers.orig_rax = code(call.number);
-    restarted_calls().remember(thread.tid(), registers.rip, call.number);
-    return registers;
-  }
-  registers.rax = code(restart_nohand);
-  registers.orig_rax = code(call.number);
+  return std::max<std::int64_t>(call.deadline - clock.now(), 1);
+}
+
+/// All but "block": registers and what is lent.
+Result<void> rearm_at_rest(Rearming& one, const PodClock& clock) {
+  const Interrupted& call = *one.call;
+  if (call.how == "no") return {};
+  const std::int64_t left = time_left(call, clock);
+  kernel::Registers& registers = one.registers;
+  registers.rax = static_cast<std::uint64_t>(restart_nohand);
+  registers.orig_rax = static_cast<std::uint64_t>(call.number);
   if (call.how == "shorter") {
     // epoll_pwait2 differs from epoll_pwait only in where its time stands: this way it needs no memory of ours.
     if (call.number == epoll_pwait2) registers.orig_rax = SYS_epoll_pwait;
-    registers.r10 = code(std::min<std::int64_t>((left + millisecond - 1) / millisecond, INT32_MAX));
+    registers.r10 = static_cast<std::uint64_t>(std::min<std::int64_t>((left + millisecond - 1) / millisecond, INT32_MAX));
   } else if (call.how == "lent") {
-    TRY(lend(thread, call, registers, left));
+    TRY(lend(*one.thread, call, registers, left));
   } else if (call.how != "again") {
     return fail(ErrorKind::invalid, "unknown way \"{}\" to restart a system call", call.how);
   }
-  return registers;
+  return {};
+}
+
+/// Begins calls in up to `Gadget::slots` threads and interrupts them before they can sleep, so that they leave their
+/// restart blocks in the kernel. Their threads go through this at the same time: each has to be waited for twice.
+Result<void> remake_blocks(kernel::Gadget& gadget, std::span<Rearming*> blocks, const PodClock& clock) {
+  const auto each = [&](auto step) -> Result<void> {
+    for (std::size_t slot = 0; slot < blocks.size(); ++slot) TRY(step(*blocks[slot], slot));
+    return {};
+  };
+  TRY(each([&](Rearming& one, std::size_t slot) -> Result<void> {
+    const auto left = time_left(*one.call, clock);
+    TRY(one.thread->set_registers(TRY(shortened_call(gadget, slot, *one.thread, *one.call, one.registers, left))));
+    // Stopped at the entry of the call, an interrupt is pending when it begins: no race, and no time passes.
+    return one.thread->resume_to_syscall();
+  }));
+  TRY(each([](Rearming& one, std::size_t) -> Result<void> {
+    if (!TRY(one.thread->wait()).stopped())
+      return fail(ErrorKind::gone, "thread {} died while a call was restarted", one.thread->tid().value);
+    TRY(one.thread->interrupt());
+    return one.thread->resume();
+  }));
+  return each([](Rearming& one, std::size_t) -> Result<void> {
+    TRY(one.thread->wait_stop());
+    // An answer at once is the program's answer: a futex whose word has changed, a descriptor that is ready.
+    one.registers.rax = static_cast<std::uint64_t>(result_of(TRY(one.thread->registers())));
+    one.registers.orig_rax = static_cast<std::uint64_t>(one.call->number);
+    restarted_calls().remember(one.thread->tid(), one.registers.rip, one.call->number);
+    return {};
+  });
+}
+
+}  // namespace
+
+Result<void> rearm(kernel::Gadget& gadget, std::span<Rearming> threads, const PodClock& clock) {
+  std::vector<Rearming*> blocks;
+  for (auto& one : threads) {
+    if (one.call->how == "block")
+      blocks.push_back(&one);
+    else
+      TRY(rearm_at_rest(one, clock));
+  }
+  for (std::size_t at = 0; at < blocks.size(); at += kernel::Gadget::slots)
+    TRY(remake_blocks(gadget, std::span(blocks).subspan(at, std::min(blocks.size() - at, kernel::Gadget::slots)), clock));
+  return {};
+}
+
+Result<kernel::Registers> rearm(kernel::Gadget& gadget, kernel::Tracee& thread, const Interrupted& call,
+                                kernel::Registers registers, const PodClock& clock) {
+  Rearming one{&thread, &call, registers};
+  TRY(rearm(gadget, std::span(&one, 1), clock));
+  return one.registers;
 }
 
 Result<void> give_back(HostPid tid, const Interrupted& call, const kernel::Registers& registers) {

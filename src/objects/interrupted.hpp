@@ -2,6 +2,7 @@
 
 #include <array>
 #include <map>
+#include <span>
 #include <string>
 
 #include "image/codec.hpp"
@@ -73,6 +74,14 @@ std::array<Touched, 2> touched(const Interrupted&, const kernel::Registers&);
 /// Signals must be blocked in the thread, and its descriptors and memory be in place.
 Result<kernel::Registers> rearm(kernel::Gadget&, kernel::Tracee&, const Interrupted&, kernel::Registers,
                                 const PodClock&);
+
+/// One of several threads that `rearm` makes ready at once.
+struct Rearming {
+  kernel::Tracee* thread = nullptr;
+  const Interrupted* call = nullptr;
+  kernel::Registers registers;  ///< the program's; afterwards those to be set last
+};
+Result<void> rearm(kernel::Gadget&, std::span<Rearming>, const PodClock&);
 
 /// After the thread runs again: takes back what was lent as soon as the call sleeps, or has ended. Waits 20 ms at most.
 /// Does nothing for all but "lent".

@@ -214,10 +214,24 @@ Result<void> ThreadRestore::credentials(kernel::Batch& batch, HostPid tid) {
 }
 
 Result<void> ThreadRestore::rearm(kernel::Gadget& gadget, kernel::Tracee& thread, const PodClock& clock) {
-  const auto registers = TRY(from_bytes<kernel::Registers>(state_.registers, "a register set"));
-  TRY(thread.set_signal_mask(~0ULL));
-  final_ = TRY(objects::rearm(gadget, thread, state_.interrupted, registers, clock));
-  armed_ = true;
+  ThreadRestore* const self = this;
+  kernel::Tracee* const tracee = &thread;
+  return rearm(gadget, {&self, 1}, {&tracee, 1}, clock);
+}
+
+Result<void> ThreadRestore::rearm(kernel::Gadget& gadget, std::span<ThreadRestore* const> restores,
+                                  std::span<kernel::Tracee* const> threads, const PodClock& clock) {
+  std::vector<Rearming> all;
+  for (std::size_t i = 0; i < restores.size(); ++i) {
+    const ThreadState& state = restores[i]->state_;
+    all.push_back({threads[i], &state.interrupted, TRY(from_bytes<kernel::Registers>(state.registers, "a register set"))});
+    if (state.interrupted.how == "block") TRY(threads[i]->set_signal_mask(~0ULL));
+  }
+  TRY(objects::rearm(gadget, all, clock));
+  for (std::size_t i = 0; i < restores.size(); ++i) {
+    restores[i]->final_ = all[i].registers;
+    restores[i]->armed_ = true;
+  }
   return {};
 }
 

@@ -85,6 +85,9 @@ class ThreadRestore {
   /// As `finish` in three steps, for a gadget that goes in between: `rearm` needs the gadget, `settle` doesn't.
   Result<void> rearm(kernel::Gadget&, kernel::Tracee&, const PodClock&);
   Result<void> settle(kernel::Tracee&);
+  /// `rearm` for many threads of one process at once.
+  static Result<void> rearm(kernel::Gadget&, std::span<ThreadRestore* const>, std::span<kernel::Tracee* const>,
+                            const PodClock&);
   /// After the thread runs: `give_back` of the interrupted call. Cheap when there is nothing to give back.
   Result<void> running(HostPid tid) { return give_back(tid, state_.interrupted, final_); }
 
