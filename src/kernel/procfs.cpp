@@ -136,7 +136,7 @@ bool parse_mapping(std::string_view line, Mapping& mapping) {
   return true;
 }
 
-Result<std::vector<Mapping>> parse_maps(HostPid pid, std::string_view text, bool detailed) {
+Result<std::vector<Mapping>> parse_maps(HostPid pid, std::string_view text, bool detailed, std::string* headers) {
   std::vector<Mapping> mappings;
   if (!detailed) mappings.reserve(static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n')));
   const bool good = each_line(text, [&](std::string_view line) {
@@ -151,6 +151,7 @@ Result<std::vector<Mapping>> parse_maps(HostPid pid, std::string_view text, bool
       }
       return true;
     }
+    if (headers != nullptr) headers->append(line).push_back('\n');
     return parse_mapping(line, mappings.emplace_back());
   });
   if (!good) return fail(ErrorKind::invalid, "/proc/{}/maps has a line that can't be understood", pid.value);
@@ -273,12 +274,20 @@ Result<std::string> read_link(HostPid pid, std::string_view name) {
   return std::string(target.data(), static_cast<std::size_t>(length));
 }
 
-Result<std::vector<Mapping>> read_maps(HostPid pid) {
-  return parse_maps(pid, TRY(read_bounded(pid, "maps", most_maps_bytes)), false);
+Result<std::string> read_maps_text(HostPid pid) {
+  return read_bounded(pid, "maps", most_maps_bytes);
 }
 
-Result<std::vector<Mapping>> read_smaps(HostPid pid) {
-  return parse_maps(pid, TRY(read_bounded(pid, "smaps", most_smaps_bytes)), true);
+Result<std::vector<Mapping>> parse_maps(HostPid pid, std::string_view text) {
+  return parse_maps(pid, text, false, nullptr);
+}
+
+Result<std::vector<Mapping>> read_maps(HostPid pid) {
+  return parse_maps(pid, TRY(read_maps_text(pid)));
+}
+
+Result<std::vector<Mapping>> read_smaps(HostPid pid, std::string* headers) {
+  return parse_maps(pid, TRY(read_bounded(pid, "smaps", most_smaps_bytes)), true, headers);
 }
 
 Result<Status> read_status(HostPid pid) {

@@ -72,7 +72,11 @@ struct DescriptorEntry {
 };
 
 Result<std::vector<Mapping>> read_maps(HostPid);
-Result<std::vector<Mapping>> read_smaps(HostPid);
+/// `headers` gets the text that /proc/PID/maps had at the same moment.
+Result<std::vector<Mapping>> read_smaps(HostPid, std::string* headers = nullptr);
+/// The text of /proc/PID/maps. Equal texts are equal mappings: comparing is much faster than understanding.
+Result<std::string> read_maps_text(HostPid);
+Result<std::vector<Mapping>> parse_maps(HostPid, std::string_view text);
 Result<Status> read_status(HostPid);
 Result<Stat> read_stat(HostPid);
 Result<std::vector<HostPid>> list_threads(HostPid);

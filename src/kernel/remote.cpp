@@ -52,9 +52,6 @@ Result<std::int64_t> bare_call(Tracee& thread, RemoteAddress instruction, long n
   const Registers own = TRY(thread.registers());
   TRY(require_64_bit(thread, own));
   const std::uint64_t mask = TRY(thread.signal_mask());
-  const int options = thread.options();
-  TRY(thread.set_options(options | PTRACE_O_TRACESYSGOOD));
-
   const Registers borrowed = gadget::at_call(own, instruction, number, arguments);
   const auto outcome = [&]() -> Result<std::int64_t> {
     TRY(thread.set_signal_mask(~0ULL));
@@ -79,7 +76,6 @@ Result<std::int64_t> bare_call(Tracee& thread, RemoteAddress instruction, long n
   if (thread.stopped()) {
     TRY(thread.set_signal_mask(mask));
     TRY(thread.set_registers(own));
-    TRY(thread.set_options(options));
   }
   return outcome;
 }

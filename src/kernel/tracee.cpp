@@ -80,6 +80,8 @@ int WaitStatus::event() const {
 }
 
 Result<Tracee> Tracee::seize(HostPid tid, int options) {
+  // Stops at system calls are always told from traps: that needs no setting and unsetting around each call of ours.
+  options |= PTRACE_O_TRACESYSGOOD;
   // A seccomp filter of the target would judge our system calls too. EPERM when this daemon has a filter of its own.
   const int wanted = options | suspend_seccomp;
   Tracee tracee(tid);

@@ -134,10 +134,28 @@ Result<void> Arrival::open_trees() {
   });
 }
 
-void Arrival::raise_priorities() {
-  raised_ = kernel::RaisedPriority(HostPid{::gettid()}, 30);
-  for (auto& [pid, process] : processes_)
-    for (auto& thread : process.threads) (void)kernel::set_policy(thread.tracee.tid(), {SCHED_FIFO, 20});
+/// What needn't be done while the pod stands still. Said once more when the source has had to let the pod go on for a moment.
+Result<void> Arrival::expect_freeze(const wire::Freezing& freezing) {
+  if (!raised_.empty()) return {};
+  TRY(pod_->set_first(freezing.first));
+  raised_.emplace_back(HostPid{::gettid()}, daemon_priority);
+  raised_.emplace_back(pod_->init(), thread_priority);
+  TRY(workshop_->run([this]() -> Result<void> {
+    raised_.emplace_back(HostPid{::gettid()}, daemon_priority);
+    return {};
+  }));
+  raise_threads();
+  return {};
+}
+
+void Arrival::raise_threads() {
+  for (auto& [pid, process] : processes_) {
+    for (auto& thread : process.threads) {
+      if (std::exchange(thread.raised, true)) continue;
+      thread.timer_slack = kernel::timer_slack_of(thread.tracee.tid()).value_or(0);
+      (void)kernel::set_policy(thread.tracee.tid(), {SCHED_FIFO, thread_priority});
+    }
+  }
 }
 
 // --- pages ----------------------------------------------------------------------------------------------------------------------------------------
@@ -178,16 +196,20 @@ Result<void> Arrival::apply_round(const wire::Round& round) {
   }
   for (const auto& wanted : round.processes) {
     order_.push_back(wanted.pid);
-    if (find(wanted.pid) == nullptr) {
+    const bool known = find(wanted.pid) != nullptr;
+    if (!known) {
       auto made = make_process(wanted);
       if (!made) return std::unexpected(std::move(made).error().within(fmt::format("make process {}", wanted.pid.value)));
     }
     Arriving& process = processes_.at(wanted.pid.value);
     const bool begin_anew = wanted.fresh && !process.wanted.layout.empty();
+    Layout before = std::move(process.wanted.layout);
     process.wanted = wanted;
+    if (wanted.unchanged) process.wanted.layout = std::move(before);
     if (process.ended) continue;
     if (begin_anew) process.memory = TRY(DestinationMemory::empty(process.host, wanted.pid, process.hand()));
-    auto applied = process.memory->apply(wanted.layout, objects_, builder_, process.hand());
+    Result<void> applied;
+    if (!known || begin_anew || !wanted.unchanged) applied = process.memory->apply(process.wanted.layout, objects_, builder_, process.hand());
     if (applied) applied = make_threads(process);
     if (!applied) return std::unexpected(std::move(applied).error().within(fmt::format("lay out process {}", wanted.pid.value)));
   }
@@ -207,7 +229,6 @@ Result<void> Arrival::follow_until_last() {
         TRY(control_.send(wire::Type::ready, BytesView{}));
         TRY(pages_->wait(round.number));
         TRY(control_.send(wire::Type::done, BytesView{}));
-        last_round_ = round.number;
         break;
       }
       case wire::Type::files: {
@@ -219,9 +240,11 @@ Result<void> Arrival::follow_until_last() {
       case wire::Type::objects:
         images_ = TRY(image::unpack<wire::Objects>(message.payload)).images;
         break;
+      case wire::Type::freezing:
+        TRY(expect_freeze(TRY(image::unpack<wire::Freezing>(message.payload))));
+        break;
       case wire::Type::last: {
         watch_.restart();
-        raise_priorities();
         last_ = TRY(image::unpack<wire::Last>(message.payload));
         return apply_last(last_);
       }
@@ -233,6 +256,7 @@ Result<void> Arrival::follow_until_last() {
 
 Result<void> Arrival::apply_last(const wire::Last& last) {
   TRY(apply_round(last.round));
+  raise_threads();
   // Processes have their final numbers: descriptors are built beside the last pages.
   TRY(begin_descriptors());
   for (const auto& ranges : last.absent) {

@@ -27,6 +27,8 @@ namespace godwit::migrate {
 struct ArrivingThread {
   PodPid pod;
   kernel::Tracee tracee;
+  std::uint64_t timer_slack = 0;  ///< ns, before it was raised; what it has again when it is let down
+  bool raised = false;            ///< to SCHED_FIFO, for the freeze
 };
 
 /// A process of the pod that is arriving.
@@ -64,7 +66,8 @@ class Arrival {
   Result<Message> next(std::chrono::milliseconds limit = std::chrono::minutes(30));
   Result<void> answer_clock();
   Result<void> open_trees();
-  void raise_priorities();
+  Result<void> expect_freeze(const wire::Freezing&);
+  void raise_threads();
   Result<void> apply_round(const wire::Round&);
   Result<void> end_process(Arriving&);
   Result<void> make_process(const wire::Process&);
@@ -78,7 +81,7 @@ class Arrival {
   Result<void> begin_references(const wire::Last&);
   Result<void> begin_descriptors();
   Result<void> restore_process(const wire::ProcessImage&, int builder);
-  Result<void> restore_threads(const wire::ProcessImage&, Arriving&, objects::ProcessRestore&);
+  Result<void> restore_threads(const wire::ProcessImage&, Arriving&, objects::ProcessRestore&, kernel::Batch);
   Result<void> write(SpaceId space, std::uint64_t address, const void* data, std::size_t size);
   Result<void> decide_alone();
   Arriving* find(PodPid pid);
@@ -97,7 +100,7 @@ class Arrival {
   DestinationObjects objects_;
   std::vector<Fd> connections_;
   std::vector<pod::UpperTarget> trees_;  ///< in the order of wire::trees
-  kernel::RaisedPriority raised_;        ///< for the freeze only
+  std::vector<kernel::RaisedPriority> raised_;  ///< ours and the init's, for the freeze only
   Fd reference_;
   std::unique_ptr<PageReceiver> pages_;
   std::unique_ptr<Pager> pager_;
@@ -114,12 +117,11 @@ class Arrival {
     HostPid tid;
   };
   std::vector<Restored> restores_;
-  std::uint32_t last_round_ = 0;
   Stopwatch watch_;
   store::Record record_;
   std::vector<Bytes> held_;
   std::map<pid_t, pid_t> temporaries_;  ///< leaders of sessions and groups that have ended at the source: pod pid to host pid
-  bool ours_ = false, running_ = false;
+  bool ours_ = false;
 };
 
 }  // namespace godwit::migrate

@@ -31,14 +31,14 @@ Result<void> Arrival::rebuild() {
   TRY(workshop_->wait());
   for (const auto& image : state_.processes) descriptors_->set_close_on_exec(image.process.pid, image.close_on_exec);
   watch_.lap("objects");
+  workshop_->begin([this] { return pod_->set_last_pid(state_.last_pid); });
 
   for (const auto& image : state_.processes) {
     auto restored = restore_process(image, highest_number_ + 1);
     if (!restored) return std::unexpected(std::move(restored).error().within(fmt::format("rebuild process {}", image.process.pid.value)));
   }
+  TRY(workshop_->wait());
   watch_.lap("processes");
-  TRY(pod_->set_first(state_.first));
-  TRY(pod_->set_last_pid(state_.last_pid));
   return {};
 }
 
@@ -68,26 +68,31 @@ Result<void> Arrival::restore_process(const wire::ProcessImage& image, int build
     batch.must("move the builder's descriptor", SYS_dup3, {static_cast<std::uint64_t>(builder_), static_cast<std::uint64_t>(builder), O_CLOEXEC});
     batch.must("move the builder's descriptor", SYS_close, {static_cast<std::uint64_t>(builder_)});
   }
-  TRY(hand.run(batch));
-  TRY(process->memory->lock(hand));
-  if (own_table) TRY(descriptors_->install(image.process.pid, builder, hand));
-  TRY(descriptors_->attach(image.process.pid, hand));
-
-  batch = hand.gadget.batch();
+  if (std::ranges::any_of(process->wanted.layout, [](const Area& area) { return area.flags.find("lo") != std::string::npos; })) {
+    TRY(hand.run(batch));
+    TRY(process->memory->lock(hand));
+    batch = hand.gadget.batch();
+  }
+  if (own_table) TRY(descriptors_->install(image.process.pid, builder, batch, hand));
+  TRY(descriptors_->attach(image.process.pid, batch, hand));
+  if (batch.full(400, 64 * KiB)) {
+    TRY(hand.run(batch));
+    batch = hand.gadget.batch();
+  }
   restore.late(batch, builder + 1);
   if (own_table) batch.must("close the builder's descriptor", SYS_close, {static_cast<std::uint64_t>(builder)});
-  TRY(hand.run(batch));
-  TRY(restore.outside(process->host));
-  return restore_threads(image, *process, restore);
+  return restore_threads(image, *process, restore, std::move(batch));
 }
 
-Result<void> Arrival::restore_threads(const wire::ProcessImage& image, Arriving& process, objects::ProcessRestore& whole) {
+Result<void> Arrival::restore_threads(const wire::ProcessImage& image, Arriving& process, objects::ProcessRestore& whole, kernel::Batch batch) {
   const std::size_t begin = restores_.size();
   std::vector<kernel::Tracee*> threads;
+  std::vector<std::uint64_t> slack;
   for (const auto& state : image.threads) {
     const auto thread = std::ranges::find(process.threads, state.tid, &ArrivingThread::pod);
     if (thread == process.threads.end()) return fail(ErrorKind::invalid, "its thread {} was not made", state.tid.value);
     threads.push_back(&thread->tracee);
+    slack.push_back(thread->timer_slack);
     restores_.push_back({objects::ThreadRestore(state), thread->tracee.tid()});
   }
   const auto prepare = [&](std::size_t i, kernel::Batch& batch) -> Result<void> {
@@ -97,17 +102,18 @@ Result<void> Arrival::restore_threads(const wire::ProcessImage& image, Arriving&
     if (i == 0) whole.last(batch);
     return {};
   };
-  {
+  if (threads.size() > 1 || threads.front() != &process.threads.front().tracee) {
+    TRY(process.gadget.run(process.threads.front().tracee, batch));
     kernel::Relay relay(process.gadget);
     for (std::size_t i = 1; i < threads.size(); ++i) {
-      auto batch = TRY(relay.batch());
-      TRY(prepare(i, batch));
-      TRY(relay.begin(*threads[i], std::move(batch)));
+      auto own = TRY(relay.batch());
+      TRY(prepare(i, own));
+      TRY(relay.begin(*threads[i], std::move(own)));
     }
     TRY(relay.finish());
+    batch = process.gadget.batch();
   }
   // The first thread goes last: with it goes what only all of them allow.
-  auto batch = process.gadget.batch();
   TRY(prepare(0, batch));
   const auto requeue = [&](std::size_t i, const std::vector<Bytes>& signals, std::optional<PodPid> thread) -> Result<void> {
     for (std::size_t at = 0; at < signals.size();) {
@@ -131,8 +137,8 @@ Result<void> Arrival::restore_threads(const wire::ProcessImage& image, Arriving&
     (void)process.gadget.call(process.threads.front().tracee, SYS_exit, {0});
   }
   TRY(process.gadget.remove(*threads.front()));
-  for (std::size_t i = 0; i < threads.size(); ++i) TRY(restores_[begin + i].restore.settle(*threads[i]));
-  return {};
+  for (std::size_t i = 0; i < threads.size(); ++i) TRY(restores_[begin + i].restore.settle(*threads[i], slack[i]));
+  return whole.outside(process.host);
 }
 
 Result<void> Arrival::pin() {
@@ -195,8 +201,7 @@ Result<void> Arrival::restart() {
   for (const auto& frame : held_) note("deliver a held frame", pod_->gate().deliver(frame));
   auto released = pod_->gate().release();
   if (!released) note("release the gate", std::unexpected(released.error()));
-  running_ = true;
-  raised_.restore();
+  raised_.clear();
   watch_.lap("thaw");
   const auto at = now_ns();
   note("keep", pod_->keep());

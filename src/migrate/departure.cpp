@@ -194,6 +194,9 @@ Result<void> Departure::align_clocks() {
 Result<void> Departure::prepare() {
   tell("prepare");
   TRY(check_cancelled());
+  const auto life = TRY(pod_.life());
+  if (!life.first) return fail(ErrorKind::refused, "{} has no first program", report_.pod);
+  first_ = *life.first;
   TRY(align_clocks());
   TRY(expect(wire::Type::ready, building_limit));
   total_.lap("prepare");
@@ -257,7 +260,8 @@ Result<std::vector<wire::Process>> Departure::describe_processes() {
     process.threads = pod_ids(ids.threads);
     process.leader_exited = ids.leader_exited;
     process.fresh = std::exchange(leaving.fresh, false);
-    if (leaving.memory) process.layout = leaving.memory->layout();
+    process.unchanged = leaving.memory && leaving.memory->told();
+    if (leaving.memory && !process.unchanged) process.layout = leaving.memory->layout();
     described.push_back(std::move(process));
   }
   return described;
@@ -265,6 +269,8 @@ Result<std::vector<wire::Process>> Departure::describe_processes() {
 
 Result<void> Departure::begin_round(std::uint32_t number) {
   round_ = number;
+  // Before the processes are looked at: as long as it stays the same, none has been added.
+  last_pid_ = TRY(pod_.last_pid());
   TRY(follow_processes());
   objects_.begin_look();
   for (const auto host : order_) {

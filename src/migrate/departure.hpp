@@ -108,6 +108,8 @@ class Departure {
   std::vector<pid_t> order_;            ///< parents before children
   SourceObjects objects_;
   std::uint32_t round_ = 0;
+  PodPid first_;     ///< whose end is the pod's end
+  PodPid last_pid_;  ///< the last number given out in the pod when its processes were looked at
   std::vector<pod::UpperSource> trees_;       ///< in the order of wire::trees
   std::vector<pod::ManifestEntry> manifest_;  ///< files of the node's root that the pod used at preflight
   std::map<pid_t, objects::SleepMark> marks_;

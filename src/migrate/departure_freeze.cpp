@@ -19,9 +19,6 @@ namespace {
 /// So few bytes travel with the control message; more are worth the page connections.
 constexpr std::uint64_t inline_bytes = 2 * MiB;
 
-/// SCHED_FIFO, for the freeze: we above the pod's threads.
-constexpr int daemon_priority = 30, thread_priority = 20;
-
 const Area* area_at(const Layout& layout, std::uint64_t address) {
   auto after = std::ranges::upper_bound(layout, address, {}, &Area::begin);
   return after == layout.begin() || std::prev(after)->end <= address ? nullptr : &*std::prev(after);
@@ -56,17 +53,19 @@ Result<void> Departure::freeze() {
 
 Result<void> Departure::freeze_once() {
   objects::SleepClock sleep_clock(clock_);
-  std::vector<ProcessIds> known;
-  for (const auto host : order_) known.push_back(processes_.at(host).ids);
-  for (const auto& process : known)
+  Known known{.processes = {}, .last_pid = last_pid_};
+  for (const auto host : order_) known.processes.push_back(processes_.at(host).ids);
+  for (const auto& process : known.processes)
     for (const auto& thread : process.threads)
       if (auto sleeping = sleep_clock.mark(thread.host)) marks_[thread.host.value] = *sleeping;
+  TRY(control_->send(wire::Type::freezing, wire::Freezing{first_}));
   raise_priorities();
+  const auto last_pid = [this]() -> Result<PodPid> { return last_pid_ = TRY(pod_.last_pid()); };
   freeze_watch_.restart();
   // What the threads and the kernel still answer goes out until they have stopped.
   TRY(pod_.gate().set(pod::Gate::State::pause));
   holding_ = true;
-  frozen_ = TRY(freeze_all(pod_.init(), known, std::chrono::seconds(5), stopped_at_));
+  frozen_ = TRY(freeze_all(pod_.init(), known, last_pid, std::chrono::seconds(5), stopped_at_));
   // From here nothing may be acknowledged that the image doesn't have.
   TRY(pod_.gate().set(pod::Gate::State::hold));
   freeze_watch_.lap("stop threads");
@@ -94,8 +93,8 @@ void Departure::let_go() {
 }
 
 void Departure::raise_priorities() {
-  // Steps of ours inside a thread run at the thread's own priority: with other load, milliseconds instead of microseconds.
   raised_.emplace_back(HostPid{::gettid()}, daemon_priority);
+  raised_.emplace_back(pod_.init(), thread_priority);
   for (const auto& [host, leaving] : processes_) {
     for (const auto& thread : leaving.ids.threads) {
       if (auto scheduling = objects::scheduling_of(thread.host)) scheduling_[thread.host.value] = *scheduling;
@@ -155,15 +154,12 @@ Result<void> Departure::send_last_pages() {
     if (!leaving.memory) continue;
     const auto hidden = leaving.gadget ? Range{leaving.gadget.begin(), leaving.gadget.begin() + leaving.gadget.size()} : Range{};
     TRY(leaving.memory->look(objects_, false, hidden.begin, hidden.end));
-    if (hidden.size() != 0 && area_at(leaving.memory->layout(), hidden.begin) == nullptr) {
-      const auto maps = TRY(kernel::read_maps(leaving.ids.body()));
-      if (std::ranges::none_of(maps, [&](const kernel::Mapping& m) { return m.begin <= hidden.begin && hidden.begin < m.end; })) {
-        // It has executed another program since the last round: nothing that was sent counts.
-        leaving.memory = TRY(SourceMemory::open(leaving.ids.body(), leaving.ids.pod));
-        leaving.gadget = {};
-        leaving.fresh = true;
-        TRY(leaving.memory->look(objects_, false, 0, 0));
-      }
+    if (hidden.size() != 0 && !leaving.memory->maps(hidden.begin)) {
+      // It has executed another program since the last round: nothing that was sent counts.
+      leaving.memory = TRY(SourceMemory::open(leaving.ids.body(), leaving.ids.pod));
+      leaving.gadget = {};
+      leaving.fresh = true;
+      TRY(leaving.memory->look(objects_, false, 0, 0));
     }
     pieces.clear();
     std::vector<Range> absent;
@@ -264,10 +260,7 @@ Result<void> Departure::send_state() {
     if (!image) return std::unexpected(std::move(image).error().within(fmt::format("capture process {}", process.ids.pod.value)));
     state.processes.push_back(std::move(*image));
   }
-  const auto life = TRY(pod_.life());
-  if (!life.first) return fail(ErrorKind::refused, "{} has no first program", report_.pod);
-  state.first = *life.first;
-  state.last_pid = TRY(pod_.last_pid());
+  state.last_pid = last_pid_;
   TRY(control_->send(wire::Type::state, state));
   freeze_watch_.lap("threads");
   return {};

@@ -26,14 +26,13 @@ Result<void> DestinationDescriptors::build(std::vector<objects::Image> images) {
   return {};
 }
 
-Result<void> DestinationDescriptors::install(PodPid process, int builder, Hand hand) {
+Result<void> DestinationDescriptors::install(PodPid process, int builder, kernel::Batch& batch, Hand hand) {
   std::vector<std::pair<const objects::Holder*, objects::ObjectId>> wanted;
   for (std::size_t id = 0; id < images_.size(); ++id)
     for (const auto& holder : images_[id].holders)
       if (holder.process == process) wanted.emplace_back(&holder, static_cast<objects::ObjectId>(id));
   std::ranges::sort(wanted, {}, [](const auto& entry) { return entry.first->number; });
 
-  auto batch = hand.gadget.batch();
   // Nothing else is open below the builder's number, so the kernel gives out the lowest number that isn't taken yet: known in advance.
   int lowest_free = 0;
   for (const auto& [holder, id] : wanted) {
@@ -56,7 +55,6 @@ Result<void> DestinationDescriptors::install(PodPid process, int builder, Hand h
       batch.forward(got, closed, 0);
     }
   }
-  if (!batch.empty()) TRY(hand.run(batch));
   return {};
 }
 
@@ -67,8 +65,7 @@ void DestinationDescriptors::set_close_on_exec(PodPid process, const std::vector
       if (holder.process == process) holder.close_on_exec = wanted.contains(holder.number);
 }
 
-Result<void> DestinationDescriptors::attach(PodPid process, Hand hand) {
-  auto batch = hand.gadget.batch();
+Result<void> DestinationDescriptors::attach(PodPid process, kernel::Batch& batch, Hand hand) {
   for (const auto& image : images_) {
     for (const auto& holder : image.holders) {
       if (holder.process != process) continue;
@@ -79,7 +76,6 @@ Result<void> DestinationDescriptors::attach(PodPid process, Hand hand) {
       TRY(objects::kind_named(image.kind)->attach(image.state, holder, batch, *this));
     }
   }
-  if (!batch.empty()) TRY(hand.run(batch));
   return {};
 }
 

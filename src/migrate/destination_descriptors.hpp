@@ -18,8 +18,8 @@ class DestinationDescriptors : public objects::Destination {
   Result<void> build(std::vector<objects::Image> images);
   /// Puts what `process` holds into its table, under the right numbers, and makes what belongs to the process. `builder` is the number of a pidfd of
   /// this daemon in that table; it stands above all others and is closed last.
-  Result<void> install(PodPid process, int builder, Hand);
-  Result<void> attach(PodPid process, Hand);
+  Result<void> install(PodPid process, int builder, kernel::Batch&, Hand);
+  Result<void> attach(PodPid process, kernel::Batch&, Hand);
   /// Before `install`.
   void set_close_on_exec(PodPid process, const std::vector<int>& numbers);
   /// After the commit; on the pod's workshop.

@@ -73,15 +73,31 @@ Result<void> await_stops(std::vector<FrozenProcess>& frozen) {
   return {};
 }
 
+/// Whether every thread of these that lived is stopped now.
+bool all_stopped(const std::vector<ProcessIds>& tree, const std::vector<FrozenProcess>& frozen) {
+  return std::ranges::all_of(tree, [&](const ProcessIds& ids) {
+    const auto process = std::ranges::find_if(frozen, [&](const FrozenProcess& p) { return p.ids.host == ids.host; });
+    return process != frozen.end() && process->threads.size() == ids.threads.size();
+  });
+}
+
 /// One attempt. `busy` when some thread doesn't stop; `frozen` has what did.
-Result<std::vector<FrozenProcess>> try_freeze(HostPid init, std::vector<ProcessIds> tree, std::vector<FrozenProcess>& frozen) {
+Result<std::vector<FrozenProcess>> try_freeze(HostPid init, const Known& known, const std::function<Result<PodPid>()>& last_pid,
+                                              std::vector<FrozenProcess>& frozen) {
   std::set<pid_t> seized;
+  auto tree = known.processes;
   TRY(seize_new(tree, frozen, seized));
   TRY(await_stops(frozen));
-  for (;;) {
+  const bool as_known = TRY(last_pid()) == known.last_pid && all_stopped(tree, frozen) && TRY(refresh_tree(tree));
+  if (as_known) TRY(seize_new(tree, frozen, seized));
+  while (!as_known) {
     tree = TRY(read_tree(init));
-    if (!TRY(seize_new(tree, frozen, seized))) break;
+    const bool grew = TRY(seize_new(tree, frozen, seized));
     TRY(await_stops(frozen));
+    if (grew) continue;
+    // Again: when it was asked first, somebody may still have been running.
+    TRY(last_pid());
+    break;
   }
   // What was there at the first look and is not at the last one has ended. Parents stand before children, as in the tree.
   std::vector<FrozenProcess> ordered;
@@ -100,13 +116,13 @@ std::int64_t now_ns() {
   return now.tv_sec * 1'000'000'000LL + now.tv_nsec;
 }
 
-Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const std::vector<ProcessIds>& known, std::chrono::milliseconds limit,
-                                              std::int64_t& stopped_at) {
+Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const Known& known, const std::function<Result<PodPid>()>& last_pid,
+                                              std::chrono::milliseconds limit, std::int64_t& stopped_at) {
   const auto give_up = std::chrono::steady_clock::now() + limit;
   for (;;) {
     stopped_at = now_ns();
     std::vector<FrozenProcess> stopped;
-    auto frozen = try_freeze(init, known, stopped);
+    auto frozen = try_freeze(init, known, last_pid, stopped);
     if (!frozen) thaw_all(stopped);
     if (frozen || frozen.error().kind != ErrorKind::busy || std::chrono::steady_clock::now() > give_up) return frozen;
     // A vfork child needs its parent's memory to itself until it execs.

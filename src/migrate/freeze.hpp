@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <vector>
 
 #include "base/ids.hpp"
@@ -9,6 +10,10 @@
 #include "migrate/tree.hpp"
 
 namespace godwit::migrate {
+
+/// SCHED_FIFO, for the freeze: we above the pod's threads. Steps of ours inside a thread run at the thread's own priority: with other load, milliseconds
+/// instead of microseconds.
+inline constexpr int daemon_priority = 30, thread_priority = 20;
 
 /// A stopped thread of the pod.
 struct FrozenThread {
@@ -22,11 +27,18 @@ struct FrozenProcess {
   std::vector<FrozenThread> threads;
 };
 
+/// What a pod was a moment ago.
+struct Known {
+  std::vector<ProcessIds> processes;
+  PodPid last_pid;  ///< the last number given out in it, read before the processes were
+};
+
 /// Stops every thread below `init` and returns them, parents before children. A vfork parent can't be stopped before its child is through: everything is let
 /// go and tried again, until `limit` is over (`busy`). `stopped_at` is when the first thread was asked to stop (CLOCK_MONOTONIC, ns).
-/// `known` is what was there a moment ago: those are stopped first, before anything is looked for.
-Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const std::vector<ProcessIds>& known, std::chrono::milliseconds limit,
-                                              std::int64_t& stopped_at);
+/// `known` are stopped first, before anything is looked for. `last_pid` asks for the number given out last: as long as it is the known one, nobody has been
+/// born, and the threads of each process, which take longest to read, need not be.
+Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const Known& known, const std::function<Result<PodPid>()>& last_pid,
+                                              std::chrono::milliseconds limit, std::int64_t& stopped_at);
 
 /// Lets everything go on.
 void thaw_all(std::vector<FrozenProcess>& frozen);

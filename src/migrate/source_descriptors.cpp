@@ -97,8 +97,6 @@ void SourceDescriptors::group() {
       descriptor.flags = entry.flags;
       descriptor.link = link_of(entry.fd.get(), entry.status);
       descriptor.stream = stream(entry.status).value_or("");
-      if (!S_ISSOCK(entry.status.st_mode))
-        descriptor.info = kernel::read_file(HostPid{::getpid()}, fmt::format("fdinfo/{}", entry.fd.get())).value_or("");
       descriptors_.push_back(std::move(descriptor));
     }
     entry.id = descriptors_.back().id;

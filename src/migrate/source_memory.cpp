@@ -144,13 +144,20 @@ void SourceMemory::track(kernel::Userfaultfd tracker) {
   registered_.clear();
 }
 
-Result<SourceMemory::Reading> SourceMemory::read_layout(bool with_advice, RemoteAddress leave_out_begin, RemoteAddress leave_out_end) const {
+bool SourceMemory::maps(RemoteAddress address) const {
+  return std::ranges::any_of(mappings_, [&](const kernel::Mapping& mapping) { return mapping.begin <= address && address < mapping.end; });
+}
+
+Result<std::optional<SourceMemory::Reading>> SourceMemory::read_layout(bool with_advice, RemoteAddress leave_out_begin,
+                                                                       RemoteAddress leave_out_end) const {
   Reading read;
   if (with_advice) {
-    read.mappings = TRY(kernel::read_smaps(process_));
+    read.mappings = TRY(kernel::read_smaps(process_, &read.text));
   } else {
+    read.text = TRY(kernel::read_maps_text(process_));
+    if (read.text == text_) return std::nullopt;
     // Advice doesn't show in maps; what overlaps an old mapping keeps its flags.
-    read.mappings = TRY(kernel::read_maps(process_));
+    read.mappings = TRY(kernel::parse_maps(process_, read.text));
     for (auto& mapping : read.mappings) {
       const auto old = std::ranges::find_if(mappings_, [&](const kernel::Mapping& candidate) {
         return candidate.begin < mapping.end && mapping.begin < candidate.end;
@@ -159,34 +166,36 @@ Result<SourceMemory::Reading> SourceMemory::read_layout(bool with_advice, Remote
     }
   }
   read.layout = TRY(layout_of(read.mappings, leave_out_begin, leave_out_end, read.objects));
-  return read;
+  return std::optional(std::move(read));
 }
 
 Result<void> SourceMemory::look(SourceObjects& objects, bool with_advice, RemoteAddress leave_out_begin,
                                 RemoteAddress leave_out_end) {
-  std::vector<kernel::Mapping> now;
-  Layout layout;
+  Reading now;
   // A mapping may be gone again by the time its object is opened: what is there then is looked at anew.
   for (int tries = 0;; ++tries) {
     auto read = TRY(read_layout(with_advice, leave_out_begin, leave_out_end));
+    const Layout& layout = read ? read->layout : layout_;
     Result<void> seen;
-    for (const auto& area : read.layout)
-      if (area.backing == Backing::object && seen) seen = objects.seen(process_, area, read.objects);
+    for (const auto& area : layout)
+      if (area.backing == Backing::object && seen) seen = objects.seen(process_, area, read ? read->objects : std::vector<ObjectInfo>{});
     if (!seen && (seen.error().code != ENOENT || tries == 20)) return seen;
     if (!seen) continue;
-    now = std::move(read.mappings);
-    layout = std::move(read.layout);
+    if (!read) return {};
+    now = std::move(*read);
     break;
   }
-  for (const auto& change : difference(layout_, layout)) {
+  for (const auto& change : difference(layout_, now.layout)) {
     if (change.kind == Change::Kind::unmap) {
       sent_.remove({change.area.begin, change.area.end});
       postponed_.remove({change.area.begin, change.area.end});
       registered_.remove({change.area.begin, change.area.end});
     }
   }
-  layout_ = std::move(layout);
-  mappings_ = std::move(now);
+  told_ = told_ && layout_ == now.layout;
+  layout_ = std::move(now.layout);
+  mappings_ = std::move(now.mappings);
+  text_ = std::move(now.text);
   for (const auto& area : layout_) {
     if (!tracker_ || area.backing == Backing::vdso) continue;
     for (const auto& gap : registered_.runs({area.begin, area.end}, false)) {

@@ -58,6 +58,10 @@ class SourceMemory {
   [[nodiscard]] HostPid process() const { return process_; }
   [[nodiscard]] SpaceId space() const { return static_cast<SpaceId>(pod_.value); }
   [[nodiscard]] const Layout& layout() const { return layout_; }
+  /// Whether anything was mapped there at the last look.
+  [[nodiscard]] bool maps(RemoteAddress address) const;
+  /// Whether the layout is the one that this was asked for last.
+  [[nodiscard]] bool told() { return std::exchange(told_, true); }
   [[nodiscard]] bool tracked() const { return tracker_.has_value(); }
 
   /// Starts asynchronous write-protection with a userfaultfd that was made inside the process. From here on `collect` knows what was written.
@@ -91,11 +95,13 @@ class SourceMemory {
   SourceMemory() = default;
   struct Reading {
     std::vector<kernel::Mapping> mappings;
+    std::string text;  ///< of /proc/PID/maps
     Layout layout;
     std::vector<ObjectInfo> objects;
   };
   void take_postponed(std::vector<Piece>& pieces);
-  Result<Reading> read_layout(bool with_advice, RemoteAddress leave_out_begin, RemoteAddress leave_out_end) const;
+  /// Nothing: all is as it was at the last look.
+  Result<std::optional<Reading>> read_layout(bool with_advice, RemoteAddress leave_out_begin, RemoteAddress leave_out_end) const;
   Result<void> scan(const Area&, bool all, SourceObjects&, std::vector<Piece>& pieces);
 
   HostPid process_;
@@ -104,7 +110,9 @@ class SourceMemory {
   std::optional<kernel::MemoryFile> file_;
   std::optional<kernel::Userfaultfd> tracker_;
   std::vector<kernel::Mapping> mappings_;
+  std::string text_;  ///< of /proc/PID/maps at the last look
   Layout layout_;
+  bool told_ = false;
   PageSet registered_;  ///< by address: where the tracker is registered
   PageSet sent_;
   PageSet postponed_;

@@ -55,6 +55,24 @@ Result<std::vector<ThreadIds>> read_threads(HostPid process) {
   return threads;
 }
 
+Result<bool> refresh_tree(std::vector<ProcessIds>& tree) {
+  for (auto& process : tree) {
+    const auto status = kernel::read_status(process.host);
+    if (!status && (process.zombie || status.error().kind == ErrorKind::gone)) return false;
+    if (!status) return std::unexpected(status.error());
+    if (process.zombie) continue;
+    process.group = innermost(status->ns_pgid);
+    process.session = innermost(status->ns_sid);
+    process.name = status->name;
+    if (!process.shares_files && !process.shares_filesystem) continue;
+    const auto parent = std::ranges::find(tree, process.parent, &ProcessIds::pod);
+    if (parent == tree.end()) return false;
+    process.shares_files = process.shares_files && shares(process.host, parent->host, KCMP_FILES);
+    process.shares_filesystem = process.shares_filesystem && shares(process.host, parent->host, KCMP_FS);
+  }
+  return true;
+}
+
 Result<std::vector<ProcessIds>> read_tree(HostPid init) {
   std::vector<ProcessIds> tree;
   std::map<pid_t, PodPid> known{{init.value, PodPid{1}}};

@@ -36,6 +36,10 @@ struct ProcessIds {
 /// All descendants of the pod's init, parents before children. Exact only while nothing of it runs.
 Result<std::vector<ProcessIds>> read_tree(HostPid init);
 
+/// Brings a tree up to date in which nobody has been born, all threads that live are still there and stopped, and nobody else has ended: only what a process
+/// can change of itself is read again, and none of its threads. False when a zombie has gone: then the tree is another one.
+Result<bool> refresh_tree(std::vector<ProcessIds>& tree);
+
 /// Threads of one process that are alive, leader first.
 Result<std::vector<ThreadIds>> read_threads(HostPid process);
 

@@ -29,6 +29,7 @@
 ///            <------------------------------------ Ready
 ///     (pages on their own connections)
 ///            <------------------------------------ Done     every page of the round is in place
+///     Freezing -------------------------------->          the next thing is the freeze
 ///     … freeze …
 ///     Files … ----------------------------------->          what changed
 ///     Objects ----------------------------------->          descriptors
@@ -50,7 +51,7 @@ inline constexpr std::uint32_t protocol = 1;
 
 enum class Type : std::uint8_t {
   hello = 1, welcome, refused, clock, prepare, ready, files, round, done, last, state, objects, rebuilt, go, running, frames, log,
-  drained, bye, abort
+  drained, bye, abort, freezing
 };
 
 struct Hello {
@@ -98,8 +99,9 @@ struct Process {
   std::vector<PodPid> threads; ///< leader first, unless it has exited
   bool leader_exited = false;
   bool fresh = false;  ///< its address space is not the one of the round before (exec): begin with nothing
+  bool unchanged = false;  ///< its layout is the round before's, and isn't said again
   Layout layout;
-  MSGPACK_DEFINE_MAP(pid, parent, group, session, exit_signal, zombie, exit_code, name, shares_files, shares_filesystem, forked_from, threads, leader_exited, fresh, layout)
+  MSGPACK_DEFINE_MAP(pid, parent, group, session, exit_signal, zombie, exit_code, name, shares_files, shares_filesystem, forked_from, threads, leader_exited, fresh, unchanged, layout)
 };
 
 struct Round {
@@ -133,11 +135,16 @@ struct ProcessImage {
   MSGPACK_DEFINE_MAP(process, threads, close_on_exec, stopped)
 };
 
+/// What can be done before the pod stands still.
+struct Freezing {
+  PodPid first;  ///< whose end is the pod's end
+  MSGPACK_DEFINE_MAP(first)
+};
+
 struct State {
   std::vector<ProcessImage> processes;
-  PodPid first;     ///< whose end is the pod's end
   PodPid last_pid;  ///< numbers go on from here
-  MSGPACK_DEFINE_MAP(processes, first, last_pid)
+  MSGPACK_DEFINE_MAP(processes, last_pid)
 };
 
 struct Objects {

@@ -53,7 +53,6 @@ struct Descriptor {
   struct stat status {};
   std::string link;  ///< readlink of /proc/PID/fd/N as the daemon sees it: "pipe:[12]", "/var/x (deleted)"
   int flags = 0;     ///< F_GETFL: access mode and status flags
-  std::string info;  ///< fdinfo text
   /// Source::stream(status), asked once by whoever makes this: "stdin", "terminal" … or empty when it is no stream of
   /// the init's. What a `matches` goes by.
   std::string stream;

@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "kernel/priority.hpp"
 #include "kernel/procfs.hpp"
@@ -235,16 +236,19 @@ Result<void> ThreadRestore::rearm(kernel::Gadget& gadget, std::span<ThreadRestor
   return {};
 }
 
-Result<void> ThreadRestore::settle(kernel::Tracee& thread) {
+Result<void> ThreadRestore::settle(kernel::Tracee& thread, std::uint64_t timer_slack) {
   if (!armed_) return fail(ErrorKind::failed, "thread {} is settled before it is rearmed", state_.tid.value);
-  const std::size_t size = TRY(thread.xstate()).size();
+  // The same for every thread of this machine.
+  static std::atomic<std::size_t> known{0};
+  std::size_t size = known;
+  if (size == 0) known = size = TRY(thread.xstate()).size();
   TRY(thread.set_xstate(TRY(full_xstate(state_.xstate, size))));
   TRY(thread.set_registers(final_));
   TRY(thread.set_signal_mask(state_.mask));
   if (!state_.dispatch.empty()) TRY(set_dispatch(thread.tid(), TRY(from_bytes<Dispatch>(state_.dispatch, "dispatch"))));
   TRY(set_scheduling(thread.tid(), state_.scheduling));
   // Leaving a real-time class resets it.
-  if (state_.timer_slack != 0) return kernel::set_timer_slack(thread.tid(), state_.timer_slack);
+  if (state_.timer_slack != 0 && state_.timer_slack != timer_slack) return kernel::set_timer_slack(thread.tid(), state_.timer_slack);
   return {};
 }
 

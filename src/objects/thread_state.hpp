@@ -84,7 +84,8 @@ class ThreadRestore {
   Result<void> finish(kernel::Gadget&, kernel::Tracee&, const PodClock&);
   /// As `finish` in three steps, for a gadget that goes in between: `rearm` needs the gadget, `settle` doesn't.
   Result<void> rearm(kernel::Gadget&, kernel::Tracee&, const PodClock&);
-  Result<void> settle(kernel::Tracee&);
+  /// `timer_slack`: what the thread has when a real-time class is taken from it (ns).
+  Result<void> settle(kernel::Tracee&, std::uint64_t timer_slack = 0);
   /// `rearm` for many threads of one process at once.
   static Result<void> rearm(kernel::Gadget&, std::span<ThreadRestore* const>, std::span<kernel::Tracee* const>,
                             const PodClock&);

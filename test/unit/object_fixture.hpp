@@ -27,7 +27,6 @@ class TestSource : public Source {
     EXPECT_GT(::readlink(path.c_str(), link, sizeof link - 1), 0);
     each.link = link;
     each.flags = ::fcntl(fd, F_GETFL);
-    each.info = read_info(fd).value_or("");
     each.holders.push_back({.process = {::getpid()}, .number = fd});
     for (int number : more) each.holders.push_back({.process = {::getpid()}, .number = number});
     all.push_back(std::move(each));
