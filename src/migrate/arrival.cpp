@@ -138,6 +138,7 @@ Result<void> Arrival::open_trees() {
 Result<void> Arrival::expect_freeze(const wire::Freezing& freezing) {
   if (!raised_.empty()) return {};
   TRY(pod_->set_first(freezing.first));
+  for (const auto pid : order_) TRY(make_session(processes_.at(pid.value)));
   raised_.emplace_back(HostPid{::gettid()}, daemon_priority);
   raised_.emplace_back(pod_->init(), thread_priority);
   TRY(workshop_->run([this]() -> Result<void> {
@@ -242,6 +243,7 @@ Result<void> Arrival::follow_until_last() {
         break;
       case wire::Type::freezing:
         TRY(expect_freeze(TRY(image::unpack<wire::Freezing>(message.payload))));
+        TRY(control_.send(wire::Type::ready, BytesView{}));
         break;
       case wire::Type::last: {
         watch_.restart();

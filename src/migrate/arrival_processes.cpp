@@ -61,8 +61,9 @@ Result<void> Arrival::make_process(const wire::Process& wanted) {
     TRY(make_from(*parent, wanted, made, false));
   }
   auto& process = processes_.emplace(wanted.pid.value, std::move(made)).first->second;
-  if (wanted.zombie) return make_zombie(wanted, process);
-  return {};
+  if (!wanted.zombie) return {};
+  TRY(make_session(process));
+  return make_zombie(wanted, process);
 }
 
 Result<void> Arrival::make_from_init(const wire::Process& wanted, Arriving& made) {
@@ -100,7 +101,7 @@ Result<void> Arrival::make_from(Arriving& parent, const wire::Process& wanted, A
 }
 
 Result<void> Arrival::make_session(Arriving& process) {
-  if (process.session_made || process.wanted.session != process.wanted.pid) return {};
+  if (process.ended || process.session_made || process.wanted.session != process.wanted.pid) return {};
   const long made = TRY(process.gadget.call(process.threads.front().tracee, SYS_setsid));
   if (made < 0) {
     errno = static_cast<int>(-made);

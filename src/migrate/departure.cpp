@@ -269,8 +269,6 @@ Result<std::vector<wire::Process>> Departure::describe_processes() {
 
 Result<void> Departure::begin_round(std::uint32_t number) {
   round_ = number;
-  // Before the processes are looked at: as long as it stays the same, none has been added.
-  last_pid_ = TRY(pod_.last_pid());
   TRY(follow_processes());
   objects_.begin_look();
   for (const auto host : order_) {

@@ -88,7 +88,7 @@ class Departure {
   std::size_t read(SpaceId space, std::uint64_t address, void* to, std::size_t size);
   Result<void> send_files();
   Result<std::vector<pod::ManifestEntry>> used_files();
-  void raise_priorities();
+  void raise_priorities(const Known&);
   void tell(std::string phase);
 
   pod::Pod& pod_;
@@ -109,7 +109,7 @@ class Departure {
   SourceObjects objects_;
   std::uint32_t round_ = 0;
   PodPid first_;     ///< whose end is the pod's end
-  PodPid last_pid_;  ///< the last number given out in the pod when its processes were looked at
+  PodPid last_pid_;  ///< the last number given out in the pod
   std::vector<pod::UpperSource> trees_;       ///< in the order of wire::trees
   std::vector<pod::ManifestEntry> manifest_;  ///< files of the node's root that the pod used at preflight
   std::map<pid_t, objects::SleepMark> marks_;

@@ -52,14 +52,15 @@ Result<void> Departure::freeze() {
 }
 
 Result<void> Departure::freeze_once() {
+  TRY(control_->send(wire::Type::freezing, wire::Freezing{first_}));
+  TRY(expect(wire::Type::ready));
   objects::SleepClock sleep_clock(clock_);
-  Known known{.processes = {}, .last_pid = last_pid_};
-  for (const auto host : order_) known.processes.push_back(processes_.at(host).ids);
+  Known known{.processes = {}, .last_pid = TRY(pod_.last_pid())};
+  known.processes = TRY(read_tree(pod_.init()));
   for (const auto& process : known.processes)
     for (const auto& thread : process.threads)
       if (auto sleeping = sleep_clock.mark(thread.host)) marks_[thread.host.value] = *sleeping;
-  TRY(control_->send(wire::Type::freezing, wire::Freezing{first_}));
-  raise_priorities();
+  raise_priorities(known);
   const auto last_pid = [this]() -> Result<PodPid> { return last_pid_ = TRY(pod_.last_pid()); };
   freeze_watch_.restart();
   // What the threads and the kernel still answer goes out until they have stopped.
@@ -92,11 +93,11 @@ void Departure::let_go() {
   holding_ = false;
 }
 
-void Departure::raise_priorities() {
+void Departure::raise_priorities(const Known& known) {
   raised_.emplace_back(HostPid{::gettid()}, daemon_priority);
   raised_.emplace_back(pod_.init(), thread_priority);
-  for (const auto& [host, leaving] : processes_) {
-    for (const auto& thread : leaving.ids.threads) {
+  for (const auto& process : known.processes) {
+    for (const auto& thread : process.threads) {
       if (auto scheduling = objects::scheduling_of(thread.host)) scheduling_[thread.host.value] = *scheduling;
       raised_.emplace_back(thread.host, thread_priority);
       if (raised_.back().raised()) slack_[thread.host.value] = raised_.back().before().timer_slack;
@@ -203,7 +204,7 @@ Result<wire::ProcessImage> Departure::capture_process(FrozenProcess& frozen, Lea
   wire::ProcessImage image;
   auto& first = frozen.threads.front().tracee;
   objects::ProcessCapture process;
-  TRY(process.look(frozen.ids.host, first));
+  TRY(process.look(frozen.ids.host, first, frozen.ids.status));
   if (!leaving.gadget) leaving.gadget = TRY(kernel::Gadget::install(first));
   const auto& numbers = descriptors_->numbers(leaving.ids.pod);
   std::vector<kernel::Batch::Call> flags;
@@ -215,7 +216,7 @@ Result<wire::ProcessImage> Departure::capture_process(FrozenProcess& frozen, Lea
     const auto before = scheduling_.find(tid.value);
     const auto scheduling = before != scheduling_.end() ? before->second : TRY(objects::scheduling_of(tid));
     auto& capture =
-        in_hand_.emplace_back(&thread.tracee, tid, frozen.ids.host.value, objects::ThreadCapture(thread.ids.pod, i == 0 || !leaving.same_capabilities)).capture;
+        in_hand_.emplace_back(&thread.tracee, tid, frozen.ids.host.value, objects::ThreadCapture(thread.ids.pod, !leaving.same_capabilities)).capture;
     TRY(capture.look(thread.tracee, marks_[tid.value], clock_, scheduling));
     auto batch = TRY(relay.batch());
     if (i == 0) {
@@ -237,15 +238,11 @@ Result<wire::ProcessImage> Departure::capture_process(FrozenProcess& frozen, Lea
   TRY(relay.finish());
   for (auto& thread : image.threads) {
     if (!leaving.same_capabilities) break;
-    thread.credentials.ambient = image.threads.front().credentials.ambient;
-    thread.credentials.bounding = image.threads.front().credentials.bounding;
+    thread.credentials.ambient = frozen.ids.status.cap_ambient;
+    thread.credentials.bounding = frozen.ids.status.cap_bounding;
   }
   image.stopped = first.group_stopped();
   image.process.pid = leaving.ids.pod;
-  image.process.parent = leaving.ids.parent;
-  image.process.group = leaving.ids.group;
-  image.process.session = leaving.ids.session;
-  image.process.exit_signal = leaving.ids.exit_signal;
   return image;
 }
 

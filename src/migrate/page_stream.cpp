@@ -120,7 +120,7 @@ Result<Sent> PageSender::send(std::span<const Piece> pieces) {
   std::vector<Result<Sent>> outcomes(connections_.size(), Sent{});
   const auto work = [&](std::size_t which) -> Result<Sent> {
     Sent sent;
-    const auto buffer = std::make_unique<std::uint8_t[]>(max_piece);
+    const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
     std::vector<Run> runs;
     const int socket = connections_[which].get();
     for (const auto& piece : hands[which]) {
@@ -158,7 +158,7 @@ Result<void> PageSender::close() {
 
 Sent PageSender::encode(std::span<const Piece> pieces, const ReadPages& read, Bytes& out) {
   Sent sent;
-  const auto buffer = std::make_unique<std::uint8_t[]>(max_piece);
+  const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
   std::vector<Run> runs;
   for (const auto& piece : pieces) {
     (void)read_piece(piece, read, buffer.get(), [&](std::uint64_t at, std::uint8_t* data, std::size_t size) -> Result<void> {
@@ -187,7 +187,7 @@ struct PageReceiver::Parts {
   std::vector<std::jthread> threads;
 
   Result<void> serve(std::size_t which) {
-    const auto buffer = std::make_unique<std::uint8_t[]>(max_piece);
+    const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
     const int socket = connections[which].get();
     // A connection is silent while the source does something else; a dead one is found by the control connection.
     constexpr auto limit = std::chrono::hours(24);

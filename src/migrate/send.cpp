@@ -105,7 +105,7 @@ Result<void> Departure::send_logs() {
 
 void Departure::begin_answering() {
   answering_ = std::jthread([this] {
-    const auto buffer = std::make_unique<std::uint8_t[]>(max_piece);
+    const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
     for (;;) {
       PageHeader asked;
       if (!receive_all(reference_.get(), &asked, sizeof asked, std::chrono::hours(24))) return;

@@ -103,6 +103,8 @@ class SourceMemory {
   /// Nothing: all is as it was at the last look.
   Result<std::optional<Reading>> read_layout(bool with_advice, RemoteAddress leave_out_begin, RemoteAddress leave_out_end) const;
   Result<void> scan(const Area&, bool all, SourceObjects&, std::vector<Piece>& pieces);
+  /// Ranges with written pages, present or not, of all areas. Nothing is re-armed.
+  Result<std::vector<kernel::PageRange>> written_ranges() const;
 
   HostPid process_;
   PodPid pod_;
@@ -112,6 +114,7 @@ class SourceMemory {
   std::vector<kernel::Mapping> mappings_;
   std::string text_;  ///< of /proc/PID/maps at the last look
   Layout layout_;
+  Range left_out_;  ///< ours, not the program's
   bool told_ = false;
   PageSet registered_;  ///< by address: where the tracker is registered
   PageSet sent_;

@@ -57,13 +57,13 @@ Result<std::vector<ThreadIds>> read_threads(HostPid process) {
 
 Result<bool> refresh_tree(std::vector<ProcessIds>& tree) {
   for (auto& process : tree) {
-    const auto status = kernel::read_status(process.host);
+    auto status = kernel::read_status(process.host);
     if (!status && (process.zombie || status.error().kind == ErrorKind::gone)) return false;
     if (!status) return std::unexpected(status.error());
     if (process.zombie) continue;
     process.group = innermost(status->ns_pgid);
     process.session = innermost(status->ns_sid);
-    process.name = status->name;
+    process.status = std::move(*status);
     if (!process.shares_files && !process.shares_filesystem) continue;
     const auto parent = std::ranges::find(tree, process.parent, &ProcessIds::pod);
     if (parent == tree.end()) return false;
@@ -84,7 +84,7 @@ Result<std::vector<ProcessIds>> read_tree(HostPid init) {
       return std::unexpected(children.error());
     }
     for (const auto child : *children) {
-      const auto status = kernel::read_status(child);
+      auto status = kernel::read_status(child);
       const auto stat = kernel::read_stat(child);
       if (!status || !stat) continue;  // it has gone meanwhile
       ProcessIds process{.host = child, .pod = innermost(status->ns_tgid)};
@@ -102,6 +102,7 @@ Result<std::vector<ProcessIds>> read_tree(HostPid init) {
         process.shares_files = shares(child, parents[next], KCMP_FILES);
         process.shares_filesystem = shares(child, parents[next], KCMP_FS);
       }
+      process.status = std::move(*status);
       known[child.value] = process.pod;
       tree.push_back(std::move(process));
       parents.push_back(child);

@@ -5,6 +5,7 @@
 
 #include "base/ids.hpp"
 #include "base/result.hpp"
+#include "kernel/procfs.hpp"
 
 namespace godwit::migrate {
 
@@ -29,6 +30,7 @@ struct ProcessIds {
   int exit_signal = 0;  ///< to the parent, usually SIGCHLD
   std::vector<ThreadIds> threads;  ///< leader first; an exited leader too (with `leader_exited`)
   bool leader_exited = false;
+  kernel::Status status;  ///< the leader's
   /// Through whom memory and tables are reached: a dead leader has neither.
   [[nodiscard]] HostPid body() const { return leader_exited ? threads.front().host : host; }
 };

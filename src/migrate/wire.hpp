@@ -29,7 +29,8 @@
 ///            <------------------------------------ Ready
 ///     (pages on their own connections)
 ///            <------------------------------------ Done     every page of the round is in place
-///     Freezing -------------------------------->          the next thing is the freeze
+///     Freezing -------------------------------->          what needn't wait for the freeze is done before it
+///            <------------------------------------ Ready
 ///     … freeze …
 ///     Files … ----------------------------------->          what changed
 ///     Objects ----------------------------------->          descriptors

@@ -1,11 +1,14 @@
 #include "node/store_link.hpp"
 
+#include <unistd.h>
+
 #include <condition_variable>
 #include <mutex>
 #include <thread>
 
 #include "base/log.hpp"
 #include "image/codec.hpp"
+#include "kernel/priority.hpp"
 
 namespace godwit::node {
 namespace {
@@ -212,6 +215,9 @@ std::unique_ptr<store::Store> open_store_link(const Links& links, const std::str
 }
 
 void serve_store(int fd, store::Store& store) {
+  // Somebody's freeze waits for a commit. What is done here is little, and other load is not to come before it.
+  constexpr int priority = 10;
+  const kernel::RaisedPriority raised(HostPid{::gettid()}, priority);
   for (;;) {
     // Peers ask every few seconds even when nothing happens: who is silent for a minute is gone.
     const auto frame = read_frame(fd, request_limit, in(std::chrono::minutes(1)));

@@ -107,18 +107,11 @@ Result<void> preflight_process(HostPid process, std::vector<std::string>& refusa
   return {};
 }
 
-Result<void> ProcessCapture::look(HostPid process, const kernel::Tracee& tracee) {
+Result<void> ProcessCapture::look(HostPid process, const kernel::Tracee& tracee, const kernel::Status& status) {
   const HostPid thread = tracee.tid();
-  const auto status = TRY(kernel::read_status(thread));
   const auto stat = TRY(kernel::read_stat(thread));
-  if (status.ns_tgid.empty() || status.ns_pgid.empty() || status.ns_sid.empty())
-    return fail(ErrorKind::failed, "no pod ids of process {}", process.value);
+  if (status.ns_tgid.empty()) return fail(ErrorKind::failed, "no pod ids of process {}", process.value);
   state_.pid = {status.ns_tgid.back()};
-  state_.group = {status.ns_pgid.back()};
-  state_.session = {status.ns_sid.back()};
-  if (auto parent = kernel::read_status(status.parent); parent && parent->ns_tgid.size() == status.ns_tgid.size())
-    state_.parent = {parent->ns_tgid.back()};
-  state_.exit_signal = TRY(kernel::read_stat(process)).exit_signal;
   if (status.seccomp != 0) return fail(ErrorKind::refused, "{} has a seccomp filter", name_of(process));
   state_.cwd = TRY(path_of(thread, "cwd"));
   state_.root = TRY(path_of(thread, "root"));

@@ -38,8 +38,7 @@ struct MemoryLayout {
 };
 
 struct ProcessState {
-  PodPid pid, parent, group, session;
-  std::int32_t exit_signal = 0;  ///< what the parent gets when it ends; SIGCHLD as a rule
+  PodPid pid;
   std::int32_t umask = 0;
   std::string cwd, root, exe;         ///< in the pod's mount namespace
   std::vector<ResourceLimit> limits;  ///< RLIMIT_* by number
@@ -54,7 +53,7 @@ struct ProcessState {
   std::int32_t oom_score_adjustment = 0;
   std::uint64_t coredump_filter = 0;
   bool amx_permitted = false;  ///< the program may use AMX tiles (ARCH_REQ_XCOMP_PERM)
-  MSGPACK_DEFINE_MAP(pid, parent, group, session, exit_signal, umask, cwd, root, exe, limits, actions, pending, timers,
+  MSGPACK_DEFINE_MAP(pid, umask, cwd, root, exe, limits, actions, pending, timers,
                      layout, membarrier, subreaper, huge_pages_disabled, memory_merge, dumpable,
                      memory_deny_write_execute, oom_score_adjustment, coredump_filter, amx_permitted)
 };
@@ -70,8 +69,8 @@ Result<void> check_limits(const ProcessState&);
 /// threads, then `take`.
 class ProcessCapture {
  public:
-  /// From outside. `thread`: any living thread of the process, also when the leader has exited.
-  Result<void> look(HostPid process, const kernel::Tracee& thread);
+  /// From outside. `thread`: any living thread of the process, also when the leader has exited. `status`: the process's.
+  Result<void> look(HostPid process, const kernel::Tracee& thread, const kernel::Status& status);
   void ask(kernel::Batch&);
   Result<ProcessState> take(const kernel::Batch&, const PodClock&);
 

@@ -163,7 +163,7 @@ inline Result<Captured> Transplant::capture() {
     scheduling.push_back(TRY(objects::scheduling_of(tid)));
   stopped_ = TRY(stop_all());
   objects::ProcessCapture process;
-  TRY(process.look(HostPid{pid_}, stopped_.front()));
+  TRY(process.look(HostPid{pid_}, stopped_.front(), TRY(kernel::read_status(HostPid{pid_}))));
   std::vector<objects::ThreadCapture>& captures = captures_;
   captures.clear();
   for (std::size_t i = 0; i < stopped_.size(); ++i) {
