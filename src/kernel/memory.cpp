@@ -33,6 +33,15 @@ Result<std::size_t> read_memory(HostPid pid, RemoteAddress from, void* to, std::
   return transfer(&::process_vm_readv, "read", pid, from, to, size);
 }
 
+Result<std::size_t> read_memory(HostPid pid, std::span<const iovec> from, void* to) {
+  std::size_t size = 0;
+  for (const auto& piece : from) size += piece.iov_len;
+  const iovec here{to, size};
+  const ssize_t got = ::process_vm_readv(pid.value, &here, 1, from.data(), from.size(), 0);
+  if (got < 0 && errno != EFAULT) return fail_errno("read memory of {}", pid.value);
+  return got < 0 ? 0 : static_cast<std::size_t>(got);
+}
+
 Result<std::size_t> write_memory(HostPid pid, RemoteAddress to, const void* from, std::size_t size) {
   return transfer(&::process_vm_writev, "write", pid, to, const_cast<void*>(from), size);
 }

@@ -194,7 +194,6 @@ Result<void> Arrival::restart() {
     if (!outcome) log::error("{}: {}: {}", hello_.spec.name, what, outcome.error().message());
   };
   note("open the gate", pod_->gate().set(pod::Gate::State::pause));
-  note("announce", pod_->announce());
   note("open", workshop_->run([&] { return descriptors_->open(); }));
   watch_.lap("open");
   note("thaw", pod_->workload().thaw());
@@ -203,6 +202,8 @@ Result<void> Arrival::restart() {
   if (!released) note("release the gate", std::unexpected(released.error()));
   raised_.clear();
   watch_.lap("thaw");
+  note("announce", pod_->announce());
+  watch_.lap("announce");
   const auto at = now_ns();
   note("keep", pod_->keep());
   site_.arrived(pod_);

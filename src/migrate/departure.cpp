@@ -163,8 +163,8 @@ Result<void> Departure::negotiate() {
   std::vector<Fd> connections;
   for (std::uint32_t i = 0; i < hello.connections; ++i) connections.push_back(TRY(connect_()));
   reference_ = TRY(connect_());
-  pages_ = std::make_unique<PageSender>(std::move(connections), [this](SpaceId space, std::uint64_t address, void* to, std::size_t size) {
-    return read(space, address, to, size);
+  pages_ = std::make_unique<PageSender>(std::move(connections), [this](SpaceId space, std::span<const Range> ranges, std::uint8_t* to) {
+    return read(space, ranges, to);
   });
   return {};
 }
@@ -398,11 +398,11 @@ Result<void> Departure::copy_while_running() {
   return {};
 }
 
-std::size_t Departure::read(SpaceId space, std::uint64_t address, void* to, std::size_t size) {
-  if ((space & object_space) != 0) return objects_.read(space, address, to, size);
+std::size_t Departure::read(SpaceId space, std::span<const Range> ranges, std::uint8_t* to) {
+  if ((space & object_space) != 0) return objects_.read(space, ranges, to);
   for (const auto& [host, leaving] : processes_) {
     if (!leaving.memory || leaving.memory->space() != space) continue;
-    return leaving.memory->read(address, to, size);
+    return leaving.memory->read(ranges, to);
   }
   return 0;
 }

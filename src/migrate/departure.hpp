@@ -85,7 +85,7 @@ class Departure {
   void end_answering();
   void begin_pushing();
   Result<void> finish_serving();
-  std::size_t read(SpaceId space, std::uint64_t address, void* to, std::size_t size);
+  std::size_t read(SpaceId space, std::span<const Range> ranges, std::uint8_t* to);
   Result<void> send_files();
   Result<std::vector<pod::ManifestEntry>> used_files();
   void raise_priorities(const Known&);

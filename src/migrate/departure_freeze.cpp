@@ -187,7 +187,7 @@ Result<void> Departure::send_last_pages() {
   Stopwatch watch;
   Sent sent;
   if (!last.more_pages)
-    sent = PageSender::encode(now, [this](SpaceId space, std::uint64_t address, void* to, std::size_t size) { return read(space, address, to, size); }, last.pages);
+    sent = PageSender::encode(now, [this](SpaceId space, std::span<const Range> ranges, std::uint8_t* to) { return read(space, ranges, to); }, last.pages);
   TRY(control_->send(wire::Type::last, last));
   if (last.more_pages) {
     TRY(expect(wire::Type::ready));

@@ -43,14 +43,41 @@ void split(const std::uint8_t* data, std::size_t size, std::vector<Run>& runs) {
   }
 }
 
-/// Calls `emit(address, data, size)` for all that can be read of the piece, at most max_piece at a time.
+/// Calls `emit(space, address, data, size)` for all that can be read of the pieces. Many small ones are read in one call, at most max_piece at a time.
 template <typename Emit>
-Result<void> read_piece(const Piece& piece, const ReadPages& read, std::uint8_t* buffer, Emit&& emit) {
-  for (std::uint64_t at = piece.range.begin; at < piece.range.end;) {
-    const std::size_t want = std::min<std::uint64_t>(max_piece, piece.range.end - at);
-    const std::size_t got = read(piece.space, at, buffer, want) & ~(page_size - 1);
-    if (got > 0) TRY(emit(at, buffer, got));
-    at += got > 0 ? got : page_size;
+Result<void> read_pieces(std::span<const Piece> pieces, const ReadPages& read, std::uint8_t* buffer, Emit&& emit) {
+  std::vector<Range> group;
+  std::size_t first = 0;
+  std::uint64_t done = 0;  // of the first piece
+  while (first < pieces.size()) {
+    const SpaceId space = pieces[first].space;
+    group.clear();
+    std::uint64_t size = 0, skip = done;
+    for (std::size_t i = first; i < pieces.size() && pieces[i].space == space && group.size() < most_ranges && size < max_piece; ++i, skip = 0) {
+      const std::uint64_t begin = pieces[i].range.begin + skip;
+      group.push_back({begin, std::min(pieces[i].range.end, begin + (max_piece - size))});
+      size += group.back().size();
+    }
+    const std::uint64_t got = read(space, group, buffer) & ~(page_size - 1);
+    std::uint64_t left = got;
+    const std::uint8_t* data = buffer;
+    for (const auto& range : group) {
+      const std::uint64_t take = std::min(left, range.size());
+      if (take > 0) TRY(emit(space, range.begin, data, take));
+      data += take;
+      left -= take;
+    }
+    for (std::uint64_t passed = got > 0 ? got : page_size; first < pieces.size();) {
+      const std::uint64_t rest = pieces[first].range.size() - done;
+      if (passed < rest) {
+        done += passed;
+        break;
+      }
+      passed -= rest;
+      done = 0;
+      ++first;
+      if (passed == 0) break;
+    }
   }
   return {};
 }
@@ -64,7 +91,7 @@ Sent count(const std::vector<Run>& runs) {
   return sent;
 }
 
-Result<void> write_runs(int socket, SpaceId space, std::uint64_t address, std::uint8_t* data, const std::vector<Run>& runs) {
+Result<void> write_runs(int socket, SpaceId space, std::uint64_t address, const std::uint8_t* data, const std::vector<Run>& runs) {
   std::vector<PageHeader> headers;
   headers.reserve(runs.size());
   std::vector<iovec> parts;
@@ -72,7 +99,7 @@ Result<void> write_runs(int socket, SpaceId space, std::uint64_t address, std::u
   for (const auto& run : runs) {
     headers.push_back({space, run.zero ? PageHeader::zero : PageHeader::data, address + run.offset, run.size});
     parts.push_back({&headers.back(), sizeof(PageHeader)});
-    if (!run.zero) parts.push_back({data + run.offset, run.size});
+    if (!run.zero) parts.push_back({const_cast<std::uint8_t*>(data) + run.offset, run.size});
   }
   std::size_t first = 0;
   while (first < parts.size()) {
@@ -123,13 +150,11 @@ Result<Sent> PageSender::send(std::span<const Piece> pieces) {
     const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
     std::vector<Run> runs;
     const int socket = connections_[which].get();
-    for (const auto& piece : hands[which]) {
-      TRY(read_piece(piece, read_, buffer.get(), [&](std::uint64_t at, std::uint8_t* data, std::size_t size) -> Result<void> {
-        split(data, size, runs);
-        sent += count(runs);
-        return write_runs(socket, piece.space, at, data, runs);
-      }));
-    }
+    TRY(read_pieces(hands[which], read_, buffer.get(), [&](SpaceId space, std::uint64_t at, const std::uint8_t* data, std::size_t size) -> Result<void> {
+      split(data, size, runs);
+      sent += count(runs);
+      return write_runs(socket, space, at, data, runs);
+    }));
     return sent;
   };
   {
@@ -160,19 +185,17 @@ Sent PageSender::encode(std::span<const Piece> pieces, const ReadPages& read, By
   Sent sent;
   const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
   std::vector<Run> runs;
-  for (const auto& piece : pieces) {
-    (void)read_piece(piece, read, buffer.get(), [&](std::uint64_t at, std::uint8_t* data, std::size_t size) -> Result<void> {
-      split(data, size, runs);
-      sent += count(runs);
-      for (const auto& run : runs) {
-        const PageHeader header{piece.space, run.zero ? PageHeader::zero : PageHeader::data, at + run.offset, run.size};
-        const auto* raw = reinterpret_cast<const std::uint8_t*>(&header);
-        out.insert(out.end(), raw, raw + sizeof header);
-        if (!run.zero) out.insert(out.end(), data + run.offset, data + run.offset + run.size);
-      }
-      return {};
-    });
-  }
+  (void)read_pieces(pieces, read, buffer.get(), [&](SpaceId space, std::uint64_t at, const std::uint8_t* data, std::size_t size) -> Result<void> {
+    split(data, size, runs);
+    sent += count(runs);
+    for (const auto& run : runs) {
+      const PageHeader header{space, run.zero ? PageHeader::zero : PageHeader::data, at + run.offset, run.size};
+      const auto* raw = reinterpret_cast<const std::uint8_t*>(&header);
+      out.insert(out.end(), raw, raw + sizeof header);
+      if (!run.zero) out.insert(out.end(), data + run.offset, data + run.offset + run.size);
+    }
+    return {};
+  });
   return sent;
 }
 

@@ -41,8 +41,11 @@ struct Piece {
   Range range;
 };
 
-/// Reads memory of a space at the source. Returns how many bytes of the beginning could be read (what is gone by now is skipped page by page).
-using ReadPages = std::function<std::size_t(SpaceId, std::uint64_t address, void* to, std::size_t size)>;
+/// Reads ranges of one space's memory at the source, one behind the other. Returns how many bytes of the beginning could be read: when none, the first page is
+/// gone by now and is left out.
+using ReadPages = std::function<std::size_t(SpaceId, std::span<const Range>, std::uint8_t* to)>;
+/// As many ranges as are read at once.
+inline constexpr std::size_t most_ranges = 64;
 /// Puts memory in place at the destination. `data` is null for zeros.
 using WritePages = std::function<Result<void>(SpaceId, std::uint64_t address, const void* data, std::size_t size)>;
 

@@ -110,7 +110,8 @@ void Departure::begin_answering() {
       PageHeader asked;
       if (!receive_all(reference_.get(), &asked, sizeof asked, std::chrono::hours(24))) return;
       if (asked.kind != PageHeader::data || asked.size == 0 || asked.size > max_piece) return;
-      asked.size = read(asked.space, asked.address, buffer.get(), asked.size);
+      const Range wanted{asked.address, asked.address + asked.size};
+      asked.size = read(asked.space, {&wanted, 1}, buffer.get());
       if (!send_all(reference_.get(), &asked, sizeof asked) || !send_all(reference_.get(), buffer.get(), asked.size)) return;
     }
   });

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <array>
 
 
 namespace godwit::migrate {
@@ -108,17 +109,20 @@ std::uint64_t SourceObjects::dirty_pages() const {
   return pages;
 }
 
-std::size_t SourceObjects::read(SpaceId space, std::uint64_t offset, void* to, std::size_t size) const {
-  for (const auto& [key, object] : objects_) {
-    if (object.space != space) continue;
-    const ssize_t got = ::pread(object.file.get(), to, size, static_cast<off_t>(offset));
-    if (got <= 0) return 0;
+std::size_t SourceObjects::read(SpaceId space, std::span<const Range> offsets, std::uint8_t* to) const {
+  const auto object = std::ranges::find_if(objects_, [&](const auto& entry) { return entry.second.space == space; });
+  if (object == objects_.end()) return 0;
+  std::size_t done = 0;
+  for (const auto& range : offsets) {
+    const ssize_t got = ::pread(object->second.file.get(), to + done, range.size(), static_cast<off_t>(range.begin));
+    if (got <= 0) return done;
     // The last page of an object may be a part of one.
-    const auto end = (static_cast<std::size_t>(got) + page_size - 1) & ~(page_size - 1);
-    std::memset(static_cast<std::uint8_t*>(to) + got, 0, std::min(end, size) - static_cast<std::size_t>(got));
-    return std::min(end, size);
+    const auto end = std::min<std::size_t>((static_cast<std::size_t>(got) + page_size - 1) & ~(page_size - 1), range.size());
+    std::memset(to + done + got, 0, end - static_cast<std::size_t>(got));
+    done += end;
+    if (end < range.size()) return done;
   }
-  return 0;
+  return done;
 }
 
 std::vector<ObjectInfo> SourceObjects::infos() const {
@@ -260,6 +264,29 @@ void SourceMemory::take_postponed(std::vector<Piece>& pieces) {
   postponed_.clear();
 }
 
+void SourceMemory::note_written(Range range, std::span<const kernel::PageRange> there, std::vector<Piece>& pieces, std::vector<Range>& absent) {
+  const auto were_sent = sent_.runs(range);
+  for (const auto& run : there) {
+    pieces.push_back({space(), {run.begin, run.end}});
+    sent_.add({run.begin, run.end});
+  }
+  // Whatever was sent before and isn't among what is there now has been dropped by the program.
+  auto next = there.begin();
+  for (const auto& run : were_sent) {
+    std::uint64_t at = run.begin;
+    while (next != there.end() && next->end <= at) ++next;
+    for (auto piece = next; at < run.end; ++piece) {
+      const std::uint64_t until = piece == there.end() ? run.end : std::min(run.end, piece->begin);
+      if (at < until) {
+        absent.push_back({at, until});
+        sent_.remove({at, until});
+      }
+      if (piece == there.end()) break;
+      at = std::max(at, piece->end);
+    }
+  }
+}
+
 Result<std::vector<kernel::PageRange>> SourceMemory::written_ranges() const {
   // Mask and result being the same single category takes the kernel's fast path: a fifth of the time of any other query.
   constexpr kernel::PageQuery fast{.mask = page::written, .returned = page::written, .check = true};
@@ -296,34 +323,24 @@ Result<void> SourceMemory::collect_last(SourceObjects& objects, std::vector<Piec
       continue;
     }
     while (from != written.end() && from->end <= area.begin) ++from;
-    for (auto at = from; at != written.end() && at->begin < area.end; ++at) {
-      const Range range{std::max(at->begin, area.begin), std::min(at->end, area.end)};
+    for (auto at = from; at != written.end() && at->begin < area.end;) {
+      // Ranges that lie close together are looked at in one walk: it passes a mebibyte in the time that a call takes.
+      auto end = std::next(at);
+      while (end != written.end() && end->begin < area.end && end->begin - std::prev(end)->end <= MiB) ++end;
       there.clear();
-      TRY(pagemap_->scan(range.begin, range.end, own_pages(area, false), there));
+      TRY(pagemap_->scan(std::max(at->begin, area.begin), std::min(std::prev(end)->end, area.end), own_pages(area, true), there));
       if (area.backing == Backing::object) {
         for (const auto& run : there)
           objects.mark_dirty(area.object, {run.begin - area.begin + area.offset, run.end - area.begin + area.offset});
+        at = end;
         continue;
       }
-      const auto were_sent = sent_.runs({range.begin, range.end});
-      for (const auto& run : there) {
-        pieces.push_back({space(), {run.begin, run.end}});
-        sent_.add({run.begin, run.end});
-      }
-      // Whatever was sent before and isn't among what is there now has been dropped by the program.
-      auto next = there.begin();
-      for (const auto& run : were_sent) {
-        std::uint64_t at = run.begin;
-        while (next != there.end() && next->end <= at) ++next;
-        for (auto piece = next; at < run.end; ++piece) {
-          const std::uint64_t until = piece == there.end() ? run.end : std::min(run.end, piece->begin);
-          if (at < until) {
-            absent.push_back({at, until});
-            sent_.remove({at, until});
-          }
-          if (piece == there.end()) break;
-          at = std::max(at, piece->end);
-        }
+      auto next = std::span(there).begin();
+      for (; at != end; ++at) {
+        const Range range{std::max(at->begin, area.begin), std::min(at->end, area.end)};
+        const auto first = next;
+        while (next != std::span(there).end() && next->begin < range.end) ++next;
+        note_written(range, {first, next}, pieces, absent);
       }
     }
   }
@@ -331,11 +348,14 @@ Result<void> SourceMemory::collect_last(SourceObjects& objects, std::vector<Piec
   return {};
 }
 
-std::size_t SourceMemory::read(std::uint64_t address, void* to, std::size_t size) const {
-  auto got = kernel::read_memory(process_, address, to, size);
+std::size_t SourceMemory::read(std::span<const Range> ranges, std::uint8_t* to) const {
+  std::array<iovec, most_ranges> pieces;
+  const std::size_t count = std::min(ranges.size(), pieces.size());
+  for (std::size_t i = 0; i < count; ++i) pieces[i] = {reinterpret_cast<void*>(ranges[i].begin), ranges[i].size()};
+  const auto got = kernel::read_memory(process_, std::span(pieces).first(count), to);
   if (got && *got >= page_size) return *got;
   // PROT_NONE, or gone by now.
-  return file_->read(address, to, page_size) ? page_size : 0;
+  return !ranges.empty() && file_->read(ranges.front().begin, to, page_size) ? page_size : 0;
 }
 
 Result<std::uint64_t> SourceMemory::dirty_pages() {

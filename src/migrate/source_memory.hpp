@@ -41,7 +41,7 @@ class SourceObjects {
   Result<void> collect(std::vector<Piece>& pieces);
   /// Pages dirty and not collected yet.
   [[nodiscard]] std::uint64_t dirty_pages() const;
-  [[nodiscard]] std::size_t read(SpaceId, std::uint64_t offset, void* to, std::size_t size) const;
+  [[nodiscard]] std::size_t read(SpaceId, std::span<const Range> offsets, std::uint8_t* to) const;
   [[nodiscard]] std::vector<ObjectInfo> infos() const;
   [[nodiscard]] bool empty() const { return objects_.empty(); }
 
@@ -82,7 +82,7 @@ class SourceMemory {
   /// Pages in memory (or swapped out) that will have to travel.
   Result<std::uint64_t> resident_pages();
   /// Copies from the process; what can't be read normally (PROT_NONE) is read as a debugger would. Returns how many bytes of the beginning were read.
-  [[nodiscard]] std::size_t read(std::uint64_t address, void* to, std::size_t size) const;
+  [[nodiscard]] std::size_t read(std::span<const Range>, std::uint8_t* to) const;
   /// These were collected but not sent after all: the next collection has them again, written or not.
   void postpone(Range range) {
     sent_.remove(range);
@@ -105,6 +105,8 @@ class SourceMemory {
   Result<void> scan(const Area&, bool all, SourceObjects&, std::vector<Piece>& pieces);
   /// Ranges with written pages, present or not, of all areas. Nothing is re-armed.
   Result<std::vector<kernel::PageRange>> written_ranges() const;
+  /// What is there of a written range travels; what was sent and is no longer there is absent.
+  void note_written(Range, std::span<const kernel::PageRange> there, std::vector<Piece>&, std::vector<Range>& absent);
 
   HostPid process_;
   PodPid pod_;
