@@ -145,6 +145,7 @@ Result<void> Arrival::expect_freeze(const wire::Freezing& freezing) {
     raised_.emplace_back(HostPid{::gettid()}, daemon_priority);
     return {};
   }));
+  for (const auto thread : pages_->threads()) raised_.emplace_back(thread, daemon_priority);
   raise_threads();
   return {};
 }

@@ -48,15 +48,10 @@ Result<void> send_all(int socket, const void* data, std::size_t size) {
   return write_vector(socket, &part, 1);
 }
 
-Result<void> receive_all(int socket, void* data, std::size_t size, std::chrono::milliseconds limit) {
-  auto* to = static_cast<std::uint8_t*>(data);
-  while (size > 0) {
-    const ssize_t got = ::recv(socket, to, size, MSG_DONTWAIT);
-    if (got > 0) {
-      to += got;
-      size -= static_cast<std::size_t>(got);
-      continue;
-    }
+Result<std::size_t> receive_some(int socket, void* data, std::size_t size, std::chrono::milliseconds limit) {
+  for (;;) {
+    const ssize_t got = ::recv(socket, data, size, MSG_DONTWAIT);
+    if (got > 0) return static_cast<std::size_t>(got);
     if (got == 0) return fail(ErrorKind::unreachable, "the peer closed the connection");
     if (errno == EINTR) continue;
     if (errno != EAGAIN) return broken("receive from");
@@ -64,6 +59,15 @@ Result<void> receive_all(int socket, void* data, std::size_t size, std::chrono::
     const int ready = ::poll(&wait, 1, static_cast<int>(limit.count()));
     if (ready == 0) return fail(ErrorKind::unreachable, "the peer has said nothing for {} ms", limit.count());
     if (ready < 0 && errno != EINTR) return broken("wait for");
+  }
+}
+
+Result<void> receive_all(int socket, void* data, std::size_t size, std::chrono::milliseconds limit) {
+  auto* to = static_cast<std::uint8_t*>(data);
+  while (size > 0) {
+    const std::size_t got = TRY(receive_some(socket, to, size, limit));
+    to += got;
+    size -= got;
   }
   return {};
 }

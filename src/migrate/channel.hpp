@@ -48,5 +48,7 @@ void notice_silence(int socket);
 /// Reads or writes all of `size` bytes; the end of the stream is `unreachable`.
 Result<void> send_all(int socket, const void* data, std::size_t size);
 Result<void> receive_all(int socket, void* data, std::size_t size, std::chrono::milliseconds limit);
+/// What is there, at least one byte.
+Result<std::size_t> receive_some(int socket, void* data, std::size_t size, std::chrono::milliseconds limit);
 
 }  // namespace godwit::migrate

@@ -2,8 +2,10 @@
 
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
@@ -199,6 +201,38 @@ Sent PageSender::encode(std::span<const Piece> pieces, const ReadPages& read, By
   return sent;
 }
 
+namespace {
+
+/// A connection's bytes. Small records come many at a time; of a large one only the beginning is copied twice.
+class Inflow {
+ public:
+  explicit Inflow(int socket) : socket_(socket) {}
+  Result<void> take(void* to, std::size_t size) {
+    // A connection is silent while the source does something else; a dead one is found by the control connection.
+    constexpr auto limit = std::chrono::hours(24);
+    auto* at = static_cast<std::uint8_t*>(to);
+    while (size > 0) {
+      const std::size_t ready = std::min(size, end_ - begin_);
+      std::memcpy(at, ahead_.data() + begin_, ready);
+      begin_ += ready;
+      at += ready;
+      size -= ready;
+      if (size == 0) return {};
+      if (size >= ahead_.size()) return receive_all(socket_, at, size, limit);
+      end_ = TRY(receive_some(socket_, ahead_.data(), ahead_.size(), limit));
+      begin_ = 0;
+    }
+    return {};
+  }
+
+ private:
+  int socket_;
+  std::array<std::uint8_t, 32 * KiB> ahead_;
+  std::size_t begin_ = 0, end_ = 0;
+};
+
+}  // namespace
+
 struct PageReceiver::Parts {
   std::vector<Fd> connections;
   WritePages write;
@@ -207,22 +241,25 @@ struct PageReceiver::Parts {
   std::vector<std::uint64_t> ended;  ///< per connection: last round that ended, UINT64_MAX when closed
   Result<void> outcome;
   bool stopping = false;
+  std::vector<HostPid> numbers;  ///< of the threads that have begun
   std::vector<std::jthread> threads;
 
   Result<void> serve(std::size_t which) {
+    {
+      const std::scoped_lock lock(mutex);
+      numbers.push_back(HostPid{::gettid()});
+    }
     const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
-    const int socket = connections[which].get();
-    // A connection is silent while the source does something else; a dead one is found by the control connection.
-    constexpr auto limit = std::chrono::hours(24);
+    const auto inflow = std::make_unique<Inflow>(connections[which].get());
     for (;;) {
       PageHeader header;
-      TRY(receive_all(socket, &header, sizeof header, limit));
+      TRY(inflow->take(&header, sizeof header));
       switch (header.kind) {
         case PageHeader::data:
         case PageHeader::zero:
           if (header.size == 0 || header.size % page_size != 0 || header.address % page_size != 0 || header.size > max_piece)
             return fail(ErrorKind::invalid, "malformed page record");
-          if (header.kind == PageHeader::data) TRY(receive_all(socket, buffer.get(), header.size, limit));
+          if (header.kind == PageHeader::data) TRY(inflow->take(buffer.get(), header.size));
           TRY(write(header.space, header.address, header.kind == PageHeader::data ? buffer.get() : nullptr, header.size));
           break;
         case PageHeader::end:
@@ -261,6 +298,11 @@ PageReceiver::~PageReceiver() {
     parts_->stopping = true;
   }
   for (const auto& connection : parts_->connections) ::shutdown(connection.get(), SHUT_RDWR);
+}
+
+std::vector<HostPid> PageReceiver::threads() const {
+  const std::scoped_lock lock(parts_->mutex);
+  return parts_->numbers;
 }
 
 Result<void> PageReceiver::wait(std::uint64_t round) {

@@ -8,6 +8,7 @@
 
 #include "base/bytes.hpp"
 #include "base/fd.hpp"
+#include "base/ids.hpp"
 #include "base/result.hpp"
 #include "migrate/page_set.hpp"
 
@@ -86,6 +87,8 @@ class PageReceiver {
   PageReceiver& operator=(const PageReceiver&) = delete;
   /// Waits until every connection has ended the round; the first error of any of them otherwise.
   Result<void> wait(std::uint64_t round);
+  /// The threads that receive.
+  [[nodiscard]] std::vector<HostPid> threads() const;
   /// Puts records in place that came by other ways (PageSender::encode).
   static Result<void> decode(BytesView records, const WritePages& write);
 
