@@ -27,6 +27,9 @@ kernel::PageQuery own_pages(const Area& area, bool written_only) {
   return query;
 }
 
+/// By this process, through this mapping.
+bool never_written(const Area& area) { return area.backing == Backing::vdso || (area.backing == Backing::object && !area.writable); }
+
 bool written_behind(const SourceObjects::Object& object, const struct stat& now) {
   return now.st_ctim.tv_sec != object.changed.tv_sec || now.st_ctim.tv_nsec != object.changed.tv_nsec;
 }
@@ -58,6 +61,7 @@ Result<void> SourceObjects::seen(HostPid process, const Area& area, const std::v
   auto [entry, fresh] = objects_.try_emplace(area.object);
   Object& object = entry->second;
   ++object.mappings;
+  object.info.writable = object.info.writable || area.writable;
   if (!fresh && object.file) return {};
   const auto info = std::ranges::find(infos, area.object, &ObjectInfo::key);
   if (info == infos.end()) return fail(ErrorKind::failed, "shared memory at {:#x} has no description", area.begin);
@@ -163,6 +167,12 @@ Result<std::optional<SourceMemory::Reading>> SourceMemory::read_layout(bool with
         return candidate.begin < mapping.end && mapping.begin < candidate.end;
       });
       if (old != mappings_.end()) mapping.vm_flags = old->vm_flags;
+      const bool same_file = old != mappings_.end() && old->shared && old->device == mapping.device && old->inode == mapping.inode;
+      if (mapping.shared && !same_file) {
+        // Gone by now: what stands there then is looked at anew.
+        const bool writable = kernel::mapped_for_writing(process_, mapping).value_or(true);
+        mapping.vm_flags = writable ? "sh" : "";
+      }
     }
   }
   read.layout = TRY(layout_of(read.mappings, leave_out_begin, leave_out_end, read.objects));
@@ -241,7 +251,7 @@ Result<void> SourceMemory::scan(const Area& area, bool all, SourceObjects& objec
 
 Result<void> SourceMemory::collect(SourceObjects& objects, std::vector<Piece>& pieces) {
   for (const auto& area : layout_) {
-    if (area.backing == Backing::vdso) continue;
+    if (never_written(area)) continue;
     TRY(scan(area, !tracker_, objects, pieces));
   }
   take_postponed(pieces);
@@ -262,7 +272,7 @@ void SourceMemory::take_postponed(std::vector<Piece>& pieces) {
 Result<void> SourceMemory::collect_last(SourceObjects& objects, std::vector<Piece>& pieces, std::vector<Range>& absent) {
   std::vector<kernel::PageRange> written, there;
   for (const auto& area : layout_) {
-    if (area.backing == Backing::vdso) continue;
+    if (never_written(area)) continue;
     if (!tracker_) {
       TRY(scan(area, true, objects, pieces));
       continue;
