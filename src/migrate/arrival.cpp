@@ -22,6 +22,7 @@ Arrival::Arrival(Fd control, const Accept& accept, const DestinationSite& site)
 
 Arrival::~Arrival() {
   if (reference_) ::shutdown(reference_.get(), SHUT_RDWR);
+  if (descriptors_) descriptors_->dismiss();
 }
 
 Arriving* Arrival::find(PodPid pid) {
