@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -288,6 +289,14 @@ Result<std::vector<Mapping>> read_maps(HostPid pid) {
 
 Result<std::vector<Mapping>> read_smaps(HostPid pid, std::string* headers) {
   return parse_maps(pid, TRY(read_bounded(pid, "smaps", most_smaps_bytes)), true, headers);
+}
+
+Result<bool> mapped_for_writing(HostPid pid, const Mapping& mapping) {
+  const std::string name = fmt::format("map_files/{:x}-{:x}", mapping.begin, mapping.end);
+  const PathText path = TRY(path_of(pid, name));
+  struct stat link {};
+  if (::fstatat(proc_directory(), path.data(), &link, AT_SYMLINK_NOFOLLOW) != 0) return fail_in(pid, "stat", name);
+  return (link.st_mode & S_IWUSR) != 0;
 }
 
 Result<Status> read_status(HostPid pid) {

@@ -22,6 +22,7 @@ Arrival::Arrival(Fd control, const Accept& accept, const DestinationSite& site)
 
 Arrival::~Arrival() {
   if (reference_) ::shutdown(reference_.get(), SHUT_RDWR);
+  if (descriptors_) descriptors_->dismiss();
 }
 
 Arriving* Arrival::find(PodPid pid) {
@@ -174,10 +175,10 @@ Result<void> Arrival::write(SpaceId space, std::uint64_t address, const void* da
 
 Result<void> Arrival::apply_round(const wire::Round& round) {
   const std::unique_lock lock(spaces_mutex_);
-  TRY(objects_.apply(round.objects, [this](const std::string& path) -> Result<Fd> {
+  TRY(objects_.apply(round.objects, [this](const std::string& path, int flags) -> Result<Fd> {
     Fd file;
     TRY(workshop_->run([&]() -> Result<void> {
-      file.reset(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+      file.reset(::open(path.c_str(), flags | O_CLOEXEC));
       if (!file) return fail_errno("open {} in the pod", path);
       return {};
     }));

@@ -80,6 +80,7 @@ class Arrival {
   Result<void> apply_last(const wire::Last&);
   Result<void> begin_references(const wire::Last&);
   Result<void> begin_descriptors();
+  void serve(const std::function<bool()>& until);
   Result<void> restore_process(const wire::ProcessImage&, int builder);
   Result<void> restore_threads(const wire::ProcessImage&, Arriving&, objects::ProcessRestore&, kernel::Batch);
   Result<void> write(SpaceId space, std::uint64_t address, const void* data, std::size_t size);

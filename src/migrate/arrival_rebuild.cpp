@@ -21,6 +21,8 @@ constexpr std::array<std::uint64_t, 4> ignore_signal{1, 0, 0, 0};
 }  // namespace
 
 Result<void> Arrival::rebuild() {
+  // Until the state comes, the processes do what the build of the descriptors wants done by them.
+  serve([this] { return control_.readable(); });
   auto message = TRY(next(std::chrono::seconds(60)));
   if (static_cast<wire::Type>(message.type) != wire::Type::state) return fail(ErrorKind::invalid, "expected the state, got message {}", message.type);
   state_ = TRY(image::unpack<wire::State>(message.payload));
@@ -28,6 +30,7 @@ Result<void> Arrival::rebuild() {
   TRY(begin_references(last_));
   watch_.lap("threads");
 
+  serve([] { return false; });
   TRY(workshop_->wait());
   for (const auto& image : state_.processes) descriptors_->set_close_on_exec(image.process.pid, image.close_on_exec);
   watch_.lap("objects");
@@ -40,6 +43,15 @@ Result<void> Arrival::rebuild() {
   TRY(workshop_->wait());
   watch_.lap("processes");
   return {};
+}
+
+void Arrival::serve(const std::function<bool()>& until) {
+  if (!descriptors_) return;
+  (void)descriptors_->serve(until, [this](PodPid pid) -> std::optional<Hand> {
+    Arriving* process = find(pid);
+    if (process == nullptr || process->ended || process->threads.empty()) return std::nullopt;
+    return process->hand();
+  });
 }
 
 Result<void> Arrival::begin_descriptors() {
@@ -117,7 +129,7 @@ Result<void> Arrival::restore_threads(const wire::ProcessImage& image, Arriving&
   TRY(prepare(0, batch));
   const auto requeue = [&](std::size_t i, const std::vector<Bytes>& signals, std::optional<PodPid> thread) -> Result<void> {
     for (std::size_t at = 0; at < signals.size();) {
-      at = TRY(objects::requeue_signals(batch, signals, at, image.process.pid, thread));
+      at = TRY(objects::requeue_signals(batch, signals, at, image.process.pid, thread, image.process.timers));
       if (at == signals.size() && i == 0) break;
       TRY(process.gadget.run(*threads[i], batch));
       batch = process.gadget.batch();

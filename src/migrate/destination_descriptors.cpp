@@ -5,14 +5,87 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <set>
+#include <utility>
 
 #include "objects/common.hpp"
 
 namespace godwit::migrate {
 
+namespace {
+
+class TracedStub : public objects::Stub {
+ public:
+  TracedStub(HostPid process, Hand hand) : process_(process), hand_(hand) {}
+  [[nodiscard]] HostPid process() const override { return process_; }
+  [[nodiscard]] int builder() const override { return 0; }
+  [[nodiscard]] kernel::Batch batch() const override { return hand_.gadget.batch(); }
+  Result<void> run(kernel::Batch& batch) override { return hand_.run(batch); }
+
+ private:
+  HostPid process_;
+  Hand hand_;
+};
+
+}  // namespace
+
 Result<void> DestinationDescriptors::build(std::vector<objects::Image> images) {
   images_ = std::move(images);
+  auto outcome = build_all();
+  const std::scoped_lock lock(mutex_);
+  finished_ = true;
+  changed_.notify_all();
+  return outcome;
+}
+
+bool DestinationDescriptors::serve(const std::function<bool()>& until, const std::function<std::optional<Hand>(PodPid)>& find) {
+  constexpr auto moment = std::chrono::microseconds(100);
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait_for(lock, moment, [&] { return finished_ || request_ != nullptr; });
+    if (request_ != nullptr) {
+      Request& request = *std::exchange(request_, nullptr);
+      lock.unlock();
+      const auto hand = find(request.process);
+      const auto host = host_pid(request.process);
+      Result<void> outcome;
+      if (hand && host) {
+        TracedStub stub(*host, *hand);
+        outcome = request.work(stub);
+      } else {
+        outcome = fail(ErrorKind::not_found, "process {} is not there", request.process.value);
+      }
+      lock.lock();
+      request.outcome = std::move(outcome);
+      changed_.notify_all();
+      continue;
+    }
+    if (finished_) return true;
+    if (until()) return false;
+  }
+}
+
+void DestinationDescriptors::dismiss() {
+  const std::scoped_lock lock(mutex_);
+  dismissed_ = true;
+  changed_.notify_all();
+}
+
+Result<void> DestinationDescriptors::as_process(PodPid process, const std::function<Result<void>(objects::Stub&)>& work) {
+  if (!host_pid(process)) return fail(ErrorKind::not_found, "process {} is not there", process.value);
+  Request request{process, work, {}};
+  std::unique_lock lock(mutex_);
+  request_ = &request;
+  changed_.notify_all();
+  // What is being served is waited for: it uses what is on our stack.
+  changed_.wait(lock, [&] { return request.outcome.has_value() || (dismissed_ && request_ == &request); });
+  if (request.outcome) return std::move(*request.outcome);
+  request_ = nullptr;
+  return fail(ErrorKind::cancelled, "the rebuild was given up");
+}
+
+Result<void> DestinationDescriptors::build_all() {
   built_.resize(images_.size());
   for (std::size_t id = 0; id < images_.size(); ++id) {
     const auto* kind = objects::kind_named(images_[id].kind);
@@ -23,7 +96,7 @@ Result<void> DestinationDescriptors::build(std::vector<objects::Image> images) {
     if (!images_[id].common.empty())
       TRY(objects::apply_common(TRY(image::unpack<objects::Common>(images_[id].common)), built_[id].get(), *this));
   }
-  return {};
+  return all_built();
 }
 
 Result<void> DestinationDescriptors::install(PodPid process, int builder, kernel::Batch& batch, Hand hand) {

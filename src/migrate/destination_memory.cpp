@@ -76,50 +76,60 @@ void DestinationObjects::let_go() {
   objects_.clear();
 }
 
-Result<void> DestinationObjects::apply(const std::vector<ObjectInfo>& infos,
-                                       const std::function<Result<Fd>(const std::string&)>& open_file) {
+Result<void> DestinationObjects::apply(const std::vector<ObjectInfo>& infos, const OpenFile& open_file) {
   for (std::size_t i = 0; i < infos.size(); ++i) {
     const auto& info = infos[i];
     if (i < objects_.size()) {
-      if (objects_[i].info.key != info.key) return fail(ErrorKind::invalid, "shared memory objects changed their order");
-      if (info.kind == ObjectInfo::Kind::memfd && objects_[i].info.size != info.size &&
-          ::ftruncate(objects_[i].file.get(), static_cast<off_t>(info.size)) != 0)
+      auto& object = objects_[i];
+      if (object.info.key != info.key) return fail(ErrorKind::invalid, "shared memory objects changed their order");
+      if (info.kind == ObjectInfo::Kind::memfd && object.info.size != info.size &&
+          ::ftruncate(object.file.get(), static_cast<off_t>(info.size)) != 0)
         return fail_errno("resize memfd {}", info.name);
-      objects_[i].info.size = info.size;
+      object.info = info;
+      TRY(open(object, open_file));
       continue;
     }
     Object object{.info = info};
-    switch (info.kind) {
-      case ObjectInfo::Kind::anonymous: {
-        object.mapped = pages_up(info.size);
-        object.memory = ::mmap(nullptr, object.mapped, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (object.memory == MAP_FAILED) {
-          object.memory = nullptr;
-          return fail_errno("make {} bytes of shared memory", info.size);
-        }
-        const auto begin = reinterpret_cast<std::uint64_t>(object.memory);
-        object.file = TRY(kernel::open_file(HostPid{::getpid()}, fmt::format("map_files/{:x}-{:x}", begin, begin + object.mapped), O_RDWR));
-        break;
-      }
-      case ObjectInfo::Kind::memfd:
-        object.file.reset(::memfd_create(info.name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
-        if (!object.file || ::ftruncate(object.file.get(), static_cast<off_t>(info.size)) != 0)
-          return fail_errno("make memfd {}", info.name);
-        break;
-      case ObjectInfo::Kind::file:
-        object.file = TRY(open_file(info.name));
-        break;
-      default:
-        return fail(ErrorKind::invalid, "unknown kind of shared memory");
-    }
+    TRY(open(object, open_file));
     objects_.push_back(std::move(object));
   }
   return {};
 }
 
-int DestinationObjects::fd(std::uint64_t key) const {
+Result<void> DestinationObjects::open(Object& object, const OpenFile& open_file) {
+  const auto& info = object.info;
+  if (object.file || (object.read_only && !info.writable)) return {};
+  switch (info.kind) {
+    case ObjectInfo::Kind::anonymous: {
+      object.mapped = pages_up(info.size);
+      object.memory = ::mmap(nullptr, object.mapped, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (object.memory == MAP_FAILED) {
+        object.memory = nullptr;
+        return fail_errno("make {} bytes of shared memory", info.size);
+      }
+      const auto begin = reinterpret_cast<std::uint64_t>(object.memory);
+      object.file = TRY(kernel::open_file(HostPid{::getpid()}, fmt::format("map_files/{:x}-{:x}", begin, begin + object.mapped), O_RDWR));
+      break;
+    }
+    case ObjectInfo::Kind::memfd:
+      object.file.reset(::memfd_create(info.name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
+      if (!object.file || ::ftruncate(object.file.get(), static_cast<off_t>(info.size)) != 0) return fail_errno("make memfd {}", info.name);
+      break;
+    case ObjectInfo::Kind::file:
+      // Opening for writing would copy a file of the node's own root up into the pod's layer.
+      if (!object.read_only) object.read_only = TRY(open_file(info.name, O_RDONLY));
+      if (info.writable) object.file = TRY(open_file(info.name, O_RDWR));
+      return {};
+    default:
+      return fail(ErrorKind::invalid, "unknown kind of shared memory");
+  }
+  object.read_only = TRY(kernel::open_file(HostPid{::getpid()}, fmt::format("fd/{}", object.file.get()), O_RDONLY));
+  return {};
+}
+
+int DestinationObjects::fd(std::uint64_t key, bool writable) const {
   for (const auto& object : objects_)
-    if (object.info.key == key) return object.file.get();
+    if (object.info.key == key) return writable ? object.file.get() : object.read_only.get();
   return -1;
 }
 
@@ -137,7 +147,8 @@ Result<void> DestinationObjects::write(SpaceId space, std::uint64_t offset, cons
   const std::size_t index = space & ~object_space;
   if (index >= objects_.size()) return fail(ErrorKind::invalid, "pages of an unknown shared object {}", index);
   const Object& object = objects_[index];
-  if (offset >= object.info.size) return {};
+  // A file that nobody has mapped for writing has travelled as a file.
+  if (offset >= object.info.size || !object.file) return {};
   size = std::min<std::size_t>(size, object.info.size - offset);
   if (object.memory != nullptr) {
     auto* to = static_cast<std::uint8_t*>(object.memory) + offset;
@@ -286,7 +297,7 @@ Result<void> DestinationMemory::apply(const Layout& wanted, const DestinationObj
         advise(batch, area);
         break;
       case Change::Kind::map: {
-        const int object = area.backing == Backing::object ? objects.fd(area.object) : -1;
+        const int object = area.backing == Backing::object ? objects.fd(area.object, area.writable) : -1;
         if (area.backing == Backing::object && object < 0) return fail(ErrorKind::invalid, "unknown shared memory is mapped");
         map_area(batch, area, object, builder);
         fresh.push_back(area);

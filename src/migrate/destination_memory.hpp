@@ -31,10 +31,11 @@ struct Hand {
 class DestinationObjects {
  public:
   ~DestinationObjects();
+  using OpenFile = std::function<Result<Fd>(const std::string& path, int flags)>;
   /// Makes what is new and gives all of them their sizes. Files (Kind::file) are opened by `open_file` (on the pod's workshop).
-  Result<void> apply(const std::vector<ObjectInfo>&, const std::function<Result<Fd>(const std::string& path)>& open_file);
-  /// Our descriptor of the object; -1 when there is none.
-  [[nodiscard]] int fd(std::uint64_t key) const;
+  Result<void> apply(const std::vector<ObjectInfo>&, const OpenFile& open_file);
+  /// Our descriptor of the object, opened for reading only or for writing, too; -1 when there is none.
+  [[nodiscard]] int fd(std::uint64_t key, bool writable) const;
   Result<void> write(SpaceId, std::uint64_t offset, const void* data, std::size_t size) const;
   /// Duplicates for the descriptors that are memory objects too.
   Result<void> share(objects::MemoryObjects&) const;
@@ -47,10 +48,12 @@ class DestinationObjects {
  private:
   struct Object {
     ObjectInfo info;
-    Fd file;
+    Fd file;       ///< for reading and writing; a Kind::file that nobody writes: none
+    Fd read_only;  ///< for mappings that were made for reading only
     void* memory = nullptr;  ///< Kind::anonymous: its first mapping, which made it
     std::uint64_t mapped = 0;
   };
+  static Result<void> open(Object&, const OpenFile&);
   std::vector<Object> objects_;  ///< position = space id without the top bit
 };
 

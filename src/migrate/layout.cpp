@@ -56,7 +56,7 @@ Result<ObjectInfo> object_of(const kernel::Mapping& mapping) {
 bool grows_down(const Area& area) { return area.flags.starts_with("gd"); }
 
 bool same_identity(const Area& a, const Area& b) {
-  return a.backing == b.backing && a.path == b.path && a.object == b.object && grows_down(a) == grows_down(b) &&
+  return a.backing == b.backing && a.path == b.path && a.object == b.object && a.writable == b.writable && grows_down(a) == grows_down(b) &&
          (a.backing == Backing::anonymous || a.offset - a.begin == b.offset - b.begin);
 }
 
@@ -88,8 +88,11 @@ Result<Layout> layout_of(const std::vector<kernel::Mapping>& mappings, RemoteAdd
       area.backing = Backing::object;
       area.object = info.key;
       area.offset = mapping.offset;
-      if (std::ranges::none_of(objects, [&](const ObjectInfo& known) { return known.key == info.key; }))
-        objects.push_back(info);
+      // VM_SHARED: what was opened for reading only is "may be shared".
+      area.writable = mapping.vm_flags.find("sh") != std::string::npos;
+      auto known = std::ranges::find(objects, info.key, &ObjectInfo::key);
+      if (known == objects.end()) known = objects.insert(known, info);
+      known->writable = known->writable || area.writable;
     } else if (mapping.inode != 0 || mapping.name.starts_with('/')) {
       if (ends_with_deleted(mapping.name))
         return fail(ErrorKind::refused, "the deleted file {} is mapped", without_deleted(mapping.name));

@@ -26,9 +26,10 @@ struct Area {
   std::uint64_t object = 0;  ///< Backing::object: its key
   std::string path;          ///< Backing::file: in the pod's root. Anonymous: the name given by PR_SET_VMA. vdso: "[vdso]", "[vvar]" …
   std::string flags;         ///< advice and the like as smaps' VmFlags, only those that can be set: "gd hg nh dc dd wf lo nr"
+  bool writable = false;     ///< Backing::object: the file that is mapped was opened for writing, too
   [[nodiscard]] std::uint64_t size() const { return end - begin; }
   bool operator==(const Area&) const = default;
-  MSGPACK_DEFINE_MAP(begin, end, protection, backing, offset, object, path, flags)
+  MSGPACK_DEFINE_MAP(begin, end, protection, backing, offset, object, path, flags, writable)
 };
 
 /// Sorted by address, not overlapping.
@@ -41,7 +42,8 @@ struct ObjectInfo {
   Kind kind = Kind::anonymous;
   std::string name;  ///< memfd: its name; file: its path in the pod's root
   std::uint64_t size = 0;
-  MSGPACK_DEFINE_MAP(key, kind, name, size)
+  bool writable = false;  ///< some mapping of it was made for writing
+  MSGPACK_DEFINE_MAP(key, kind, name, size, writable)
 };
 
 /// What the kernel says, as a layout. `leave_out` is a range of ours (the gadget). Objects met are added to `objects`. What can't be moved is `refused`,

@@ -44,6 +44,7 @@ Result<Report> receive(Fd control, const Accept& accept, const DestinationSite& 
 
 void Arrival::give_up(const Error& why) {
   (void)control_.send(wire::Type::abort, wire::Text{why.message()});
+  if (descriptors_) descriptors_->dismiss();
   workshop_.reset();
   pages_.reset();
   if (pager_) (void)pager_->end();

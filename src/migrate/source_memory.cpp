@@ -28,6 +28,9 @@ kernel::PageQuery own_pages(const Area& area, bool written_only) {
   return query;
 }
 
+/// By this process, through this mapping.
+bool never_written(const Area& area) { return area.backing == Backing::vdso || (area.backing == Backing::object && !area.writable); }
+
 bool written_behind(const SourceObjects::Object& object, const struct stat& now) {
   return now.st_ctim.tv_sec != object.changed.tv_sec || now.st_ctim.tv_nsec != object.changed.tv_nsec;
 }
@@ -59,6 +62,7 @@ Result<void> SourceObjects::seen(HostPid process, const Area& area, const std::v
   auto [entry, fresh] = objects_.try_emplace(area.object);
   Object& object = entry->second;
   ++object.mappings;
+  object.info.writable = object.info.writable || area.writable;
   if (!fresh && object.file) return {};
   const auto info = std::ranges::find(infos, area.object, &ObjectInfo::key);
   if (info == infos.end()) return fail(ErrorKind::failed, "shared memory at {:#x} has no description", area.begin);
@@ -167,6 +171,12 @@ Result<std::optional<SourceMemory::Reading>> SourceMemory::read_layout(bool with
         return candidate.begin < mapping.end && mapping.begin < candidate.end;
       });
       if (old != mappings_.end()) mapping.vm_flags = old->vm_flags;
+      const bool same_file = old != mappings_.end() && old->shared && old->device == mapping.device && old->inode == mapping.inode;
+      if (mapping.shared && !same_file) {
+        // Gone by now: what stands there then is looked at anew.
+        const bool writable = kernel::mapped_for_writing(process_, mapping).value_or(true);
+        mapping.vm_flags = writable ? "sh" : "";
+      }
     }
   }
   read.layout = TRY(layout_of(read.mappings, leave_out_begin, leave_out_end, read.objects));
@@ -246,7 +256,7 @@ Result<void> SourceMemory::scan(const Area& area, bool all, SourceObjects& objec
 
 Result<void> SourceMemory::collect(SourceObjects& objects, std::vector<Piece>& pieces) {
   for (const auto& area : layout_) {
-    if (area.backing == Backing::vdso) continue;
+    if (never_written(area)) continue;
     TRY(scan(area, !tracker_, objects, pieces));
   }
   take_postponed(pieces);
@@ -317,7 +327,7 @@ Result<void> SourceMemory::collect_last(SourceObjects& objects, std::vector<Piec
   const auto written = tracker_ ? TRY(written_ranges()) : std::vector<kernel::PageRange>{};
   auto from = written.begin();
   for (const auto& area : layout_) {
-    if (area.backing == Backing::vdso) continue;
+    if (never_written(area)) continue;
     if (!tracker_) {
       TRY(scan(area, true, objects, pieces));
       continue;

@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/bytes.hpp"
@@ -89,6 +90,16 @@ class Source {
   std::map<std::string, std::any> shared_;
 };
 
+/// A process of a pod that is being rebuilt: stopped, root, with no descriptor but `builder`, a pidfd of this daemon.
+class Stub {
+ public:
+  virtual ~Stub() = default;
+  [[nodiscard]] virtual HostPid process() const = 0;
+  [[nodiscard]] virtual int builder() const = 0;
+  [[nodiscard]] virtual kernel::Batch batch() const = 0;
+  virtual Result<void> run(kernel::Batch&) = 0;
+};
+
 /// Where a pod is being rebuilt: the calls run on its workshop thread.
 class Destination {
  public:
@@ -98,6 +109,18 @@ class Destination {
   /// The pod's end of a stream of the destination's init.
   [[nodiscard]] virtual Result<Fd> stream(const std::string& name) = 0;
   [[nodiscard]] virtual std::optional<HostPid> host_pid(PodPid) const = 0;
+  /// What the kernel remembers by the process that does it (SO_PEERCRED) is done by that process: `work` runs with it
+  /// while the build waits, on the thread that traces it. ErrorKind::not_found when it isn't there, or not any more.
+  virtual Result<void> as_process(PodPid process, const std::function<Result<void>(Stub&)>& work) {
+    static_cast<void>(work);
+    return fail(ErrorKind::not_found, "process {} is not there", process.value);
+  }
+  /// Done when every description is built, on the workshop thread, in the order in which it was given.
+  void when_built(std::function<Result<void>()> work) { when_built_.push_back(std::move(work)); }
+  Result<void> all_built() {
+    for (const auto& work : std::exchange(when_built_, {})) TRY(work());
+    return {};
+  }
   /// As Source::shared: the two ends of one pipe find each other here.
   template <typename T>
   T& shared(const std::string& key) {
@@ -108,6 +131,7 @@ class Destination {
 
  private:
   std::map<std::string, std::any> shared_;
+  std::vector<std::function<Result<void>()>> when_built_;
 };
 
 /// One kind of descriptor. All functions are set; a stage that a kind has no need for is `nothing_to_…`, said aloud.

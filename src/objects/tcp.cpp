@@ -8,8 +8,9 @@
 #include <set>
 #include <unordered_map>
 
-#include "kernel/accept_queue.hpp"
+#include "kernel/kernel_state.hpp"
 #include "kernel/sock_diag.hpp"
+#include "objects/injection.hpp"
 #include "objects/kinds.hpp"
 #include "objects/tcp_state.hpp"
 #include "objects/typed.hpp"
@@ -80,6 +81,7 @@ Result<void> preflight(const Descriptor& descriptor, Source& source) {
        *TRY(diag_table(descriptor, family, source, "tcp sockets, preflight", kernel::tcp_all_states)))
     if (socket.inode == descriptor.status.st_ino && socket.signed_md5)
       return fail(ErrorKind::refused, "{}: a TCP socket with MD5 signatures can't move", describe(descriptor));
+  kernel::prepare_to_read_kernel_state();
   return check_socket_options(descriptor);
 }
 
@@ -187,16 +189,93 @@ Result<void> capture_closed(const Descriptor& descriptor, const tcp_info& info, 
   state.refused = connection.receive_sequence == 0 && connection.received.empty();
   connection.sending.clear();
   connection.in_flight = 0;
-  connection.their_fin = connection.our_fin_sent = false;
+  // A reset after the peer's end is told as EPIPE instead of ECONNRESET, and reading gives the end.
+  connection.their_fin = !state.refused && kernel::tcp_has_ended(descriptor.fd).value_or(false);
+  connection.their_fin_first = true;
+  connection.receive_sequence -= connection.their_fin ? 1 : 0;
+  connection.our_fin_sent = false;
   state.connection.push_back(std::move(connection));
   return {};
 }
 
-Result<void> capture_connected(const Descriptor& descriptor, const tcp_info& info, int events, State& state) {
+/// The connections within the pod: who is at the other end of whom, and what was read of both ends together.
+struct Inside {
+  bool read = false;
+  std::map<std::pair<std::string, std::string>, const Descriptor*> ends;  ///< by own and other address
+  std::map<ObjectId, Connection> known;
+};
+
+bool is_inside(const InetAddress& local, const InetAddress& remote) {
+  const auto loopback = [](const InetAddress& address) {
+    return address.ip.starts_with("127.") || address.ip == "::1" || address.ip.starts_with("::ffff:127.");
+  };
+  return local.ip == remote.ip || loopback(local) || loopback(remote);
+}
+
+/// An IPv4 connection may have an IPv6 socket at one end.
+std::string wire_text(const SocketAddress& address) {
+  return describe(inet_address(on_wire(address)));
+}
+
+Result<const Descriptor*> other_end(const State& state, Source& source, Inside& inside) {
+  if (!inside.read) {
+    for (const auto& each : source.descriptors()) {
+      if (!S_ISSOCK(each.status.st_mode) || !matches(each)) continue;
+      const auto local = local_address(each.fd);
+      const auto peer = peer_address(each.fd);
+      if (local && peer) inside.ends[{wire_text(*local), wire_text(*peer)}] = &each;
+    }
+    inside.read = true;
+  }
+  const auto local = TRY(socket_address(state.family, state.local)),
+             remote = TRY(socket_address(state.family, state.remote));
+  const auto found = inside.ends.find({wire_text(remote), wire_text(local)});
+  return found == inside.ends.end() ? nullptr : found->second;
+}
+
+std::uint32_t received_to(const Connection& connection) {
+  return connection.receive_sequence + static_cast<std::uint32_t>(connection.received.size()) +
+         (connection.their_fin ? 1 : 0);
+}
+
+/// Whether `sender` knows something as acknowledged that `receiver` has not got: it was read too early.
+bool is_behind(const Connection& receiver, const Connection& sender) {
+  return static_cast<std::int32_t>(sender.send_sequence - received_to(receiver)) > 0;
+}
+
+/// Both ends of a connection within the pod are read together: what its kernel has moved from one to the other in
+/// between would be lost.
+Result<Connection> read_both(const Descriptor& descriptor, const tcp_info& info, const State& state, Source& source) {
+  auto mine = TRY(read_connection(descriptor.fd, info, state.options.value("SO_REUSEADDR") != 0));
+  if (!is_inside(state.local, state.remote)) return mine;
+  auto& inside = source.shared<Inside>("tcp connections inside");
+  if (const auto known = inside.known.find(descriptor.id); known != inside.known.end()) return known->second;
+  const auto* other = TRY(other_end(state, source, inside));
+  if (other == nullptr) return mine;
+  const auto read = [](const Descriptor& end) -> Result<Connection> {
+    return read_connection(end.fd, TRY(info_of(end.fd)), int_option(end.fd, SOL_SOCKET, SO_REUSEADDR) != 0);
+  };
+  const int other_state = TRY(info_of(other->fd)).tcpi_state;
+  if (other_state == state_closed) return mine;
+  auto theirs = TRY(read(*other));
+  constexpr int tries = 20;
+  for (int i = 0; is_behind(mine, theirs) || is_behind(theirs, mine); ++i) {
+    if (i == tries) return fail(ErrorKind::busy, "{}: data is on its way within the pod", describe(descriptor));
+    if (is_behind(mine, theirs))
+      mine = TRY(read(descriptor));
+    else
+      theirs = TRY(read(*other));
+  }
+  inside.known.emplace(other->id, std::move(theirs));
+  return mine;
+}
+
+Result<void> capture_connected(const Descriptor& descriptor, const tcp_info& info, int events, Source& source,
+                               State& state) {
   if (events & POLLPRI) return fail(ErrorKind::busy, "{}: TCP urgent data is unread", describe(descriptor));
   if (events & POLLERR) return fail(ErrorKind::busy, "{}: an error or a time stamp is unread", describe(descriptor));
   state.phase = Phase::connected;
-  auto connection = TRY(read_connection(descriptor.fd, info, state.options.value("SO_REUSEADDR") != 0));
+  auto connection = TRY(read_both(descriptor, info, state, source));
   connection.receive_shut = (events & POLLRDHUP) != 0 && !connection.their_fin;
   state.connection.push_back(std::move(connection));
   return {};
@@ -240,7 +319,7 @@ Result<State> capture(const Descriptor& descriptor, Source& source) {
         state.phase = Phase::pending;
         break;
       }
-      TRY(capture_connected(descriptor, info, events, state));
+      TRY(capture_connected(descriptor, info, events, source, state));
   }
   return state;
 }
@@ -285,7 +364,8 @@ Result<void> rebuild_closed(int fd, const State& state, const SocketAddress& loc
     TRY(rebuild_refused(fd, state, connection, local, remote, destination));
   } else {
     TRY(rebuild_connection(fd, local, remote, connection, destination));
-    const auto next = connection.receive_sequence + static_cast<std::uint32_t>(connection.received.size());
+    const auto next = connection.receive_sequence + static_cast<std::uint32_t>(connection.received.size()) +
+                      (connection.their_fin ? 1 : 0);
     if (ignores_resets(connection)) TRY(heed_resets(fd));
     TRY(reset_connection(fd, local, remote, next, destination));
     TRY(repair(fd, TCP_REPAIR_OFF_NO_WP));

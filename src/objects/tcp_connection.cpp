@@ -71,6 +71,8 @@ Result<Bytes> peek_received(int fd) {
 Result<void> read_repaired(int fd, Connection& connection, std::size_t unacknowledged) {
   const bool our_fin = connection.our_fin == Fin::queued;
   const std::uint32_t received_to = TRY(sequence(fd, receive_queue));
+  if (static_cast<std::size_t>(TRY(queued(fd, SIOCINQ))) != connection.received.size())
+    return fail(ErrorKind::busy, "something came in by loopback just now");
   connection.receive_sequence =
       received_to - static_cast<std::uint32_t>(connection.received.size()) - (connection.their_fin ? 1 : 0);
   const std::uint32_t written_to = TRY(sequence(fd, send_queue));
@@ -198,7 +200,16 @@ Result<void> set_sequence(int fd, int queue, std::uint32_t sequence) {
   return set_int_option(fd, IPPROTO_TCP, TCP_QUEUE_SEQ, static_cast<int>(sequence));
 }
 
-Result<Connection> read_connection(int fd, const tcp_info& info, bool reuse_address) {
+namespace {
+
+Result<tcp_info> info_of(int fd) {
+  tcp_info info{};
+  socklen_t length = sizeof(info);
+  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return fail_errno("TCP_INFO");
+  return info;
+}
+
+Result<Connection> read_once(int fd, const tcp_info& info, bool reuse_address) {
   Connection connection;
   const int tcp_state = info.tcpi_state;
   connection.their_fin = tcp_state == close_wait || tcp_state == last_ack || tcp_state == closing;
@@ -227,6 +238,18 @@ Result<Connection> read_connection(int fd, const tcp_info& info, bool reuse_addr
   // Leaving repair mode forgets it.
   if (reuse_address) TRY(set_int_option(fd, SOL_SOCKET, SO_REUSEADDR, 1));
   TRY(std::move(read));
+  if (state_of(fd) != tcp_state) return fail(ErrorKind::busy, "a FIN or a reset came in by loopback just now");
+  return connection;
+}
+
+}  // namespace
+
+Result<Connection> read_connection(int fd, const tcp_info& info, bool reuse_address) {
+  // Within a frozen pod nobody writes, but its kernel may still send by loopback what waits.
+  constexpr int tries = 10;
+  auto connection = read_once(fd, info, reuse_address);
+  for (int i = 1; !connection && connection.error().kind == ErrorKind::busy && i < tries; ++i)
+    connection = read_once(fd, TRY(info_of(fd)), reuse_address);
   return connection;
 }
 
@@ -286,6 +309,8 @@ Result<void> rebuild_connection(int fd, const SocketAddress& local, const Socket
   if (connection.their_fin && connection.their_fin_first) {
     TRY(inject(local, remote, fin, destination));
     TRY(await_state(fd, close_wait));
+    // Sent again it is acknowledged at once: a delayed acknowledgement would go out when resets are heeded.
+    TRY(inject(local, remote, fin, destination));
   }
   if (fin_acknowledged) {
     TRY(set_int_option(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, send_queue));

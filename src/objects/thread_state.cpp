@@ -191,10 +191,11 @@ void ThreadRestore::tell(kernel::Batch& batch) {
 }
 
 Result<std::size_t> requeue_signals(kernel::Batch& batch, const std::vector<Bytes>& signals, std::size_t from,
-                                    PodPid process, std::optional<PodPid> thread) {
+                                    PodPid process, std::optional<PodPid> thread, const Timers& timers) {
   const auto group = static_cast<std::uint64_t>(process.value);
   for (; from < signals.size() && !batch.full(2, 512); ++from) {
     const auto info = TRY(from_bytes<siginfo_t>(signals[from], "a queued signal"));
+    if (comes_again(timers, info)) continue;
     const auto number = static_cast<std::uint64_t>(info.si_signo);
     const RemoteAddress where = batch.data(signals[from]);
     if (thread)

@@ -8,6 +8,7 @@
 #include "objects/credentials.hpp"
 #include "objects/interrupted.hpp"
 #include "objects/scheduling.hpp"
+#include "objects/timers.hpp"
 
 /// Everything about one thread that is neither memory nor a descriptor.
 namespace godwit::objects {
@@ -100,8 +101,9 @@ class ThreadRestore {
 
 /// Signals queued for a thread, or, without `thread`, for the whole process, are queued again by a batch in one of its
 /// threads. Begins at `from` and returns where it stopped because the batch is full: run it and go on with another.
+/// What the process's restored timers queue by themselves is left out.
 Result<std::size_t> requeue_signals(kernel::Batch&, const std::vector<Bytes>& signals, std::size_t from, PodPid process,
-                                    std::optional<PodPid> thread);
+                                    std::optional<PodPid> thread, const Timers&);
 /// The other way round: what a stopped thread has pending.
 Result<std::vector<Bytes>> queued_signals(const kernel::Tracee&, bool shared);
 

@@ -8,6 +8,8 @@
 #include <ctime>
 #include <sstream>
 
+#include "kernel/kernel_state.hpp"
+#include "kernel/pidfd.hpp"
 #include "kernel/procfs.hpp"
 
 namespace godwit::objects {
@@ -61,9 +63,14 @@ bool counts_processor_time(std::int32_t clock) {
   return clock < 0 || clock == CLOCK_PROCESS_CPUTIME_ID || clock == CLOCK_THREAD_CPUTIME_ID;
 }
 
+bool counts_overruns(const PosixTimer& timer) {
+  return timer.interval > 0 && timer.notify != SIGEV_NONE && !counts_processor_time(timer.clock);
+}
+
 }  // namespace
 
 Result<void> TimersCapture::look(HostPid process) {
+  process_ = process;
   std::istringstream text(TRY(kernel::read_file(process, "timers")));
   std::string line;
   while (std::getline(text, line)) {
@@ -95,6 +102,7 @@ Result<void> TimersCapture::look(HostPid process) {
   }
   // The kernel lists the newest first.
   std::ranges::reverse(timers_.posix);
+  if (!timers_.posix.empty()) kernel::prepare_to_read_kernel_state();
   return {};
 }
 
@@ -126,7 +134,21 @@ Result<Timers> TimersCapture::take(const kernel::Batch& batch, const PodClock& c
     timer.interval = nanoseconds(setting.it_interval);
     where += sizeof(itimerspec);
   }
+  count_overruns();
   return timers_;
+}
+
+/// timer_gettime has just added what had passed until then.
+void TimersCapture::count_overruns() {
+  if (std::ranges::none_of(timers_.posix, counts_overruns)) return;
+  const auto pidfd = kernel::pidfd_open(process_, true);
+  if (!pidfd) return;
+  // Where the kernel can't be read, the signal moves as it is queued and the count begins anew.
+  const auto known = kernel::timer_overruns(pidfd->get());
+  if (!known || known->size() != timers_.posix.size()) return;
+  for (PosixTimer& timer : timers_.posix)
+    if (const auto at = known->find(timer.id); counts_overruns(timer) && at != known->end())
+      timer.overruns = std::clamp<std::int64_t>(at->second, -1, INT32_MAX);
 }
 
 void restore_timers(kernel::Batch& batch, const Timers& timers, const PodClock& clock) {
@@ -150,14 +172,28 @@ void restore_timers(kernel::Batch& batch, const Timers& timers, const PodClock& 
                                .padding = {}};
     std::int64_t left = timer.left;
     if (left != 0 && !counts_processor_time(timer.clock)) left = std::max<std::int64_t>(left - passed, 1);
-    const itimerspec setting{.it_interval = to_timespec(timer.interval), .it_value = to_timespec(left)};
+    itimerspec setting{.it_interval = to_timespec(timer.interval), .it_value = to_timespec(left)};
+    std::uint64_t how = 0;
+    if (timer.overruns >= 0 && counts_overruns(timer)) {
+      // Armed for when it expired: its signal is queued at once, and the kernel counts from there when it is taken.
+      const std::int64_t taken = timers.taken + clock.now(timer.clock) - clock.now();
+      const std::int64_t expired = taken + timer.left - (timer.overruns + 1) * timer.interval;
+      setting.it_value = to_timespec(std::max<std::int64_t>(expired, 1));
+      how = TIMER_ABSTIME;
+    }
     const auto id = static_cast<std::uint64_t>(timer.id);
     batch.must("create a timer", SYS_timer_create,
                {static_cast<std::uint64_t>(timer.clock), batch.value(event), batch.value(timer.id)});
     if (left != 0 || timer.interval != 0)
-      batch.must("arm a timer", SYS_timer_settime, {id, 0, batch.value(setting), 0});
+      batch.must("arm a timer", SYS_timer_settime, {id, how, batch.value(setting), 0});
   }
   batch.must("no longer choose timer ids", SYS_prctl, {prctl_timer_restore_ids, 0});
+}
+
+bool comes_again(const Timers& timers, const siginfo_t& info) {
+  if (info.si_code != SI_TIMER) return false;
+  const auto timer = std::ranges::find(timers.posix, info.si_timerid, &PosixTimer::id);
+  return timer != timers.posix.end() && timer->overruns >= 0 && counts_overruns(*timer);
 }
 
 }  // namespace godwit::objects

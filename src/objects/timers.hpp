@@ -1,5 +1,6 @@
 #pragma once
 
+#include <csignal>
 #include <vector>
 
 #include "image/codec.hpp"
@@ -18,7 +19,9 @@ struct PosixTimer {
   PodPid thread;            ///< with SIGEV_THREAD_ID
   std::int64_t left = 0;    ///< until it next fires; 0: not armed
   std::int64_t interval = 0;
-  MSGPACK_DEFINE_MAP(id, clock, notify, signal, value, thread, left, interval)
+  std::int64_t overruns =
+      -1;  ///< so many periods have passed since its signal was queued, which nobody has taken yet; -1: none is
+  MSGPACK_DEFINE_MAP(id, clock, notify, signal, value, thread, left, interval, overruns)
 };
 
 /// One of ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF. Times in µs.
@@ -42,6 +45,8 @@ class TimersCapture {
   Result<Timers> take(const kernel::Batch&, const PodClock&);
 
  private:
+  void count_overruns();
+  HostPid process_;
   Timers timers_;
   RemoteAddress settings_ = 0;
   std::vector<kernel::Batch::Call> calls_;
@@ -50,5 +55,8 @@ class TimersCapture {
 /// The threads that timers signal must exist. Wall-clock timers lose the time since they were read; timers of CPU time
 /// don't.
 void restore_timers(kernel::Batch&, const Timers&, const PodClock&);
+
+/// True of a queued signal that its timer, once restored, queues again by itself, with the overruns it had.
+[[nodiscard]] bool comes_again(const Timers&, const siginfo_t&);
 
 }  // namespace godwit::objects

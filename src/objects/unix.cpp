@@ -9,7 +9,7 @@
 #include <cstring>
 #include <unordered_map>
 
-#include "kernel/accept_queue.hpp"
+#include "kernel/kernel_state.hpp"
 #include "kernel/procfs.hpp"
 #include "kernel/sock_diag.hpp"
 #include "objects/kinds.hpp"
@@ -209,6 +209,29 @@ Result<std::vector<Message>> read_queue(const Descriptor& descriptor, int type, 
   return queue;
 }
 
+/// Cuts what is queued where one write ended and the next began: by these pieces the sender's buffer is filled. Where
+/// the kernel can't be read it stays whole, and takes a little less of it.
+void cut_stream(const Descriptor& descriptor, std::vector<Message>& queue) {
+  if (queue.empty()) return;
+  const auto pieces = kernel::unix_stream_pieces(descriptor.fd);
+  if (!pieces) return;
+  std::vector<Message> cut;
+  auto message = queue.begin();
+  std::size_t at = 0;
+  for (const auto& piece : *pieces) {
+    if (piece.read >= piece.size) continue;
+    const std::size_t size = piece.size - piece.read;
+    if (message == queue.end() || size > message->payload.size() - at) return;
+    const auto begin = message->payload.begin() + static_cast<std::ptrdiff_t>(at);
+    cut.push_back({Bytes(begin, begin + static_cast<std::ptrdiff_t>(size)), {}, message->credentials, piece.read});
+    at += size;
+    if (at < message->payload.size()) continue;
+    ++message;
+    at = 0;
+  }
+  if (message == queue.end()) queue = std::move(cut);
+}
+
 /// What those that wait to be accepted have sent already.
 Result<void> capture_sent(const Descriptor& descriptor, State& state) {
   auto pending = kernel::pending_unix_connections(descriptor.fd);
@@ -306,6 +329,7 @@ Result<State> capture(const Descriptor& descriptor, Source& source) {
     return fail(ErrorKind::busy, "{}: an error is unread", describe(descriptor));
   state.shutdown = socket.shutdown;
   state.queue = TRY(read_queue(descriptor, state.type, entry.revents, source));
+  if (state.type == SOCK_STREAM) cut_stream(descriptor, state.queue);
   return state;
 }
 
@@ -314,6 +338,7 @@ Result<void> preflight(const Descriptor& descriptor, Source& source) {
   const Table& table = *TRY(table_of(descriptor, source, "unix sockets, preflight"));
   const auto& socket = *TRY(find_socket(descriptor, table));
   if (socket.peer != 0 && !table.sockets.contains(socket.peer)) TRY(find_peer(descriptor, socket, table));
+  kernel::prepare_to_read_kernel_state();
   return check_socket_options(descriptor);
 }
 
@@ -325,7 +350,7 @@ const Kind unix_kind{.name = "unix",
                      .preflight = local::preflight,
                      .capture = captures<local::State, local::capture>,
                      .build = builds<local::State, local::rebuild>,
-                     .attach = attaches<local::State, local::attach>,
-                     .open = opens<local::State, local::open>};
+                     .attach = nothing_to_attach,
+                     .open = nothing_to_open};
 
 }  // namespace godwit::objects

@@ -54,6 +54,14 @@ Result<SocketAddress> address_of(const Name& name) {
   return address;
 }
 
+Result<SocketAddress> absolute_address_of(const Name& name) {
+  if (name.abstract()) return address_of(name);
+  Name whole = name;
+  const std::string path = path_of(name);
+  whole.text.assign(path.begin(), path.end());
+  return address_of(whole);
+}
+
 Result<Binding> bind_name(int fd, const Name& name, bool keep) {
   Binding binding;
   if (name.empty()) return binding;

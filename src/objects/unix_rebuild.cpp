@@ -33,17 +33,6 @@ SocketClass class_of(const State& state) {
   return {AF_UNIX, state.type, 0};
 }
 
-struct Pair {
-  Fd mine, other;
-};
-
-Result<Pair> new_pair(int type, const Credentials& as) {
-  std::array<int, 2> ends{-1, -1};
-  const ActAs actor(as);
-  if (::socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, ends.data()) != 0) return fail_errno("make a pair of Unix sockets");
-  return Pair{Fd(ends[0]), Fd(ends[1])};
-}
-
 /// A listening socket of this name for one connection: the pod's own where the name is taken by it, else one that goes
 /// when `connect_named` is done.
 Result<Fd> temporary_listener(const State& state, const Name& name, const Credentials& as, Binding& binding,
@@ -56,8 +45,7 @@ Result<Fd> temporary_listener(const State& state, const Name& name, const Creden
   }
   Fd listener = TRY(new_socket(state.type));
   binding = TRY(bind_name(listener.get(), name, false));
-  const ActAs actor(as);
-  if (::listen(listener.get(), 1) != 0) return fail_errno("listen on {}", describe(name));
+  TRY(listen_as(listener.get(), name, 1, as, destination));
   return listener;
 }
 
@@ -71,10 +59,7 @@ Result<Pair> connect_named(const State& state, Destination& destination) {
   const Fd listener = TRY(temporary_listener(state, server_name, server_as, listening, destination));
   Fd client = TRY(new_socket(state.type));
   if (!client_name.empty()) calling = TRY(bind_name(client.get(), client_name, client_name.linked));
-  {
-    const ActAs actor(client_as);
-    TRY(connect_name(client.get(), server_name));
-  }
+  TRY(connect_as(client.get(), server_name, client_as, destination));
   Fd server(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
   if (!server) return fail_errno("accept a connection to {}", describe(server_name));
   if (state.accepted) return Pair{std::move(server), std::move(client)};
@@ -82,7 +67,12 @@ Result<Pair> connect_named(const State& state, Destination& destination) {
 }
 
 Result<void> send_message(int fd, const Message& message, bool datagram, Destination& destination) {
-  BytesView left(message.payload);
+  Bytes whole;
+  if (message.read != 0) {
+    whole.resize(message.read);
+    whole.insert(whole.end(), message.payload.begin(), message.payload.end());
+  }
+  BytesView left(message.read != 0 ? whole : message.payload);
   alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(ucred))> control{};
   do {
     iovec part{const_cast<std::uint8_t*>(left.data()), datagram ? left.size() : std::min(left.size(), 256 * KiB)};
@@ -111,12 +101,21 @@ Result<void> send_message(int fd, const Message& message, bool datagram, Destina
 Result<void> fill_from(int sender, const std::vector<Message>& queue, bool datagram, Destination& destination) {
   if (queue.empty()) return {};
   std::size_t total = 0;
-  for (const auto& message : queue) total += message.payload.size() + KiB;
+  for (const auto& message : queue) total += 2 * (message.read + message.payload.size()) + 4 * KiB;
   const int before = int_option(sender, SOL_SOCKET, SO_SNDBUF), lock = int_option(sender, SOL_SOCKET, SO_BUF_LOCK);
   TRY(ensure_send_buffer(sender, total));
   for (const auto& message : queue) TRY(send_message(sender, message, datagram, destination));
   TRY(set_int_option(sender, SOL_SOCKET, SO_SNDBUFFORCE, before / 2));
   return set_int_option(sender, SOL_SOCKET, SO_BUF_LOCK, lock);
+}
+
+/// What had been read of the first piece of a stream's queue is read again.
+Result<void> read_again(int fd, const std::vector<Message>& queue) {
+  if (queue.empty() || queue.front().read == 0) return {};
+  Bytes away(queue.front().read);
+  const ssize_t count = ::recv(fd, away.data(), away.size(), MSG_DONTWAIT);
+  if (count != static_cast<ssize_t>(away.size())) return fail_errno("read {} bytes of a queue again", away.size());
+  return {};
 }
 
 /// Datagrams from senders that are not connected to the receiver: sockets of the same names send them, and go.
@@ -166,7 +165,8 @@ Result<Fd> rebuild_connected(const State& state, Destination& destination) {
     world.made.erase(ready);
   } else {
     const bool named = !state.name.empty() || !state.peer_name.empty();
-    Pair pair = named && !datagram ? TRY(connect_named(state, destination)) : TRY(new_pair(state.type, state.own));
+    Pair pair = named && !datagram ? TRY(connect_named(state, destination))
+                                   : TRY(new_pair(state.type, state.other, destination));
     mine = std::move(pair.mine);
     other = pair.other.get();
     if (state.peer != nobody) world.made[state.peer] = std::move(pair.other);
@@ -176,6 +176,7 @@ Result<Fd> rebuild_connected(const State& state, Destination& destination) {
   Binding binding;
   if (datagram && !state.name.empty()) binding = TRY(bind_name(mine.get(), state.name, state.name.linked));
   TRY(fill_from(other, state.queue, state.type != SOCK_STREAM, destination));
+  TRY(read_again(mine.get(), state.queue));
   const auto first = world.shutdown.find(state.peer);
   if (first == world.shutdown.end()) {
     world.shutdown[state.id] = state.shutdown;
@@ -190,12 +191,14 @@ Result<Fd> rebuild_connected(const State& state, Destination& destination) {
 Result<Fd> rebuild_alone(const State& state, Destination& destination) {
   const bool datagram = state.type == SOCK_DGRAM;
   const bool named = !state.name.empty() || !state.peer_name.empty();
-  Pair pair = named && !datagram ? TRY(connect_named(state, destination)) : TRY(new_pair(state.type, state.own));
+  Pair pair =
+      named && !datagram ? TRY(connect_named(state, destination)) : TRY(new_pair(state.type, state.other, destination));
   TRY(write_socket_options(pair.mine.get(), class_of(state), state.options, OptionStage::early, destination));
   Binding own, peer;
   if (datagram && !state.name.empty()) own = TRY(bind_name(pair.mine.get(), state.name, state.name.linked));
   if (datagram && !state.peer_name.empty()) peer = TRY(bind_name(pair.other.get(), state.peer_name, false));
   TRY(fill_from(pair.other.get(), state.queue, state.type != SOCK_STREAM, destination));
+  TRY(read_again(pair.mine.get(), state.queue));
   // Whoever goes without having read what it got leaves ECONNRESET behind.
   if (state.reset && ::send(pair.mine.get(), "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1)
     return fail_errno("reset a Unix socket");
@@ -219,7 +222,7 @@ Result<Fd> rebuild_unconnected(const State& state, Destination& destination) {
   const bool nameless = datagram && state.name.empty() && !state.queue.empty();
   Pair pair;
   if (nameless)
-    pair = TRY(new_pair(state.type, state.own));
+    pair = TRY(new_pair(state.type, state.own, destination));
   else
     pair.mine = TRY(new_socket(state.type));
   const int fd = pair.mine.get();
@@ -234,8 +237,7 @@ Result<Fd> rebuild_unconnected(const State& state, Destination& destination) {
     if (state.name.abstract()) world_of(destination).receivers[state.name.text] = state.id;
   }
   if (state.phase == Phase::listening) {
-    const ActAs actor(state.own);
-    if (::listen(fd, state.backlog) != 0) return fail_errno("listen on {}", describe(state.name));
+    TRY(listen_as(fd, state.name, state.backlog, state.own, destination));
     if (state.name.abstract()) world_of(destination).listeners[state.name.text] = state.id;
   }
   if (state.phase == Phase::connected) {
@@ -248,6 +250,22 @@ Result<Fd> rebuild_unconnected(const State& state, Destination& destination) {
   return std::move(pair.mine);
 }
 
+/// Connects who waited to be accepted, in order. Everybody else has been connected by then: a listening socket lends
+/// its queue to that.
+Result<void> connect_waiting(const State& state, Destination& destination) {
+  for (std::size_t i = 0; i < state.waiting.size(); ++i) {
+    const int client = destination.built(state.waiting[i]);
+    const int flags = ::fcntl(client, F_GETFL);
+    if (flags < 0) return fail_errno("find who waits to be accepted by {}", describe(state.name));
+    ::fcntl(client, F_SETFL, flags | O_NONBLOCK);
+    auto connected = connect_as(client, state.name, state.waiting_as[i], destination);
+    ::fcntl(client, F_SETFL, flags);
+    TRY(std::move(connected));
+    TRY(fill_from(client, state.waiting_sent[i], state.type != SOCK_STREAM, destination));
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<Fd> rebuild(const State& state, Destination& destination) {
@@ -255,6 +273,8 @@ Result<Fd> rebuild(const State& state, Destination& destination) {
     return fail(ErrorKind::invalid, "a Unix socket of type {}", state.type);
   if (state.shutdown < 0 || state.shutdown > 3)
     return fail(ErrorKind::invalid, "a Unix socket shut down in the way {}", state.shutdown);
+  if (std::ranges::any_of(state.queue, [](const Message& each) { return each.read > queue_limit; }))
+    return fail(ErrorKind::invalid, "a piece of a stream over the limit");
   if (state.waiting.size() != state.waiting_as.size() || state.waiting.size() != state.waiting_sent.size())
     return fail(ErrorKind::invalid, "{} waiting connections of {} users with {} queues", state.waiting.size(),
                 state.waiting_as.size(), state.waiting_sent.size());
@@ -266,35 +286,10 @@ Result<Fd> rebuild(const State& state, Destination& destination) {
   else
     socket = TRY(rebuild_unconnected(state, destination));
   if (state.type == SOCK_DGRAM) TRY(connect_others(state, destination));
+  if (!state.waiting.empty())
+    destination.when_built([state, &destination] { return connect_waiting(state, destination); });
   TRY(write_socket_options(socket.get(), class_of(state), state.options, OptionStage::late, destination));
   return socket;
-}
-
-Result<void> attach(const State& state, const Holder& holder, kernel::Batch& batch, Destination&) {
-  // A process is root while it is rebuilt: the user that another one was stays as `rebuild` has said it.
-  if (state.phase != Phase::listening || holder.process != state.own.pid || state.own.uid != 0 || state.own.gid != 0)
-    return {};
-  batch.must("listen again", SYS_listen,
-             {static_cast<std::uint64_t>(holder.number), static_cast<std::uint64_t>(state.backlog)});
-  return {};
-}
-
-Result<void> open(const State& state, int, Destination& destination) {
-  for (std::size_t i = 0; i < state.waiting.size(); ++i) {
-    const int client = destination.built(state.waiting[i]);
-    const int flags = ::fcntl(client, F_GETFL);
-    if (flags < 0) return fail_errno("find who waits to be accepted by {}", describe(state.name));
-    ::fcntl(client, F_SETFL, flags | O_NONBLOCK);
-    Result<void> connected;
-    {
-      const ActAs actor(state.waiting_as[i]);
-      connected = connect_name(client, state.name);
-    }
-    ::fcntl(client, F_SETFL, flags);
-    TRY(std::move(connected));
-    TRY(fill_from(client, state.waiting_sent[i], state.type != SOCK_STREAM, destination));
-  }
-  return {};
 }
 
 }  // namespace godwit::objects::local

@@ -33,7 +33,8 @@ struct Message {
   Bytes payload;
   Bytes from;                            ///< the sender's name; datagrams only
   std::vector<Credentials> credentials;  ///< one when the receiver has asked for them, else none
-  MSGPACK_DEFINE_MAP(payload, from, credentials)
+  std::uint32_t read = 0;  ///< streams: bytes before `payload` that have been read; the whole fills the sender's buffer
+  MSGPACK_DEFINE_MAP(payload, from, credentials, read)
 };
 
 enum class Phase : std::uint8_t {
@@ -71,6 +72,8 @@ struct State {
 /// "path" or "@abstract": for people.
 [[nodiscard]] std::string describe(const Name&);
 Result<SocketAddress> address_of(const Name&);
+/// The address that leads to it from any working directory.
+Result<SocketAddress> absolute_address_of(const Name&);
 
 /// Binds the socket to its name. A path that was its own leads to it again, with the mode and owner it had; one that
 /// was not leads to it only as long as the returned object lives, and then to what it led to before.
@@ -93,7 +96,8 @@ class Binding {
 Result<Binding> bind_name(int fd, const Name&, bool keep);
 Result<void> connect_name(int fd, const Name&);
 
-/// For its lifetime the calling thread makes sockets as this user: SO_PEERCRED shows it. The process shown stays ours.
+/// For its lifetime the calling thread makes sockets as this user: SO_PEERCRED shows it. The process shown is ours,
+/// which is none in the pod: for what was made by a process that is no more.
 class ActAs {
  public:
   explicit ActAs(const Credentials&);
@@ -102,11 +106,15 @@ class ActAs {
   ActAs& operator=(const ActAs&) = delete;
 };
 
+/// As somebody of the pod: SO_PEERCRED shows the others who it was.
+struct Pair {
+  Fd mine, other;
+};
+Result<Pair> new_pair(int type, const Credentials& as, Destination&);
+Result<void> listen_as(int fd, const Name&, int backlog, const Credentials& as, Destination&);
+Result<void> connect_as(int fd, const Name&, const Credentials& as, Destination&);
+
 Result<Fd> rebuild(const State&, Destination&);
-/// Who listens is shown to those that connect (SO_PEERCRED): the process itself says it.
-Result<void> attach(const State&, const Holder&, kernel::Batch&, Destination&);
-/// Connects who waited to be accepted.
-Result<void> open(const State&, int fd, Destination&);
 
 }  // namespace godwit::objects::local
 

@@ -49,10 +49,17 @@ int main(void) {
   }
   MUST(write(half[0], "the end", 7));
   MUST(shutdown(half[0], SHUT_WR));
+  int full[2];
+  size_t stuffed = 0;
+  fill(page, 4096, 99);
+  MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, full));
+  for (ssize_t sent; (sent = send(full[0], page, 3000, MSG_DONTWAIT)) > 0;) stuffed += sent;
+  CHECK(recv(full[1], back, 1000, 0) == 1000, "the begin of the first of many");
   pid_t pid = child(echo);
   close(pair[1]);
   ready();
   for (uint64_t turn = 1; running(); turn++) {
+    CHECK(send(full[0], page, 1, MSG_DONTWAIT) == -1 && errno == EAGAIN, "the full socket takes more");
     fill(page, 4096, turn);
     MUST(write(pair[0], page, 4096));
     for (size_t got = 0; got < 4096;) {
@@ -71,6 +78,10 @@ int main(void) {
     verify("queued", back, 1000, i);
   }
   CHECK(recv(queued[1], back, 1, MSG_DONTWAIT) == -1 && errno == EAGAIN, "more is queued than was sent");
+  fill(page, 4096, 99);
+  for (size_t at = 1000; at < stuffed; at++)
+    CHECK(recv(full[1], back, 1, MSG_DONTWAIT) == 1 && back[0] == page[at % 3000], "byte %zu of %zu", at, stuffed);
+  CHECK(recv(full[1], back, 1, MSG_DONTWAIT) == -1 && errno == EAGAIN, "more is there than was stuffed in");
   CHECK(recv(half[1], back, 100, 0) == 7 && recv(half[1], back, 100, 0) == 0, "half closed");
   CHECK(send(half[1], "x", 1, MSG_NOSIGNAL) == 1 && recv(half[0], back, 1, 0) == 1, "the other half");
   for (int i = 0; i < 2; i++) {

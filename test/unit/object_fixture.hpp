@@ -93,6 +93,8 @@ inline void build_all(const std::vector<Image>& images, TestDestination& destina
     ASSERT_TRUE(fd) << images[id].kind << ": " << fd.error().message();
     destination.made[id] = std::move(*fd);
   }
+  const auto done = destination.all_built();
+  ASSERT_TRUE(done) << done.error().message();
 }
 
 }  // namespace godwit::objects::testing

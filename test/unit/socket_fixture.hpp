@@ -147,6 +147,7 @@ inline Result<void> move_all(const std::vector<int>& fds) {
     built.push_back(TRY(kinds[i]->build(images[i], destination)));
     destination.made[static_cast<ObjectId>(i)] = built.back().get();
   }
+  TRY(destination.all_built());
   for (std::size_t i = 0; i < fds.size(); ++i) {
     TRY(kinds[i]->open(images[i], built[i].get(), destination));
     if (::dup3(built[i].get(), fds[i], O_CLOEXEC) < 0) return fail_errno("dup");

@@ -264,8 +264,8 @@ inline Result<void> Transplant::finish(kernel::Gadget& gadget, std::vector<kerne
     restores[i].tell(batch);
     TRY(restores[i].credentials(batch, threads[i].tid()));
     if (i == 0) restore.last(batch);
-    TRY(objects::requeue_signals(batch, states[i].pending, 0, process.pid, states[i].tid));
-    if (i == 0) TRY(objects::requeue_signals(batch, process.pending, 0, process.pid, {}));
+    TRY(objects::requeue_signals(batch, states[i].pending, 0, process.pid, states[i].tid, process.timers));
+    if (i == 0) TRY(objects::requeue_signals(batch, process.pending, 0, process.pid, {}, process.timers));
     TRY(gadget.run(threads[i], batch));
   }
   for (std::size_t i = 0; i < threads.size(); ++i) TRY(restores[i].rearm(gadget, threads[i], clock));

@@ -1,14 +1,16 @@
-#include "kernel/accept_queue.hpp"
+#include "kernel/kernel_state.hpp"
 
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <unistd.h>
 
 #include <array>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <random>
+#include <utility>
 
 #include "kernel/memory_reader.hpp"
 
@@ -23,7 +25,8 @@ struct Offsets {
   std::size_t files, fdt, fd, private_data, sk, receive_queue, skb_sk, skb_len, skb_data_len, skb_head, skb_data,
       skb_end, skb_cb, nr_frags, frag_list, frags, frag_page, frag_len, frag_offset, frag_size, unix_fp, accept_queue,
       accept_head, request_next, request_sk, remote_port, local_port, received_to, read_to, pipe_buffers, buffer_page,
-      buffer_offset, page_size;
+      buffer_offset, page_size, unix_read, socket_flags, file_inode, inode_private, pid_tasks, task_pids, task_signal,
+      timers, timer_list, timer_id, timer_overrun;
 };
 
 Result<Offsets> read_offsets() {
@@ -63,7 +66,18 @@ Result<Offsets> read_offsets() {
                  .pipe_buffers = TRY(l.offset("pipe_inode_info", "bufs")),
                  .buffer_page = TRY(l.offset("pipe_buffer", "page")),
                  .buffer_offset = TRY(l.offset("pipe_buffer", "offset")),
-                 .page_size = TRY(l.size("page"))};
+                 .page_size = TRY(l.size("page")),
+                 .unix_read = TRY(l.offset("unix_skb_parms", "consumed")),
+                 .socket_flags = TRY(l.offset("sock_common", "skc_flags")),
+                 .file_inode = TRY(l.offset("file", "f_inode")),
+                 .inode_private = TRY(l.offset("inode", "i_private")),
+                 .pid_tasks = TRY(l.offset("pid", "tasks")),
+                 .task_pids = TRY(l.offset("task_struct", "pid_links")),
+                 .task_signal = TRY(l.offset("task_struct", "signal")),
+                 .timers = TRY(l.offset("signal_struct", "posix_timers")),
+                 .timer_list = TRY(l.offset("k_itimer", "list")),
+                 .timer_id = TRY(l.offset("k_itimer", "it_id")),
+                 .timer_overrun = TRY(l.offset("k_itimer", "it_overrun"))};
 }
 
 /// The kernel's structs, read from their begin at one of our own descriptors.
@@ -74,13 +88,13 @@ class Walker {
     return std::unique_ptr<Walker>(new Walker(offsets, TRY(MemoryReader::open())));
   }
 
-  /// struct file::private_data of a descriptor of the calling thread's.
-  Result<std::uint64_t> private_data(int fd) {
+  /// struct file of a descriptor of the calling thread's.
+  Result<std::uint64_t> file(int fd) {
     const auto files = TRY(pointer(TRY(memory_.current_task()) + at_.files));
     const auto table = TRY(pointer(TRY(pointer(files + at_.fdt)) + at_.fd));
-    const auto file = TRY(pointer(table + 8 * static_cast<std::uint64_t>(fd)));
-    return pointer(file + at_.private_data);
+    return pointer(table + 8 * static_cast<std::uint64_t>(fd));
   }
+  Result<std::uint64_t> private_data(int fd) { return pointer(TRY(file(fd)) + at_.private_data); }
 
   Result<std::vector<PendingConnection>> unix_queue(int fd) {
     const auto listener = TRY(pointer(TRY(private_data(fd)) + at_.sk));
@@ -110,6 +124,37 @@ class Walker {
       connection.received.push_back(TRY(stream(socket)));
     }
     return queue;
+  }
+
+  Result<std::vector<StreamPiece>> stream_pieces(int fd) {
+    const auto socket = TRY(pointer(TRY(private_data(fd)) + at_.sk));
+    std::vector<StreamPiece> pieces;
+    for (const auto buffer : TRY(buffers(socket)))
+      pieces.push_back({TRY(memory_.get<std::uint32_t>(buffer + at_.skb_len)),
+                        TRY(memory_.get<std::uint32_t>(buffer + at_.skb_cb + at_.unix_read))});
+    return pieces;
+  }
+
+  Result<bool> has_ended(int fd) {
+    constexpr unsigned flag_done = 1;  // enum sock_flags: SOCK_DONE
+    const auto socket = TRY(pointer(TRY(private_data(fd)) + at_.sk));
+    return (TRY(pointer(socket + at_.socket_flags)) >> flag_done & 1) != 0;
+  }
+
+  Result<std::map<std::int32_t, std::int64_t>> overruns(int pidfd) {
+    // Of a pidfd (Linux 6.9), i_private is its struct pid; the first of its lists is that of the one task that has it.
+    const auto pid = TRY(pointer(TRY(pointer(TRY(file(pidfd)) + at_.file_inode)) + at_.inode_private));
+    const auto link = TRY(pointer(pid + at_.pid_tasks));
+    if (link == 0) return fail(ErrorKind::gone, "the process has ended");
+    const auto signals = TRY(pointer(link - at_.task_pids + at_.task_signal));
+    std::map<std::int32_t, std::int64_t> found;
+    for (auto node = TRY(pointer(signals + at_.timers)); node != 0; node = TRY(pointer(node))) {
+      if (found.size() == pieces_limit) return fail(ErrorKind::failed, "a list of timers has no end");
+      const auto timer = node - at_.timer_list;
+      found[TRY(memory_.get<std::int32_t>(timer + at_.timer_id))] =
+          TRY(memory_.get<std::int64_t>(timer + at_.timer_overrun));
+    }
+    return found;
   }
 
  private:
@@ -213,7 +258,7 @@ class Walker {
 };
 
 template <typename Read>
-Result<std::vector<PendingConnection>> with_walker(Read read) {
+auto with_walker(Read read) -> decltype(read(std::declval<Walker&>())) {
   static std::mutex mutex;
   static std::unique_ptr<Walker> walker;
   const std::scoped_lock lock(mutex);
@@ -229,6 +274,22 @@ Result<std::vector<PendingConnection>> pending_unix_connections(int listener) {
 
 Result<std::vector<PendingConnection>> pending_tcp_connections(int listener) {
   return with_walker([&](Walker& walker) { return walker.tcp_queue(listener); });
+}
+
+Result<std::vector<StreamPiece>> unix_stream_pieces(int fd) {
+  return with_walker([&](Walker& walker) { return walker.stream_pieces(fd); });
+}
+
+Result<bool> tcp_has_ended(int fd) {
+  return with_walker([&](Walker& walker) { return walker.has_ended(fd); });
+}
+
+Result<std::map<std::int32_t, std::int64_t>> timer_overruns(int pidfd) {
+  return with_walker([&](Walker& walker) { return walker.overruns(pidfd); });
+}
+
+void prepare_to_read_kernel_state() {
+  static_cast<void>(with_walker([](Walker&) { return Result<void>{}; }));
 }
 
 }  // namespace godwit::kernel
