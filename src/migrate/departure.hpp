@@ -91,7 +91,7 @@ class Departure {
   Result<void> send_files();
   Result<std::vector<pod::ManifestEntry>> used_files();
   void raise_priorities(const Known&);
-  Result<void> write_down();
+  Result<void> write_down(const Known&);
   Result<bool> ask_whose();
   void be_patient(std::chrono::seconds bound);
   void tell(std::string phase);

@@ -41,11 +41,11 @@ void append(std::vector<wire::Ranges>& list, PodPid process, Range range) {
 }  // namespace
 
 /// A daemon that dies in the freeze leaves threads raised: whoever takes the pod over finds here what they were.
-Result<void> Departure::write_down() {
+Result<void> Departure::write_down(const Known& known) {
   Journal journal = Journal::begin(false);
   journal.add(pod_.init());
-  for (const auto& [host, leaving] : processes_)
-    for (const auto& thread : leaving.ids.threads) journal.add(thread.host);
+  for (const auto& process : known.processes)
+    for (const auto& thread : process.threads) journal.add(thread.host);
   return write_journal(pod_, journal);
 }
 
@@ -58,7 +58,6 @@ Result<void> Departure::freeze() {
   tell("freeze");
   // Until the commit the pod can go on here any time: it doesn't wait for a link that is gone.
   be_patient(freeze_patience);
-  TRY(write_down());
   constexpr int tries = 40;
   for (int attempt = 1;; ++attempt) {
     TRY(check_cancelled());
@@ -77,6 +76,7 @@ Result<void> Departure::freeze_once() {
   objects::SleepClock sleep_clock(clock_);
   Known known{.processes = {}, .last_pid = TRY(pod_.last_pid())};
   known.processes = TRY(read_tree(pod_.init()));
+  TRY(write_down(known));
   for (const auto& process : known.processes)
     for (const auto& thread : process.threads)
       if (auto sleeping = sleep_clock.mark(thread.host)) marks_[thread.host.value] = *sleeping;
@@ -365,15 +365,18 @@ void Departure::give_up(const Error& why) {
     holding_ = false;
   }
   if (was_frozen) report_.pauses_us.push_back(static_cast<std::uint64_t>(now_ns() - stopped_at_) / 1000);
+  bool left = false;
   for (auto& [host, leaving] : processes_) {
     if (!leaving.memory) continue;
     leaving.memory->untrack();
     if (!leaving.gadget) continue;
     auto pause = remove_gadget(leaving.ids.host, leaving.gadget, clock_);
     if (pause) report_.pauses_us.push_back(*pause);
+    left = left || (!pause && pause.error().kind != ErrorKind::gone);
     leaving.gadget = {};
   }
-  remove_journal(pod_);
+  // What couldn't be undone is the next daemon's.
+  if (!left && !options_.dry_run) remove_journal(pod_);
   report_.error = why.message();
 }
 

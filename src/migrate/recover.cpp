@@ -184,7 +184,7 @@ void recover_running(pod::Pod& pod, const Journal& journal) {
   bool clean = true;
   for (const HostPid process : processes_of(pod)) {
     const auto gone = recover_gadget(process, *clock, name);
-    if (gone || gone.error().kind == ErrorKind::gone) continue;
+    if (gone || gone.error().kind == ErrorKind::gone || gone.error().code == ENOENT) continue;
     log::error("{}: {}", name, gone.error().message());
     clean = false;
   }
