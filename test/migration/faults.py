@@ -92,6 +92,9 @@ class Faults(Suite):
             cluster.link("c", f"rate={rate}")
             moving = Migration(cluster, pod, "c", strategy, node="a")
             moving.wait_phase(phase)
+            if phase == "precopy":
+                # Pages are on their way then. A daemon that dies while it puts its gadget into a process may take the process with it.
+                time.sleep(0.3)
             interfere()
             begin = time.monotonic()
             last = moving.finish(90)
