@@ -238,6 +238,8 @@ Result<void> Arrival::restart() {
   const auto at = now_ns();
   site_.arrived(pod_);
   (void)control_.send(wire::Type::running, wire::Running{at, watch_.spans()});
+  // Once more: the first time it was not allowed to fail.
+  note("keep", pod_->keep());
   return {};
 }
 

@@ -1,8 +1,8 @@
 #include "migrate/recover.hpp"
 
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <linux/tcp.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -27,7 +27,9 @@ namespace {
 constexpr std::size_t journal_limit = 16 * MiB;
 constexpr image::Limits limits{.bytes = journal_limit, .items = 256 * 1024, .blob = 64 * KiB, .depth = 8};
 
-std::string path_of(const pod::Pod& pod) { return pod.directory() + "/migrating"; }
+std::string path_of(const pod::Pod& pod) {
+  return pod.directory() + "/migrating";
+}
 
 std::vector<HostPid> processes_of(pod::Pod& pod) {
   auto found = pod.workload().processes();
@@ -35,9 +37,11 @@ std::vector<HostPid> processes_of(pod::Pod& pod) {
   return found ? std::move(*found) : std::vector<HostPid>{};
 }
 
-// --- sockets and threads --------------------------------------------------------------------------------------------------------------------------
+// --- sockets and threads
+// --------------------------------------------------------------------------------------------------------------------------
 
-/// Whether it was in repair mode. One that has arrived tells its peer its window, as it would have after the commit; one that never left stays silent.
+/// Whether it was in repair mode. One that has arrived tells its peer its window, as it would have after the commit;
+/// one that never left stays silent.
 bool leave_repair(int socket, bool arrived) {
   int repaired = 0;
   socklen_t size = sizeof repaired;
@@ -70,7 +74,8 @@ void recover_sockets(pod::Pod& pod, bool arrived) {
 void recover_threads(pod::Pod& pod, const Journal& journal) {
   std::set<pid_t> ours{pod.init().value};
   for (const HostPid process : processes_of(pod))
-    for (const HostPid thread : kernel::list_threads(process).value_or(std::vector<HostPid>{})) ours.insert(thread.value);
+    for (const HostPid thread : kernel::list_threads(process).value_or(std::vector<HostPid>{}))
+      ours.insert(thread.value);
   std::size_t found = 0;
   for (const auto& before : journal.threads) {
     if (!ours.contains(before.tid)) continue;
@@ -78,7 +83,9 @@ void recover_threads(pod::Pod& pod, const Journal& journal) {
     const auto stat = kernel::read_stat(tid);
     const auto now = kernel::policy_of(tid);
     // Only what we have done is undone: a thread that has changed its policy since knows what it wants.
-    if (!stat || stat->start_time != before.start_time || !now || (now->policy & ~SCHED_RESET_ON_FORK) != SCHED_FIFO || now->priority != thread_priority) continue;
+    if (!stat || stat->start_time != before.start_time || !now || (now->policy & ~SCHED_RESET_ON_FORK) != SCHED_FIFO ||
+        now->priority != thread_priority)
+      continue;
     const kernel::Policy wanted{before.policy, before.priority, before.timer_slack};
     auto back = kernel::set_policy(tid, wanted);
     if (back && wanted.timer_slack != 0) back = kernel::set_timer_slack(tid, wanted.timer_slack);
@@ -88,9 +95,11 @@ void recover_threads(pod::Pod& pod, const Journal& journal) {
   if (found > 0) log::info("{}: {} threads were in the freeze's real-time class", pod.spec().name, found);
 }
 
-// --- the gadget -----------------------------------------------------------------------------------------------------------------------------------
+// --- the gadget
+// -----------------------------------------------------------------------------------------------------------------------------------
 
-/// Whether a thread of the process stands in the range, blocked in a call of ours. A running one is out of it before anybody could look: a batch ends by itself.
+/// Whether a thread of the process stands in the range, blocked in a call of ours. A running one is out of it before
+/// anybody could look: a batch ends by itself.
 bool anyone_in(HostPid process, RemoteAddress begin, RemoteAddress end) {
   for (const HostPid thread : kernel::list_threads(process).value_or(std::vector<HostPid>{})) {
     const auto text = kernel::read_file(thread, "syscall");
@@ -113,7 +122,8 @@ Result<bool> recover_gadget(HostPid process, const objects::PodClock& clock, con
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   const auto pause = TRY(remove_gadget(process, *gadget, clock));
-  log::info("{}: the gadget that was left in process {} is gone; a thread stood still for {} us", pod, process.value, pause);
+  log::info("{}: the gadget that was left in process {} is gone; a thread stood still for {} us", pod, process.value,
+            pause);
   return true;
 }
 
@@ -121,24 +131,30 @@ Result<bool> recover_gadget(HostPid process, const objects::PodClock& clock, con
 
 Journal Journal::begin(bool arriving) {
   const BytesView code = kernel::gadget::code();
-  return {.arriving = arriving, .gadget = Bytes(code.begin(), code.end()), .gadget_size = kernel::Gadget::full_size(), .threads = {}};
+  return {.arriving = arriving,
+          .gadget = Bytes(code.begin(), code.end()),
+          .gadget_size = kernel::Gadget::full_size(),
+          .threads = {}};
 }
 
 void Journal::add(HostPid thread) {
   const auto stat = kernel::read_stat(thread);
   const auto policy = kernel::policy_of(thread);
   if (!stat || !policy) return;
-  threads.push_back({thread.value, stat->start_time, policy->policy, policy->priority, kernel::timer_slack_of(thread).value_or(0)});
+  threads.push_back(
+      {thread.value, stat->start_time, policy->policy, policy->priority, kernel::timer_slack_of(thread).value_or(0)});
 }
 
 Result<void> write_journal(const pod::Pod& pod, const Journal& journal) {
   const std::string path = path_of(pod), fresh = path + ".new";
   const Bytes bytes = image::pack(journal);
-  if (bytes.size() > journal_limit) return fail(ErrorKind::refused, "{} has too many threads to be written down", pod.spec().name);
+  if (bytes.size() > journal_limit)
+    return fail(ErrorKind::refused, "{} has too many threads to be written down", pod.spec().name);
   {
     const Fd file(::open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
     if (!file) return fail_errno("write {}", fresh);
-    if (::write(file.get(), bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size())) return fail_errno("write {}", fresh);
+    if (::write(file.get(), bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size()))
+      return fail_errno("write {}", fresh);
   }
   if (::rename(fresh.c_str(), path.c_str()) != 0) return fail_errno("rename {}", fresh);
   return {};

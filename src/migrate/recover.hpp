@@ -8,7 +8,8 @@
 #include "migrate/freeze.hpp"
 #include "pod/pod.hpp"
 
-/// What a migration changes in a pod that runs on here if the daemon dies in the middle: written down before it is changed, undone by the daemon that takes the pod over.
+/// What a migration changes in a pod that runs on here if the daemon dies in the middle: written down before it is
+/// changed, undone by the daemon that takes the pod over.
 namespace godwit::migrate {
 
 /// A thread that is raised for the freeze, as it was before.
@@ -34,15 +35,18 @@ struct Journal {
   void add(HostPid thread);
 };
 
-/// Atomically: a reader finds the journal as it was before or as it is now. It outlives this program, not the machine, as the pod does.
+/// Atomically: a reader finds the journal as it was before or as it is now. It outlives this program, not the machine,
+/// as the pod does.
 Result<void> write_journal(const pod::Pod&, const Journal&);
 /// nullopt when no migration was under way; `invalid` when it isn't one, or too large.
 Result<std::optional<Journal>> read_journal(const pod::Pod&);
 void remove_journal(const pod::Pod&);
 
-/// First half, while the pod may still be frozen: no socket stays in repair mode, no thread in the freeze's real-time class. Errors are logged: nothing keeps the pod.
+/// First half, while the pod may still be frozen: no socket stays in repair mode, no thread in the freeze's real-time
+/// class. Errors are logged: nothing keeps the pod.
 void recover_frozen(pod::Pod&, const Journal&);
-/// Second half, when it runs: the gadget's pages are found by what stands in them, and unmapped. The journal goes when nothing is left to be undone.
+/// Second half, when it runs: the gadget's pages are found by what stands in them, and unmapped. The journal goes when
+/// nothing is left to be undone.
 void recover_running(pod::Pod&, const Journal&);
 
 }  // namespace godwit::migrate

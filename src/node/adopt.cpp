@@ -18,7 +18,8 @@ void recover(pod::Pod& pod) {
   if (!journal) log::error("pod {}: {}", pod.spec().name, journal.error().message());
   const bool interrupted = journal && *journal;
   if (interrupted) migrate::recover_frozen(pod, **journal);
-  if (const auto thawed = pod.workload().thaw(); !thawed) log::error("pod {}: {}", pod.spec().name, thawed.error().message());
+  if (const auto thawed = pod.workload().thaw(); !thawed)
+    log::error("pod {}: {}", pod.spec().name, thawed.error().message());
   if (interrupted) migrate::recover_running(pod, **journal);
 }
 

@@ -83,7 +83,7 @@ class Moves {
   std::condition_variable ended_;
   std::map<std::string, std::shared_ptr<Move>> outgoing_;      ///< by id
   std::map<std::string, std::shared_ptr<Incoming>> incoming_;  ///< by peer and id
-  std::map<std::string, std::uint64_t> link_speeds_;           ///< bytes per second, by destination, of the last migration
+  std::map<std::string, std::uint64_t> link_speeds_;  ///< bytes per second, by destination, of the last migration
   bool stopping_ = false;
 };
 

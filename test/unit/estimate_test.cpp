@@ -6,8 +6,17 @@ namespace godwit::migrate {
 namespace {
 
 Survey quiet() {
-  return {.processes = 1, .threads = 2, .descriptors = 5, .sockets = 1, .mappings = 30, .resident_pages = 25'600, .sampled_pages = 4096,
-          .changed_pages = 0, .sample_us = 100'000, .link_bytes_per_second = 100'000'000, .round_trip_us = 200};
+  return {.processes = 1,
+          .threads = 2,
+          .descriptors = 5,
+          .sockets = 1,
+          .mappings = 30,
+          .resident_pages = 25'600,
+          .sampled_pages = 4096,
+          .changed_pages = 0,
+          .sample_us = 100'000,
+          .link_bytes_per_second = 100'000'000,
+          .round_trip_us = 200};
 }
 
 TEST(Estimate, OfAPodThatWritesNothing) {
@@ -41,7 +50,8 @@ TEST(Estimate, WritingCostsRoundsAndFreeze) {
 
 TEST(Estimate, MoreOfAnythingCostsMore) {
   const auto before = estimate(Strategy::precopy, quiet()).freeze_us;
-  for (auto member : {&Survey::processes, &Survey::threads, &Survey::descriptors, &Survey::sockets, &Survey::round_trip_us}) {
+  for (auto member :
+       {&Survey::processes, &Survey::threads, &Survey::descriptors, &Survey::sockets, &Survey::round_trip_us}) {
     auto more = quiet();
     more.*member += 100;
     EXPECT_GT(estimate(Strategy::precopy, more).freeze_us, before);
