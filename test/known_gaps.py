@@ -14,8 +14,6 @@ GAPS = {
     "moved/shared_table/*": "a process that closes descriptors while it is looked at may be refused, wrongly; trying again helps",
     "moved/exited_leader/*": "a process whose first thread has exited may be refused",
     "programs/nginx*": "a server that opens and closes files all the time may be refused, wrongly, for one that it has just closed; trying again helps",
-    "faults/*-killed-in-restart": "a daemon killed right after the commit may lose earlier log output",
-    "faults/link-cut-*": "a link that is cut is noticed only after seven seconds",
 }
 
 

@@ -126,9 +126,10 @@ void print_dry_run(const Json& report) {
   const std::string what = fmt::format("{} from {} to {}", text_of(report, "pod"), text_of(report, "source"),
                                        text_of(report, "destination"));
   if (refusals.empty()) {
-    fmt::print("{} by {}: would be moved\n  expected freeze  {}\n  expected bytes   {}\n", what,
-               text_of(report, "strategy"), human_time(number_of(report, "expected_freeze_us")),
-               human_bytes(number_of(report, "expected_bytes")));
+    fmt::print(
+        "{} by {}: would be moved\n  expected freeze  about {}\n  expected bytes   about {}\nestimated from {}\n", what,
+        text_of(report, "strategy"), human_time(number_of(report, "expected_freeze_us")),
+        human_bytes(number_of(report, "expected_bytes")), text_of(report, "expected_from"));
     return;
   }
   fmt::print("{}: would be refused\n", what);

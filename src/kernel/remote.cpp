@@ -173,6 +173,28 @@ Result<Gadget> Gadget::install(Tracee& thread, std::size_t area_size, std::optio
   return Gadget(where, area_size);
 }
 
+std::size_t Gadget::full_size(std::size_t area_size) {
+  return mapped_size(area_size);
+}
+
+Result<std::optional<Gadget>> Gadget::find(HostPid process, std::size_t area_size) {
+  const std::vector<Mapping> mappings = TRY(read_maps(process));
+  Bytes expected(gadget::code().begin(), gadget::code().end());
+  expected.resize(page_size);
+  for (std::size_t i = 0; i + 1 < mappings.size(); ++i) {
+    const Mapping& text = mappings[i];
+    const Mapping& slots = mappings[i + 1];
+    const bool shaped = text.size() == page_size && text.inode == 0 && text.name.empty() && !text.shared &&
+                        slots.begin == text.end && slots.end == text.begin + mapped_size(area_size) &&
+                        slots.inode == 0 && slots.name.empty() && !slots.shared;
+    if (!shaped) continue;
+    Bytes found(page_size);
+    const auto got = read_memory(process, text.begin, found.data(), found.size());
+    if (got && *got == found.size() && found == expected) return Gadget(text.begin, area_size);
+  }
+  return std::nullopt;
+}
+
 Gadget Gadget::inherited() const {
   return *this;
 }

@@ -101,6 +101,10 @@ class Gadget {
                                 std::optional<RemoteAddress> at = {});
   /// Where a gadget of this area would be well placed among these mappings (of two processes, say).
   static Result<RemoteAddress> place(const std::vector<Mapping>& mappings, std::size_t area_size = 256 * KiB);
+  /// The gadget that a daemon which has died has left in this process, known by its code and its size. None: nullopt.
+  static Result<std::optional<Gadget>> find(HostPid process, std::size_t area_size = 256 * KiB);
+  /// Bytes of all its pages, with an area of that size.
+  static std::size_t full_size(std::size_t area_size = 256 * KiB);
   /// The gadget that a forked child inherited from the process it was forked from.
   [[nodiscard]] Gadget inherited() const;
 

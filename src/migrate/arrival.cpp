@@ -14,6 +14,7 @@
 #include "kernel/pidfd.hpp"
 #include "kernel/procfs.hpp"
 #include "migrate/node_facts.hpp"
+#include "migrate/recover.hpp"
 
 namespace godwit::migrate {
 
@@ -81,7 +82,15 @@ Result<bool> Arrival::negotiate() {
     return fail(ErrorKind::refused, "{} from {} is refused: {}", hello_.spec.name, hello_.from, fmt::join(reasons, "; "));
   }
   TRY(control_.send(wire::Type::welcome, BytesView{}));
-  if (hello_.dry_run) return false;
+  if (hello_.dry_run) {
+    // It may want to know how fast the link is.
+    for (int asked = 0; asked < 16; ++asked) {
+      const auto message = control_.receive(std::chrono::seconds(10));
+      if (!message || static_cast<wire::Type>(message->type) != wire::Type::probe) break;
+      TRY(control_.send(static_cast<std::uint8_t>(wire::Type::probe), BytesView{}));
+    }
+    return false;
+  }
   for (std::uint32_t i = 0; i < hello_.connections; ++i) connections_.push_back(TRY(accept_(std::chrono::seconds(10))));
   reference_ = TRY(accept_(std::chrono::seconds(10)));
   return true;
@@ -113,6 +122,7 @@ Result<void> Arrival::prepare() {
   }
   clock_ = TRY(objects::PodClock::of(pod_->init()));
   workshop_ = TRY(pod::Workshop::open(pod_->namespaces()));
+  TRY(write_journal(*pod_, Journal::begin(true)));
   // Stubs are born with the init's descriptors: this one is how they reach ours.
   const Fd self = TRY(kernel::pidfd_open(HostPid{::getpid()}));
   TRY(pod_->deposit("builder", self.get()));
@@ -140,6 +150,9 @@ Result<void> Arrival::expect_freeze(const wire::Freezing& freezing) {
   if (!raised_.empty()) return {};
   TRY(pod_->set_first(freezing.first));
   for (const auto pid : order_) TRY(make_session(processes_.at(pid.value)));
+  auto journal = Journal::begin(true);
+  journal.add(pod_->init());
+  TRY(write_journal(*pod_, journal));
   raised_.emplace_back(HostPid{::gettid()}, daemon_priority);
   raised_.emplace_back(pod_->init(), thread_priority);
   TRY(workshop_->run([this]() -> Result<void> {
@@ -240,6 +253,9 @@ Result<void> Arrival::follow_until_last() {
         TRY(trees_[files.tree].apply(files.message));
         break;
       }
+      case wire::Type::log:
+        TRY(write_log(message));
+        break;
       case wire::Type::objects:
         images_ = TRY(image::unpack<wire::Objects>(message.payload)).images;
         break;

@@ -85,6 +85,8 @@ class Arrival {
   Result<void> restore_threads(const wire::ProcessImage&, Arriving&, objects::ProcessRestore&, kernel::Batch);
   Result<void> write(SpaceId space, std::uint64_t address, const void* data, std::size_t size);
   Result<void> decide_alone();
+  Result<void> write_log(const Message&);
+  Result<void> await_log();
   Arriving* find(PodPid pid);
 
   Channel control_;

@@ -9,8 +9,10 @@
 #include "base/log.hpp"
 #include "kernel/pidfd.hpp"
 #include "migrate/arrival.hpp"
+#include "migrate/recover.hpp"
 #include "objects/memory_object.hpp"
 #include "objects/process_state.hpp"
+#include "pod/log_segments.hpp"
 
 /// The freeze at the destination: from the last pages to the restart.
 namespace godwit::migrate {
@@ -164,7 +166,36 @@ Result<void> Arrival::pin() {
     TRY(kernel::pidfd_send_signal(pidfd.get(), SIGSTOP));
   }
   watch_.lap("pin");
-  return control_.send(wire::Type::rebuilt, wire::Spans{watch_.spans()});
+  TRY(await_log());
+  watch_.lap("log");
+  TRY(control_.send(wire::Type::rebuilt, wire::Spans{watch_.spans()}));
+  // From here on it may be ours without our hearing of it: its init must outlive us. Until the store says so it stays frozen.
+  if (const auto kept = pod_->keep(); !kept) log::error("{}: keep: {}", hello_.spec.name, kept.error().message());
+  return {};
+}
+
+Result<void> Arrival::write_log(const Message& message) {
+  const auto part = TRY(image::unpack<wire::Log>(message.payload));
+  if (!pod::is_log_segment(part.segment)) return fail(ErrorKind::invalid, "bad log segment name");
+  const std::string path = pod_->log_directory() + "/" + part.segment;
+  const Fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+  if (!file) return fail_errno("open {}", path);
+  for (std::size_t done = 0; done < part.content.size();) {
+    const ssize_t wrote = ::pwrite(file.get(), part.content.data() + done, part.content.size() - done, static_cast<off_t>(part.at + done));
+    if (wrote < 0) return fail_errno("write {}", path);
+    done += static_cast<std::size_t>(wrote);
+  }
+  return {};
+}
+
+Result<void> Arrival::await_log() {
+  for (;;) {
+    const auto message = TRY(next(std::chrono::seconds(30)));
+    const auto type = static_cast<wire::Type>(message.type);
+    if (type == wire::Type::log_end) return {};
+    if (type != wire::Type::log) return fail(ErrorKind::invalid, "expected the log, got message {}", message.type);
+    TRY(write_log(message));
+  }
 }
 
 Result<void> Arrival::decide_alone() {
@@ -217,9 +248,10 @@ Result<void> Arrival::restart() {
   note("announce", pod_->announce());
   watch_.lap("announce");
   const auto at = now_ns();
-  note("keep", pod_->keep());
   site_.arrived(pod_);
   (void)control_.send(wire::Type::running, wire::Running{at, watch_.spans()});
+  // Once more: the first time it was not allowed to fail.
+  note("keep", pod_->keep());
   return {};
 }
 

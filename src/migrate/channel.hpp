@@ -11,6 +11,10 @@
 
 namespace godwit::migrate {
 
+/// How long a peer may be out of reach before a connection to it breaks: long enough for a link that comes back by itself, and while the pod stands still no
+/// longer than its users would take for a hiccup.
+inline constexpr std::chrono::seconds patience{7}, freeze_patience{2};
+
 /// One message of the control connection, as it came in.
 struct Message {
   std::uint8_t type = 0;
@@ -34,6 +38,8 @@ class Channel {
   Result<Message> receive(std::chrono::milliseconds limit = std::chrono::seconds(30));
   /// True when something can be read without waiting (also the end of the connection).
   [[nodiscard]] bool readable() const;
+  /// From here on the connection breaks when the peer has been out of reach for so long.
+  void be_patient(std::chrono::seconds bound);
   [[nodiscard]] int fd() const { return socket_.get(); }
   [[nodiscard]] std::uint64_t bytes_sent() const { return bytes_sent_; }
 
@@ -42,8 +48,9 @@ class Channel {
   std::uint64_t bytes_sent_ = 0;
 };
 
-/// Makes a connection whose peer has vanished break within seven seconds, whether something is under way or not.
-void notice_silence(int socket);
+/// Makes a connection whose peer has vanished break within `bound` (at least two seconds), whether something is under way or not: what isn't acknowledged for so
+/// long, a probe that isn't answered, and a peer that takes nothing more. Its kernel answers the probes: how long it may think is the receiver's limit.
+void notice_silence(int socket, std::chrono::seconds bound = patience);
 
 /// Reads or writes all of `size` bytes; the end of the stream is `unreachable`.
 Result<void> send_all(int socket, const void* data, std::size_t size);

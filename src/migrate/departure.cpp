@@ -8,7 +8,9 @@
 
 #include "base/log.hpp"
 #include "kernel/procfs.hpp"
+#include "migrate/estimate.hpp"
 #include "migrate/node_facts.hpp"
+#include "migrate/recover.hpp"
 #include "migrate/tracking.hpp"
 #include "objects/memory_object.hpp"
 
@@ -137,6 +139,34 @@ Result<std::vector<pod::ManifestEntry>> Departure::used_files() {
   return described;
 }
 
+/// How long so many bytes take there and an answer back (us).
+Result<std::uint64_t> Departure::probe(std::size_t bytes) {
+  const Stopwatch watch;
+  TRY(control_->send(static_cast<std::uint8_t>(wire::Type::probe), Bytes(bytes, 0xa5)));
+  TRY(expect(wire::Type::probe));
+  return watch.total_us();
+}
+
+Result<void> Departure::expect_cost() {
+  constexpr std::size_t small = 256 * KiB, large = 8 * MiB;
+  constexpr std::uint64_t short_us = 20'000;
+  auto facts = TRY(survey(pod_));
+  facts.round_trip_us = std::min(TRY(probe(0)), TRY(probe(0)));
+  facts.link_bytes_per_second = site_.link_bytes_per_second;
+  if (facts.link_bytes_per_second == 0) {
+    // Little over a slow link, enough over a fast one.
+    std::size_t bytes = small;
+    auto us = TRY(probe(bytes));
+    if (us < short_us) us = TRY(probe(bytes = large));
+    facts.link_bytes_per_second = bytes * 1'000'000 / std::max<std::uint64_t>(us > facts.round_trip_us ? us - facts.round_trip_us : us, 1);
+  }
+  const auto cost = estimate(strategy_, facts);
+  report_.expected_freeze_us = cost.freeze_us;
+  report_.expected_bytes = cost.bytes;
+  report_.expected_from = describe(facts);
+  return {};
+}
+
 Result<void> Departure::negotiate() {
   tell("negotiate");
   const auto strategy = strategy_named(options_.strategy);
@@ -153,12 +183,11 @@ Result<void> Departure::negotiate() {
     return fail(ErrorKind::refused, "{} can't be moved: {}", report_.pod, fmt::join(report_.refusals, "; "));
 
   const auto hello = TRY(introduce());
-  report_.expected_bytes = hello.resident;
   control_ = std::make_unique<Channel>(TRY(connect_()));
   TRY(control_->send(wire::Type::hello, hello));
   TRY(expect(wire::Type::welcome));
   total_.lap("negotiate");
-  if (options_.dry_run) return {};
+  if (options_.dry_run) return expect_cost();
 
   std::vector<Fd> connections;
   for (std::uint32_t i = 0; i < hello.connections; ++i) connections.push_back(TRY(connect_()));
@@ -371,9 +400,12 @@ Result<void> Departure::send_files() {
 
 Result<void> Departure::copy_while_running() {
   tell("precopy");
+  // From here on something of ours may be in the pod's processes.
+  TRY(write_journal(pod_, Journal::begin(false)));
   trees_.push_back(TRY(pod::UpperSource::open(pod_.upper())));
   trees_.push_back(TRY(pod::UpperSource::open(facts_.root + std::string(wire::trees[1]))));
   TRY(send_files());
+  TRY(send_logs());
   total_.lap("files");
   if (!copies_before(strategy_)) {
     TRY(begin_round(1));
@@ -394,6 +426,7 @@ Result<void> Departure::copy_while_running() {
     ending_ = TRY(copy_round(number, resident, dirty_before, in_vain));
     if (ending_ != Next::again) break;
   }
+  TRY(send_logs());
   total_.lap("precopy");
   return {};
 }

@@ -66,6 +66,8 @@ class Departure {
  private:
   Result<wire::Hello> introduce();
   std::vector<std::string> refusals();
+  Result<void> expect_cost();
+  Result<std::uint64_t> probe(std::size_t bytes);
   Result<Message> expect(wire::Type type, std::chrono::milliseconds limit = std::chrono::seconds(30));
   Result<void> align_clocks();
   Result<void> check_cancelled();
@@ -89,6 +91,9 @@ class Departure {
   Result<void> send_files();
   Result<std::vector<pod::ManifestEntry>> used_files();
   void raise_priorities(const Known&);
+  Result<void> write_down(const Known&);
+  Result<bool> ask_whose();
+  void be_patient(std::chrono::seconds bound);
   void tell(std::string phase);
 
   pod::Pod& pod_;
@@ -121,6 +126,7 @@ class Departure {
   std::optional<SourceDescriptors> descriptors_;
   std::vector<objects::Image> images_;
   std::vector<Piece> owed_;
+  std::map<std::string, std::uint64_t> logged_;  ///< bytes sent of the log's segments
   Stopwatch total_, freeze_watch_;
   std::int64_t stopped_at_ = 0;
   std::int64_t clock_difference_ = 0;  ///< destination's CLOCK_MONOTONIC minus ours, at least

@@ -8,6 +8,7 @@
 
 #include "base/log.hpp"
 #include "migrate/departure.hpp"
+#include "migrate/recover.hpp"
 #include "migrate/tracking.hpp"
 #include "objects/memory_object.hpp"
 
@@ -18,6 +19,8 @@ namespace {
 
 /// So few bytes travel with the control message; more are worth the page connections.
 constexpr std::uint64_t inline_bytes = 2 * MiB;
+/// A destination that is within reach, but doesn't get ready.
+constexpr auto rebuilding_limit = std::chrono::seconds(30);
 
 const Area* area_at(const Layout& layout, std::uint64_t address) {
   auto after = std::ranges::upper_bound(layout, address, {}, &Area::begin);
@@ -37,8 +40,24 @@ void append(std::vector<wire::Ranges>& list, PodPid process, Range range) {
 
 }  // namespace
 
+/// A daemon that dies in the freeze leaves threads raised: whoever takes the pod over finds here what they were.
+Result<void> Departure::write_down(const Known& known) {
+  Journal journal = Journal::begin(false);
+  journal.add(pod_.init());
+  for (const auto& process : known.processes)
+    for (const auto& thread : process.threads) journal.add(thread.host);
+  return write_journal(pod_, journal);
+}
+
+void Departure::be_patient(std::chrono::seconds bound) {
+  control_->be_patient(bound);
+  pages_->be_patient(bound);
+}
+
 Result<void> Departure::freeze() {
   tell("freeze");
+  // Until the commit the pod can go on here any time: it doesn't wait for a link that is gone.
+  be_patient(freeze_patience);
   constexpr int tries = 40;
   for (int attempt = 1;; ++attempt) {
     TRY(check_cancelled());
@@ -57,6 +76,7 @@ Result<void> Departure::freeze_once() {
   objects::SleepClock sleep_clock(clock_);
   Known known{.processes = {}, .last_pid = TRY(pod_.last_pid())};
   known.processes = TRY(read_tree(pod_.init()));
+  TRY(write_down(known));
   for (const auto& process : known.processes)
     for (const auto& thread : process.threads)
       if (auto sleeping = sleep_clock.mark(thread.host)) marks_[thread.host.value] = *sleeping;
@@ -273,27 +293,40 @@ Result<void> Departure::pin() {
   TRY(pod_.workload().freeze());
   pinned_ = true;
   freeze_watch_.lap("pin");
-  auto rebuilt = TRY(expect(wire::Type::rebuilt, std::chrono::seconds(120)));
+  // Nobody writes any more. Whoever dies after the commit, the log is there as a whole; meanwhile the destination rebuilds.
+  TRY(pod_.flush_log());
+  TRY(send_logs());
+  TRY(control_->send(wire::Type::log_end, BytesView{}));
+  freeze_watch_.lap("log");
+  auto rebuilt = TRY(expect(wire::Type::rebuilt, rebuilding_limit));
   const auto spans = TRY(image::unpack<wire::Spans>(rebuilt.payload));
   freeze_watch_.lap("wait for the destination");
   for (const auto& span : spans.spans) report_.freeze.push_back({"destination: " + span.name, span.us});
   return {};
 }
 
+/// The answer to the commit was lost, not the question: only the record says who owns the pod now. True: the destination. As long as the store doesn't say, the pod
+/// stays frozen: it may run there. A question that is still on its way is made void before the pod goes on here.
+Result<bool> Departure::ask_whose() {
+  for (std::uint64_t tries = 0;; ++tries) {
+    const auto record = site_.store.get(report_.pod);
+    if (record && !*record) return false;
+    if (record && (*record)->owner == site_.destination) return (*record)->epoch == record_.epoch + 1;
+    if (record && (*record)->owner != site_.node) return false;
+    if (record) {
+      const auto fenced = site_.store.move(**record, site_.node);
+      if (fenced && *fenced) return false;
+    }
+    if (tries % 25 == 0) log::warn("{}: in doubt: the store doesn't answer; it stays frozen", report_.pod);
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  }
+}
+
 Result<void> Departure::commit() {
   auto moved = site_.store.move(record_, site_.destination);
   if (!moved) {
-    // The answer was lost, not the question: only the record says who owns the pod now.
-    for (int tries = 0; tries < 50; ++tries) {
-      auto record = site_.store.get(report_.pod);
-      if (record && *record) {
-        moved = (*record)->owner == site_.destination && (*record)->epoch == record_.epoch + 1;
-        break;
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(200));
-    }
+    moved = TRY(ask_whose());
   }
-  if (!moved) return std::unexpected(std::move(moved).error().within("commit the move"));
   if (!*moved) return fail(ErrorKind::busy, "somebody else has changed the record of {}", report_.pod);
   committed_ = true;
   freeze_watch_.lap("commit");
@@ -332,14 +365,18 @@ void Departure::give_up(const Error& why) {
     holding_ = false;
   }
   if (was_frozen) report_.pauses_us.push_back(static_cast<std::uint64_t>(now_ns() - stopped_at_) / 1000);
+  bool left = false;
   for (auto& [host, leaving] : processes_) {
     if (!leaving.memory) continue;
     leaving.memory->untrack();
     if (!leaving.gadget) continue;
     auto pause = remove_gadget(leaving.ids.host, leaving.gadget, clock_);
     if (pause) report_.pauses_us.push_back(*pause);
+    left = left || (!pause && pause.error().kind != ErrorKind::gone);
     leaving.gadget = {};
   }
+  // What couldn't be undone is the next daemon's.
+  if (!left && !options_.dry_run) remove_journal(pod_);
   report_.error = why.message();
 }
 

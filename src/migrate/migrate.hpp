@@ -43,6 +43,7 @@ struct SourceSite {
   store::Store& store;
   std::atomic<bool>& cancelled;  ///< set from outside; honoured up to the commit
   OnProgress progress;
+  std::uint64_t link_bytes_per_second = 0;  ///< as the last migration there had it; 0: not known, a dry run probes
 };
 
 /// Moves a pod away. On success the pod runs at the destination, `pod` is shut and has been torn down to nothing, or,

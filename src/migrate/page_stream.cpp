@@ -144,6 +144,10 @@ PageSender::PageSender(std::vector<Fd> connections, ReadPages read)
   for (const auto& connection : connections_) notice_silence(connection.get());
 }
 
+void PageSender::be_patient(std::chrono::seconds bound) {
+  for (const auto& connection : connections_) notice_silence(connection.get(), bound);
+}
+
 Result<Sent> PageSender::send(std::span<const Piece> pieces) {
   const auto hands = deal(pieces, connections_.size());
   std::vector<Result<Sent>> outcomes(connections_.size(), Sent{});

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <span>
@@ -70,6 +71,8 @@ class PageSender {
   /// Says on every connection that the round is complete.
   Result<void> end_round(std::uint64_t round);
   Result<void> close();
+  /// From here on a connection breaks when the peer has been out of reach for so long.
+  void be_patient(std::chrono::seconds bound);
   /// The same records, into memory: for few pages that travel with a control message.
   static Sent encode(std::span<const Piece> pieces, const ReadPages& read, Bytes& out);
 

@@ -1,10 +1,10 @@
 #include <sys/socket.h>
 
-#include <fstream>
 #include <thread>
 
 #include "base/log.hpp"
 #include "migrate/arrival.hpp"
+#include "migrate/recover.hpp"
 
 namespace godwit::migrate {
 
@@ -67,6 +67,7 @@ Result<void> Arrival::settle() {
     auto back = restored.restore.running(restored.tid);
     if (!back && back.error().kind != ErrorKind::gone) log::warn("{}: thread {}: {}", hello_.spec.name, restored.tid.value, back.error().message());
   }
+  remove_journal(*pod_);
   descriptors_.reset();
   workshop_.reset();
   (void)pod_->forget("builder");
@@ -91,13 +92,6 @@ Result<void> Arrival::settle() {
       case wire::Type::frames:
         for (const auto& frame : TRY(image::unpack<wire::Frames>(message->payload)).frames) (void)pod_->gate().deliver(frame);
         break;
-      case wire::Type::log: {
-        const auto part = TRY(image::unpack<wire::Log>(message->payload));
-        if (part.segment.find('/') != std::string::npos || part.segment.size() > 64) return fail(ErrorKind::invalid, "bad log segment name");
-        std::ofstream file(pod_->log_directory() + "/" + part.segment, std::ios::binary | std::ios::app);
-        file.write(reinterpret_cast<const char*>(part.content.data()), static_cast<std::streamsize>(part.content.size()));
-        break;
-      }
       case wire::Type::bye:
         report_.moved = true;
         return {};

@@ -61,8 +61,9 @@ struct Report {
   std::vector<std::string> refusals;     ///< what preflight found
   std::uint64_t expected_freeze_us = 0;  ///< dry run: estimate from what preflight counted
   std::uint64_t expected_bytes = 0;
+  std::string expected_from;  ///< dry run: what the estimate was made from
   MSGPACK_DEFINE_MAP(pod, source, destination, strategy, asked, moved, error, freeze_us, total_us, bytes_sent, rounds,
-                     pauses_us, phases, freeze, residuals, refusals, expected_freeze_us, expected_bytes)
+                     pauses_us, phases, freeze, residuals, refusals, expected_freeze_us, expected_bytes, expected_from)
 };
 
 }  // namespace godwit::migrate

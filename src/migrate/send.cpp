@@ -1,9 +1,9 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
 #include <thread>
 
 #include "base/log.hpp"
@@ -13,6 +13,8 @@
 namespace godwit::migrate {
 
 namespace {
+
+constexpr std::size_t log_piece = 256 * KiB;
 
 Result<void> until_commit(Departure& departure, const Options& options) {
   TRY(departure.negotiate());
@@ -65,6 +67,7 @@ Result<void> Departure::hand_over() {
   auto message = TRY(expect(wire::Type::running, std::chrono::seconds(30)));
   const auto running = TRY(image::unpack<wire::Running>(message.payload));
   freeze_watch_.lap("restart");
+  be_patient(patience);
   // The dying are not to keep others off their processors.
   raised_.clear();
   report_.freeze_us = static_cast<std::uint64_t>(std::max<std::int64_t>(0, running.at - clock_difference_ - stopped_at_)) / 1000;
@@ -89,15 +92,21 @@ Result<void> Departure::forward_frames(std::chrono::milliseconds quiet, std::chr
   return {};
 }
 
+/// What the log has grown by since the last call. Only its newest segment grows.
 Result<void> Departure::send_logs() {
-  (void)pod_.flush_log();
+  const std::string newest = logged_.empty() ? "" : logged_.rbegin()->first;
+  Bytes buffer(log_piece);
   for (const auto& name : TRY(pod::log_segments(pod_.log_directory()))) {
-    std::ifstream file(pod_.log_directory() + "/" + name, std::ios::binary);
-    wire::Log part{.segment = name};
-    std::vector<char> buffer(4 * MiB);
-    while (file.read(buffer.data(), static_cast<std::streamsize>(buffer.size())) || file.gcount() > 0) {
-      part.content.assign(buffer.data(), buffer.data() + file.gcount());
-      TRY(control_->send(wire::Type::log, part));
+    if (name < newest) continue;
+    const std::string path = pod_.log_directory() + "/" + name;
+    const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!file) return fail_errno("open {}", path);
+    for (auto& sent = logged_[name];;) {
+      const ssize_t got = ::pread(file.get(), buffer.data(), buffer.size(), static_cast<off_t>(sent));
+      if (got < 0) return fail_errno("read {}", path);
+      if (got == 0) break;
+      TRY(control_->send(wire::Type::log, wire::Log{name, sent, Bytes(buffer.begin(), buffer.begin() + got)}));
+      sent += static_cast<std::uint64_t>(got);
     }
   }
   return {};
@@ -152,7 +161,6 @@ Result<void> Departure::release() {
   // The freezer holds them from here on; they never run again.
   thaw_all(frozen_);
   TRY(forward_frames(std::chrono::milliseconds(20), std::chrono::milliseconds(100)));
-  TRY(send_logs());
   if (!owed_.empty()) {
     report_.residuals.push_back({"pages", "the destination fetches them on reference", "when the last one has arrived"});
     TRY(finish_serving());

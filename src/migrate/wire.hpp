@@ -36,12 +36,12 @@
 ///     Objects ----------------------------------->          descriptors
 ///     Last   ------------------------------------>          layouts, last pages, what is owed
 ///     State  ------------------------------------>          processes and threads
+///     Log … LogEnd ------------------------------>          the end of the output written here; what is older came with the files
 ///            <------------------------------------ Rebuilt  complete, pinned by the freezer, silent
 ///     … commit: the store says the destination owns it …
 ///     Go     ------------------------------------>          with the frames held so far
 ///            <------------------------------------ Running
 ///     Frames … ---------------------------------->          what still comes to the old place
-///     Log … ------------------------------------->          output written before the move
 ///            <------------------------------------ Drained  nothing is owed any more
 ///     Bye    ------------------------------------>
 ///
@@ -52,7 +52,8 @@ inline constexpr std::uint32_t protocol = 1;
 
 enum class Type : std::uint8_t {
   hello = 1, welcome, refused, clock, prepare, ready, files, round, done, last, state, objects, rebuilt, go, running, frames, log,
-  drained, bye, abort, freezing
+  drained, bye, abort, freezing, log_end,
+  probe  ///< of a dry run: answered by another without content
 };
 
 struct Hello {
@@ -180,10 +181,12 @@ struct Running {
   MSGPACK_DEFINE_MAP(at, spans)
 };
 
+/// A part of the log. Its place is said: what comes again changes nothing.
 struct Log {
   std::string segment;
+  std::uint64_t at = 0;  ///< bytes of the segment before it
   Bytes content;
-  MSGPACK_DEFINE_MAP(segment, content)
+  MSGPACK_DEFINE_MAP(segment, at, content)
 };
 
 struct Text {

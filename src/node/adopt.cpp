@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "base/log.hpp"
+#include "migrate/recover.hpp"
 #include "node/ended.hpp"
 #include "node/pods.hpp"
 
@@ -10,6 +11,17 @@ namespace godwit::node {
 namespace {
 
 constexpr std::size_t ended_limit = MiB;
+
+/// Undoes what an interrupted migration has left in a pod that is ours, and lets it go on.
+void recover(pod::Pod& pod) {
+  const auto journal = migrate::read_journal(pod);
+  if (!journal) log::error("pod {}: {}", pod.spec().name, journal.error().message());
+  const bool interrupted = journal && *journal;
+  if (interrupted) migrate::recover_frozen(pod, **journal);
+  if (const auto thawed = pod.workload().thaw(); !thawed)
+    log::error("pod {}: {}", pod.spec().name, thawed.error().message());
+  if (interrupted) migrate::recover_running(pod, **journal);
+}
 
 }  // namespace
 
@@ -57,6 +69,8 @@ void Pods::adopt_one(std::unique_ptr<pod::Pod> pod) {
   // A frozen pod was in a migration, and the store says whose it is now. A running one is ours, whatever the store's
   // health: nothing runs elsewhere before it has been frozen here.
   const bool doubtful = !frozen || *frozen;
+  // One that runs is told at once; what it was raised for is over.
+  if (!doubtful) recover(*pod);
   const std::string note = "the store has not been asked yet";
   const auto local = insert(std::move(pod), doubtful ? PodState::in_doubt : PodState::running, note);
   settle(local);
@@ -86,10 +100,9 @@ void Pods::settle(const std::shared_ptr<LocalPod>& pod) {
   }
   if (pod->view().state == PodState::in_doubt) {
     // Ours by the store's word: nobody else may run it, so it goes on here.
-    if (const auto thawed = pod->pod_->workload().thaw(); !thawed)
-      log::error("pod {}: {}", name, thawed.error().message());
     if (const auto opened = pod->pod_->gate().set(pod::Gate::State::open); !opened)
       log::error("pod {}: {}", name, opened.error().message());
+    recover(*pod->pod_);
     if (const auto announced = pod->pod_->announce(); !announced)
       log::warn("pod {}: {}", name, announced.error().message());
     log::info("pod {} is ours and goes on", name);

@@ -125,7 +125,8 @@ Json to_json(const migrate::Report& report) {
           {"residuals", residuals},
           {"refusals", report.refusals},
           {"expected_freeze_us", report.expected_freeze_us},
-          {"expected_bytes", report.expected_bytes}};
+          {"expected_bytes", report.expected_bytes},
+          {"expected_from", report.expected_from}};
 }
 
 Json to_json(const LocalPod& pod, const std::string& node) {

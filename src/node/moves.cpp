@@ -119,7 +119,12 @@ void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::P
     gone = true;
     pods_.departed(*move->pod);
   };
-  const migrate::SourceSite site{site_.node, move->destination, store_, move->cancelled_, progress};
+  std::uint64_t speed = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto known = link_speeds_.find(move->destination); known != link_speeds_.end()) speed = known->second;
+  }
+  const migrate::SourceSite site{site_.node, move->destination, store_, move->cancelled_, progress, speed};
   migrate::Report report;
   const Result<migrate::Report> result = migrate::send(*pod, move->options, connect, site, report);
   move->change([&](Move::View& view) {
@@ -129,7 +134,18 @@ void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::P
       if (view.report.error.empty()) view.report.error = result.error().message();
     }
   });
+  if (result) remember_speed(*move, *result);
   conclude(*move, result);
+}
+
+/// The largest round tells what the link gave: small ones are all overhead.
+void Moves::remember_speed(const Move& move, const migrate::Report& report) {
+  migrate::Round largest;
+  for (const auto& round : report.rounds)
+    if (round.bytes > largest.bytes) largest = round;
+  if (largest.bytes < 8 * MiB || largest.us == 0) return;
+  const std::lock_guard lock(mutex_);
+  link_speeds_[move.destination] = largest.bytes * 1'000'000 / largest.us;
 }
 
 /// The pod's place after a migration: gone, ours again, or in doubt.

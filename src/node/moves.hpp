@@ -72,6 +72,7 @@ class Moves {
   struct Incoming;
   void send(const std::shared_ptr<Move>&, const std::shared_ptr<pod::Pod>&);
   void conclude(Move&, const Result<migrate::Report>&);
+  void remember_speed(const Move&, const migrate::Report&);
   void collect();
 
   const Links& links_;
@@ -82,6 +83,7 @@ class Moves {
   std::condition_variable ended_;
   std::map<std::string, std::shared_ptr<Move>> outgoing_;      ///< by id
   std::map<std::string, std::shared_ptr<Incoming>> incoming_;  ///< by peer and id
+  std::map<std::string, std::uint64_t> link_speeds_;  ///< bytes per second, by destination, of the last migration
   bool stopping_ = false;
 };
 

@@ -18,10 +18,6 @@ std::uint32_t read_length(const std::uint8_t* header) {
   return header[1] | header[2] << 8 | header[3] << 16 | static_cast<std::uint32_t>(header[4]) << 24;
 }
 
-bool is_segment(std::string_view name) {
-  return name.size() == 20 && std::ranges::all_of(name, [](char c) { return c >= '0' && c <= '9'; });
-}
-
 }  // namespace
 
 void append_frame(Bytes& out, FrameKind kind, BytesView bytes) {
@@ -44,6 +40,10 @@ Result<bool> take_frame(Bytes& in, Frame& frame) {
   return true;
 }
 
+bool is_log_segment(std::string_view name) {
+  return name.size() == 20 && std::ranges::all_of(name, [](char c) { return c >= '0' && c <= '9'; });
+}
+
 Result<std::vector<std::string>> log_segments(const std::string& directory) {
   std::vector<std::string> names;
   DIR* stream = opendir(directory.c_str());
@@ -52,7 +52,7 @@ Result<std::vector<std::string>> log_segments(const std::string& directory) {
     return fail_errno("open {}", directory);
   }
   while (const dirent* entry = readdir(stream))
-    if (is_segment(entry->d_name) && names.size() < segments_limit) names.emplace_back(entry->d_name);
+    if (is_log_segment(entry->d_name) && names.size() < segments_limit) names.emplace_back(entry->d_name);
   closedir(stream);
   std::ranges::sort(names);
   return names;

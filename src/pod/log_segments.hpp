@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/bytes.hpp"
@@ -46,6 +47,7 @@ struct LogPosition {
   MSGPACK_DEFINE_MAP(segment, offset)
 };
 
+[[nodiscard]] bool is_log_segment(std::string_view name);
 /// Names of the segments, oldest first. None when the directory isn't there.
 Result<std::vector<std::string>> log_segments(const std::string& directory);
 /// The frames after `position`, at most about `limit` bytes, and moves it. Empty: nothing more for now.

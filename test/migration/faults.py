@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from harness import BUILD, Case, Failure, Skip, Suite, wait_for
+from migration import proc
 from migration.cluster import Cluster, Migration, alone
 
 # Phase, and the strategy with which it is long enough to be met on a slow link.
@@ -19,6 +21,8 @@ class Faults(Suite):
         return [Case(f"{side}-killed-in-{phase}", lambda s=side, p=phase, y=strategy: self._kill(s, p, y)) for phase, strategy in PHASES
                 for side in ("source", "destination")] + [
                     Case(f"link-cut-in-{phase}", lambda p=phase, y=strategy: self._cut(p, y)) for phase, strategy in (("precopy", "precopy"), ("freeze", "freeze"))
+                ] + [Case(f"source-killed-in-{phase}-with-tcp", lambda p=phase, y=strategy: self._kill_with_tcp(p, y))
+                     for phase, strategy in (("precopy", "precopy"), ("freeze", "freeze"))
                 ] + [Case("daemon-restarts-under-a-pod", self._restart)]
 
     def setup(self):
@@ -28,9 +32,9 @@ class Faults(Suite):
     def teardown(self):
         self.cluster.down()
 
-    def _start(self, pod: str) -> None:
+    def _start(self, pod: str, name: str = "anon_private") -> None:
         # Its store is node a's: the pod starts on b and goes to c, so that the store lives.
-        tracee = BUILD / "tracees" / "anon_private"
+        tracee = BUILD / "tracees" / name
         self.cluster.provide(tracee)
         self.cluster.run("b", pod, [tracee])
         self.cluster.wait_logs(pod, "ready\n")
@@ -59,6 +63,19 @@ class Faults(Suite):
             total += int(fields[11]) + int(fields[12])
         return total
 
+    def _marks(self, pod: str) -> dict:
+        """Where a migration that was cut off would show: code of ours in a process, and how its threads are scheduled. By pid in the pod."""
+        marks = {}
+        for pid in self.cluster.processes(pod):
+            with open(f"/proc/{pid}/maps") as maps:
+                code = sorted(line.split()[0] for line in maps if " r-xp " in line and len(line.split()) == 5)
+            threads = []
+            for thread in sorted(int(name) for name in os.listdir(f"/proc/{pid}/task")):
+                with open(f"/proc/{thread}/timerslack_ns") as slack:
+                    threads.append((os.sched_getscheduler(thread), os.sched_getparam(thread).sched_priority, slack.read().strip()))
+            marks[proc.inner_pid(pid)] = (code, threads)
+        return marks
+
     def _finish(self, pod: str, node: str) -> None:
         self.cluster.signal(pod, "TERM", node)
         code = self.cluster.wait_exit(pod)
@@ -66,13 +83,18 @@ class Faults(Suite):
         if code != 0 or output != "ready\nok\n":
             raise Failure(f"exit code {code}, output {output[-1000:]!r}")
 
-    def _interfere(self, pod: str, phase: str, strategy: str, interfere, restore, places: tuple) -> dict:
+    def _interfere(self, pod: str, phase: str, strategy: str, interfere, restore, places: tuple, tracee: str = "anon_private", rate: str = "200mbit",
+                   within: float = 90) -> dict:
         cluster = self.cluster
         try:
-            self._start(pod)
-            cluster.link("c", "rate=200mbit")
+            self._start(pod, tracee)
+            marks = self._marks(pod)
+            cluster.link("c", f"rate={rate}")
             moving = Migration(cluster, pod, "c", strategy, node="a")
             moving.wait_phase(phase)
+            if phase == "precopy":
+                # Pages are on their way then. A daemon that dies while it puts its gadget into a process may take the process with it.
+                time.sleep(0.3)
             interfere()
             begin = time.monotonic()
             last = moving.finish(90)
@@ -81,6 +103,11 @@ class Faults(Suite):
             answered = time.monotonic() - begin
             restore()
             node = self._runs(pod, places)
+            stood = max(last.get("report", {}).get("pauses_us", []), default=0) / 1e6
+            if answered > within or stood > within:
+                raise Failure(f"it answered after {answered:.1f} s, and the pod stood still for up to {stood:.1f} s, instead of {within} s")
+            if (left := self._marks(pod)) != marks:
+                raise Failure(f"something of the migration is left: {marks} became {left}")
             self._finish(pod, node)
             return {"answered_s": answered, "node": node}
         except Failure as failure:
@@ -101,7 +128,14 @@ class Faults(Suite):
                                lambda: self.cluster.daemon("start", node), places)
 
     def _cut(self, phase: str, strategy: str) -> dict:
-        return self._interfere(f"cut-in-{phase}", phase, strategy, lambda: self.cluster.link("c", "down"), lambda: self.cluster.link("c", "up"), ("b",))
+        # While the pod stands still two seconds without a sign of the other node are enough.
+        return self._interfere(f"cut-in-{phase}", phase, strategy, lambda: self.cluster.link("c", "down"), lambda: self.cluster.link("c", "up"), ("b",),
+                               within=4 if phase == "freeze" else 10)
+
+    def _kill_with_tcp(self, phase: str, strategy: str) -> dict:
+        """Its connections go on. It is small: only a slow link makes a phase long enough to be met."""
+        return self._interfere(f"tcp-source-dies-in-{phase}", phase, strategy, lambda: self.cluster.daemon("kill", "b"),
+                               lambda: self.cluster.daemon("start", "b"), ("b",), "tcp_inside", "4mbit")
 
     def _restart(self) -> None:
         """The pod outlives its daemon, and the next daemon takes it back: it can be moved."""
