@@ -7,7 +7,9 @@
 #include <thread>
 
 #include "base/log.hpp"
+#include "kernel/gadget_x86_64.hpp"
 #include "kernel/pidfd.hpp"
+#include "kernel/procfs.hpp"
 #include "migrate/arrival.hpp"
 #include "objects/memory_object.hpp"
 #include "objects/process_state.hpp"
@@ -18,6 +20,23 @@ namespace godwit::migrate {
 namespace {
 /// struct kernel_sigaction that ignores: handler, flags, restorer, mask.
 constexpr std::array<std::uint64_t, 4> ignore_signal{1, 0, 0, 0};
+
+/// Ends the first thread of a process whose others live on. It stays a zombie that nobody can wait for before they have ended, too: it must not be ours then,
+/// or its parent would never be told.
+Result<void> end_leader(kernel::Tracee& leader, const kernel::Gadget& gadget) {
+  constexpr auto limit = std::chrono::seconds(2);
+  const HostPid tid = leader.tid();
+  TRY(leader.set_signal_mask(~0ULL));
+  TRY(leader.set_registers(kernel::gadget::at_call(TRY(leader.registers()), gadget.begin() + kernel::gadget::syscall_offset(), SYS_exit, {0})));
+  TRY(leader.detach());
+  // The gadget stays until it has gone through.
+  for (const auto give_up = std::chrono::steady_clock::now() + limit;;) {
+    const auto status = TRY(kernel::read_status(tid));
+    if (status.state == 'Z') return {};
+    if (std::chrono::steady_clock::now() > give_up) return fail(ErrorKind::timeout, "thread {} doesn't end", tid.value);
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+}
 }  // namespace
 
 Result<void> Arrival::rebuild() {
@@ -132,13 +151,11 @@ Result<void> Arrival::restore_threads(const wire::ProcessImage& image, Arriving&
   std::vector<objects::ThreadRestore*> restores;
   for (std::size_t i = 0; i < threads.size(); ++i) restores.push_back(&restores_[begin + i].restore);
   TRY(objects::ThreadRestore::rearm(process.gadget, restores, threads, clock_));
-  if (process.wanted.leader_exited) {
-    // Its threads live on without it.
-    (void)process.gadget.call(process.threads.front().tracee, SYS_exit, {0});
-  }
+  if (process.wanted.leader_exited) TRY(end_leader(process.threads.front().tracee, process.gadget));
   TRY(process.gadget.remove(*threads.front()));
   for (std::size_t i = 0; i < threads.size(); ++i) TRY(restores_[begin + i].restore.settle(*threads[i], slack[i]));
-  return whole.outside(process.host);
+  // Through a thread that lives: of a first one that has exited, little is left to see.
+  return whole.outside(threads.front()->tid());
 }
 
 Result<void> Arrival::pin() {

@@ -66,6 +66,7 @@ class Departure {
  private:
   Result<wire::Hello> introduce();
   std::vector<std::string> refusals();
+  std::vector<std::string> refusals_now();
   Result<Message> expect(wire::Type type, std::chrono::milliseconds limit = std::chrono::seconds(30));
   Result<void> align_clocks();
   Result<void> check_cancelled();
