@@ -220,7 +220,8 @@ Result<void> SourceMemory::look(SourceObjects& objects, bool with_advice, Remote
   for (const auto& change : difference(layout_, now.layout)) {
     if (change.kind == Change::Kind::unmap) {
       sent_.remove({change.area.begin, change.area.end});
-      postponed_.remove({change.area.begin, change.area.end});
+      // The destination maps it anew, too: what stands there now may have been collected under the old mapping, and shows clean.
+      postponed_.add({change.area.begin, change.area.end});
       lost_.remove({change.area.begin, change.area.end});
     }
   }
@@ -277,11 +278,20 @@ Result<void> SourceMemory::collect(SourceObjects& objects, std::vector<Piece>& p
 }
 
 void SourceMemory::take_postponed(std::vector<Piece>& pieces) {
-  for (const auto& run : postponed_.all()) {
-    // What has been written meanwhile is among the pieces already, and counts as sent.
-    for (const auto& rest : sent_.runs(run, false)) {
-      pieces.push_back({space(), rest});
-      sent_.add(rest);
+  std::vector<kernel::PageRange> found;
+  for (const auto& area : layout_) {
+    if (area.backing == Backing::vdso || area.backing == Backing::object) continue;
+    for (const auto& run : postponed_.runs({area.begin, area.end})) {
+      found.clear();
+      // Gone with its process, if anything.
+      if (!pagemap_->scan(run.begin, run.end, own_pages(area, false), found)) continue;
+      for (const auto& there : found) {
+        // What has been written meanwhile is among the pieces already, and counts as sent.
+        for (const auto& rest : sent_.runs({there.begin, there.end}, false)) {
+          pieces.push_back({space(), rest});
+          sent_.add(rest);
+        }
+      }
     }
   }
   postponed_.clear();
