@@ -229,6 +229,8 @@ Result<void> Departure::follow_processes() {
       passing.insert(ids.pod);
       continue;
     }
+    // So are the children of one that ends just now, until they are seen as somebody else's.
+    if (!ids.zombie) passing.insert(ids.pod);
     order_.push_back(ids.host.value);
     auto known = processes_.extract(ids.host.value);
     Leaving leaving;
@@ -263,6 +265,7 @@ Result<void> Departure::follow_processes() {
         leaving.same_capabilities = objects::same_capability_sets(ids.host).value_or(false);
       }
     }
+    passing.erase(ids.pod);
     now.emplace(ids.host.value, std::move(leaving));
   }
   processes_ = std::move(now);
