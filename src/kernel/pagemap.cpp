@@ -74,6 +74,11 @@ Result<void> Pagemap::scan(RemoteAddress begin, RemoteAddress end, const PageQue
   return {};
 }
 
+bool Pagemap::alive() const {
+  std::uint64_t entry = 0;
+  return ::pread(fd_.get(), &entry, sizeof entry, 0) == sizeof entry;
+}
+
 Result<std::vector<std::uint64_t>> Pagemap::entries(RemoteAddress begin, RemoteAddress end) const {
   const std::uint64_t first = begin / page_size;
   const std::uint64_t count = (end - begin + page_size - 1) / page_size;

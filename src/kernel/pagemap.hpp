@@ -44,6 +44,9 @@ class Pagemap {
   static Result<Pagemap> open(HostPid);
   /// Ranges that match in [begin, end), appended to `found`. Repeats until the whole range is walked.
   Result<void> scan(RemoteAddress begin, RemoteAddress end, const PageQuery&, std::vector<PageRange>& found) const;
+  /// False when the address space that this was opened for is no process's any more: it has ended, or executed another
+  /// program.
+  [[nodiscard]] bool alive() const;
   /// Raw 64-bit pagemap entries (page frame numbers need CAP_SYS_ADMIN), one per page.
   Result<std::vector<std::uint64_t>> entries(RemoteAddress begin, RemoteAddress end) const;
 

@@ -8,10 +8,14 @@ namespace godwit::kernel {
 namespace {
 
 /// UFFDIO_COPY and UFFDIO_ZEROPAGE report in a signed field what was done before they failed. What is not a failure of
-/// ours ends the call early: a page that is already there, or a fork, mremap or munmap of the target in between.
+/// ours ends the call early: a page that is already there, or a fork, mremap or munmap of the target in between. The
+/// two must not be confused: after the latter nothing is in place.
 Result<std::uint64_t> filled(int outcome, std::int64_t done, const char* what, RemoteAddress to, std::uint64_t size) {
   if (outcome == 0) return static_cast<std::uint64_t>(done);
-  if (errno == EEXIST || errno == EAGAIN) return done > 0 ? static_cast<std::uint64_t>(done) : 0;
+  const int code = errno;
+  if ((code == EEXIST || code == EAGAIN) && done > 0) return static_cast<std::uint64_t>(done);
+  if (code == EEXIST) return 0;
+  if (code == EAGAIN) return fail(ErrorKind::busy, "the layout is changing at {:#x}", to);
   return fail_errno("{} {} bytes at {:#x} through a userfaultfd", what, size, to);
 }
 

@@ -35,8 +35,10 @@ class Userfaultfd {
   /// UFFDIO_REGISTER with UFFDIO_REGISTER_MODE_*.
   Result<void> register_range(RemoteAddress begin, std::uint64_t size, std::uint64_t mode);
   Result<void> unregister_range(RemoteAddress begin, std::uint64_t size);
-  /// UFFDIO_COPY. Returns how many bytes were copied: fewer than asked when a page was already there (EEXIST) or the
-  /// layout is changing (EAGAIN); 0 with those too. Other failures are errors; ESRCH (the process is gone) is `gone`.
+  /// UFFDIO_COPY. Returns how many bytes were copied: fewer than asked when a page was already there (0: the first one
+  /// is) or the layout is changing. `busy` when it was changing from the beginning: nothing is in place, an event waits
+  /// to be read or the target has not yet gone on after one. Other failures are errors; ESRCH (the process is gone) is
+  /// `gone`.
   Result<std::uint64_t> copy(RemoteAddress to, const void* from, std::uint64_t size, bool wake);
   Result<std::uint64_t> zero(RemoteAddress to, std::uint64_t size, bool wake);
   Result<void> wake(RemoteAddress begin, std::uint64_t size);

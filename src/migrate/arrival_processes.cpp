@@ -210,7 +210,8 @@ Result<void> Arrival::end_process(Arriving& process) {
   if (!process.ended) {
     const Fd pidfd = TRY(kernel::pidfd_open(process.host));
     TRY(kernel::pidfd_send_signal(pidfd.get(), SIGKILL));
-    for (auto& thread : process.threads) (void)thread.tracee.wait();
+    // A leader can be waited for only after all others.
+    for (auto thread = process.threads.rbegin(); thread != process.threads.rend(); ++thread) (void)thread->tracee.wait();
   }
   Arriving* parent = find(process.wanted.parent);
   if (parent != nullptr && !parent->ended && !parent->threads.empty())

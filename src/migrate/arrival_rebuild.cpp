@@ -1,4 +1,6 @@
 #include <fcntl.h>
+#include <sched.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -7,7 +9,9 @@
 #include <thread>
 
 #include "base/log.hpp"
+#include "kernel/gadget_x86_64.hpp"
 #include "kernel/pidfd.hpp"
+#include "kernel/procfs.hpp"
 #include "migrate/arrival.hpp"
 #include "migrate/recover.hpp"
 #include "objects/memory_object.hpp"
@@ -20,6 +24,31 @@ namespace godwit::migrate {
 namespace {
 /// struct kernel_sigaction that ignores: handler, flags, restorer, mask.
 constexpr std::array<std::uint64_t, 4> ignore_signal{1, 0, 0, 0};
+
+/// Ends the first thread of a process whose others live on. It stays a zombie that nobody can wait for before they have ended, too: it must not be ours then,
+/// or its parent would never be told.
+Result<void> end_leader(ArrivingThread& thread, const std::string& name, kernel::Gadget& gadget) {
+  constexpr auto limit = std::chrono::seconds(2);
+  constexpr int no_priority = 0;
+  kernel::Tracee& leader = thread.tracee;
+  const HostPid tid = leader.tid();
+  // What is still to be seen of it.
+  auto batch = gadget.batch();
+  batch.call(SYS_sched_setscheduler, {0, SCHED_OTHER, batch.value(no_priority)});
+  batch.call(SYS_prctl, {PR_SET_TIMERSLACK, thread.timer_slack});
+  batch.call(SYS_prctl, {PR_SET_NAME, batch.text(name)});
+  TRY(gadget.run(leader, batch));
+  TRY(leader.set_signal_mask(~0ULL));
+  TRY(leader.set_registers(kernel::gadget::at_call(TRY(leader.registers()), gadget.begin() + kernel::gadget::syscall_offset(), SYS_exit, {0})));
+  TRY(leader.detach());
+  // The gadget stays until it has gone through.
+  for (const auto give_up = std::chrono::steady_clock::now() + limit;;) {
+    const auto status = TRY(kernel::read_status(tid));
+    if (status.state == 'Z') return {};
+    if (std::chrono::steady_clock::now() > give_up) return fail(ErrorKind::timeout, "thread {} doesn't end", tid.value);
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+}
 }  // namespace
 
 Result<void> Arrival::rebuild() {
@@ -146,13 +175,11 @@ Result<void> Arrival::restore_threads(const wire::ProcessImage& image, Arriving&
   std::vector<objects::ThreadRestore*> restores;
   for (std::size_t i = 0; i < threads.size(); ++i) restores.push_back(&restores_[begin + i].restore);
   TRY(objects::ThreadRestore::rearm(process.gadget, restores, threads, clock_));
-  if (process.wanted.leader_exited) {
-    // Its threads live on without it.
-    (void)process.gadget.call(process.threads.front().tracee, SYS_exit, {0});
-  }
+  if (process.wanted.leader_exited) TRY(end_leader(process.threads.front(), process.wanted.name, process.gadget));
   TRY(process.gadget.remove(*threads.front()));
   for (std::size_t i = 0; i < threads.size(); ++i) TRY(restores_[begin + i].restore.settle(*threads[i], slack[i]));
-  return whole.outside(process.host);
+  // Through a thread that lives: of a first one that has exited, little is left to see.
+  return whole.outside(threads.front()->tid());
 }
 
 Result<void> Arrival::pin() {

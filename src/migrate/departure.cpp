@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <set>
+#include <thread>
 
 #include "base/log.hpp"
 #include "kernel/procfs.hpp"
@@ -93,6 +94,18 @@ Result<wire::Hello> Departure::introduce() {
 }
 
 std::vector<std::string> Departure::refusals() {
+  constexpr int looks = 6;
+  auto found = refusals_now();
+  // The pod runs while it is looked at, and may close, map and end things all the time: an obstacle is only what stays one.
+  for (int look = 1; look < looks && !found.empty(); ++look) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(3 * look));
+    const auto again = refusals_now();
+    std::erase_if(found, [&](const std::string& reason) { return std::ranges::find(again, reason) == again.end(); });
+  }
+  return found;
+}
+
+std::vector<std::string> Departure::refusals_now() {
   std::vector<std::string> found;
   auto tree = read_tree(pod_.init());
   if (!tree) return {tree.error().message()};
@@ -238,7 +251,15 @@ Result<void> Departure::follow_processes() {
   const auto tree = TRY(read_tree(pod_.init()));
   order_.clear();
   std::map<pid_t, Leaving> now;
+  std::set<PodPid> passing;
   for (const auto& ids : tree) {
+    // What runs in its parent's memory (vfork) is about to execute a program of its own or to end, and whatever we put into it would stay with the parent.
+    if (ids.shares_memory || passing.contains(ids.parent)) {
+      passing.insert(ids.pod);
+      continue;
+    }
+    // So are the children of one that ends just now, until they are seen as somebody else's.
+    if (!ids.zombie) passing.insert(ids.pod);
     order_.push_back(ids.host.value);
     auto known = processes_.extract(ids.host.value);
     Leaving leaving;
@@ -252,7 +273,7 @@ Result<void> Departure::follow_processes() {
       const bool replaced = leaving.gadget && std::ranges::none_of(*maps, [&](const kernel::Mapping& mapping) {
                               return mapping.begin <= leaving.gadget.begin() && leaving.gadget.begin() < mapping.end;
                             });
-      if (!leaving.memory || replaced) {
+      if (!leaving.memory || replaced || !leaving.memory->alive()) {
         auto memory = SourceMemory::open(ids.body(), ids.pod);
         if (!memory) continue;
         leaving.memory = std::move(*memory);
@@ -260,6 +281,8 @@ Result<void> Departure::follow_processes() {
         leaving.fresh = true;
         if (copies_before(strategy_)) {
           auto tracking = begin_tracking(ids.host, clock_);
+          const auto now_is = kernel::read_status(ids.host);
+          if (!tracking && (!now_is || now_is->state == 'Z' || now_is->state == 'X') && !ids.leader_exited) continue;  // it has just ended
           if (!tracking && tracking.error().kind != ErrorKind::gone && tracking.error().kind != ErrorKind::timeout)
             return std::unexpected(std::move(tracking).error().within(fmt::format("track process {}", ids.pod.value)));
           if (tracking) {
@@ -271,6 +294,7 @@ Result<void> Departure::follow_processes() {
         leaving.same_capabilities = objects::same_capability_sets(ids.host).value_or(false);
       }
     }
+    passing.erase(ids.pod);
     now.emplace(ids.host.value, std::move(leaving));
   }
   processes_ = std::move(now);

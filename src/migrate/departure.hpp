@@ -68,6 +68,7 @@ class Departure {
   std::vector<std::string> refusals();
   Result<void> expect_cost();
   Result<std::uint64_t> probe(std::size_t bytes);
+  std::vector<std::string> refusals_now();
   Result<Message> expect(wire::Type type, std::chrono::milliseconds limit = std::chrono::seconds(30));
   Result<void> align_clocks();
   Result<void> check_cancelled();

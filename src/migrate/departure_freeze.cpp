@@ -175,7 +175,7 @@ Result<void> Departure::send_last_pages() {
     if (!leaving.memory) continue;
     const auto hidden = leaving.gadget ? Range{leaving.gadget.begin(), leaving.gadget.begin() + leaving.gadget.size()} : Range{};
     TRY(leaving.memory->look(objects_, false, hidden.begin, hidden.end));
-    if (hidden.size() != 0 && !leaving.memory->maps(hidden.begin)) {
+    if ((hidden.size() != 0 && !leaving.memory->maps(hidden.begin)) || !leaving.memory->alive()) {
       // It has executed another program since the last round: nothing that was sent counts.
       leaving.memory = TRY(SourceMemory::open(leaving.ids.body(), leaving.ids.pod));
       leaving.gadget = {};
@@ -188,7 +188,8 @@ Result<void> Departure::send_last_pages() {
     for (const auto& range : absent) append(last.absent, leaving.ids.pod, range);
     for (const auto& piece : pieces) {
       const Area* area = area_at(leaving.memory->layout(), piece.range.begin);
-      const bool on_reference = ending_ == Next::reference && area != nullptr && area->backing == Backing::anonymous;
+      // Locked memory never has to be waited for.
+      const bool on_reference = ending_ == Next::reference && area != nullptr && area->backing == Backing::anonymous && !locked(*area);
       if (on_reference && strategy_ != Strategy::eager_dirty) {
         append(last.owed, leaving.ids.pod, piece.range);
         owed_.push_back(piece);

@@ -398,7 +398,7 @@ Result<void> DestinationMemory::drop(const std::vector<Range>& ranges, Hand hand
 Result<kernel::Userfaultfd> DestinationMemory::begin_reference(kernel::Userfaultfd pager) {
   filler_.reset();  // closing it unregisters everything
   for (const auto& area : layout_)
-    if (area.backing == Backing::anonymous) TRY(pager.register_range(area.begin, area.size(), UFFDIO_REGISTER_MODE_MISSING));
+    if (area.backing == Backing::anonymous && !locked(area)) TRY(pager.register_range(area.begin, area.size(), UFFDIO_REGISTER_MODE_MISSING));
   return pager;
 }
 

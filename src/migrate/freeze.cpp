@@ -1,8 +1,13 @@
 #include "migrate/freeze.hpp"
 
-#include <ctime>
+#include <linux/kcmp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <ctime>
 #include <set>
+#include <sstream>
 #include <thread>
 
 #include "kernel/procfs.hpp"
@@ -13,6 +18,8 @@ namespace godwit::migrate {
 namespace {
 
 constexpr auto stop_limit = std::chrono::milliseconds(20);
+/// For as long, a vfork child runs on while all else is stopped.
+constexpr auto vfork_limit = std::chrono::milliseconds(200);
 
 bool is_gone(const Error& error) { return error.kind == ErrorKind::gone; }
 
@@ -59,18 +66,53 @@ Result<bool> seize_new(const std::vector<ProcessIds>& tree, std::vector<FrozenPr
   return grew;
 }
 
-/// Waits for all that were asked. `busy` when one doesn't stop; the dead are dropped.
-Result<void> await_stops(std::vector<FrozenProcess>& frozen) {
-  for (auto& process : frozen) {
-    std::erase_if(process.threads, [&](FrozenThread& thread) {
-      if (thread.tracee.stopped()) return false;
-      auto stopped = thread.tracee.wait_stop(stop_limit);
-      return !stopped && is_gone(stopped.error());
-    });
-    for (const auto& thread : process.threads)
-      if (!thread.tracee.stopped()) return fail(ErrorKind::busy, "thread {} doesn't stop", thread.ids.pod.value);
+/// Those children of a thread that have its memory.
+std::vector<HostPid> vfork_children(HostPid process, HostPid thread) {
+  std::vector<HostPid> found;
+  const auto text = kernel::read_file(process, fmt::format("task/{}/children", thread.value));
+  std::istringstream words(text.value_or(""));
+  for (pid_t child = 0; words >> child;)
+    if (::syscall(SYS_kcmp, thread.value, child, KCMP_VM, 0, 0) == 0) found.push_back(HostPid{child});
+  return found;
+}
+
+/// Lets a process go on that has been stopped altogether.
+void let_run(HostPid host, std::vector<FrozenProcess>& frozen, std::set<pid_t>& seized) {
+  const auto process = std::ranges::find_if(frozen, [&](const FrozenProcess& p) { return p.ids.host == host; });
+  if (process == frozen.end() || !std::ranges::all_of(process->threads, [](const FrozenThread& thread) { return thread.tracee.stopped(); })) return;
+  for (auto& thread : process->threads) {
+    (void)hide_interruption(thread.tracee);
+    (void)thread.tracee.detach();
+    seized.erase(thread.ids.host.value);
   }
-  return {};
+  process->threads.clear();
+}
+
+/// Waits for all that were asked. `busy` when one doesn't stop; the dead are dropped. The parent of a vfork stops when its child has executed another program
+/// or ended: the child is let go on until then, and has to be stopped anew.
+Result<void> await_stops(std::vector<FrozenProcess>& frozen, std::set<pid_t>& seized) {
+  constexpr auto step = std::chrono::milliseconds(2);
+  const auto began = std::chrono::steady_clock::now();
+  auto give_up = began + stop_limit;
+  for (;;) {
+    std::vector<std::pair<HostPid, HostPid>> running;  // process and thread
+    for (auto& process : frozen) {
+      std::erase_if(process.threads, [&](FrozenThread& thread) {
+        if (thread.tracee.stopped()) return false;
+        auto stopped = thread.tracee.wait_stop(step);
+        if (!stopped && !is_gone(stopped.error())) running.emplace_back(process.ids.host, thread.ids.host);
+        return !stopped && is_gone(stopped.error());
+      });
+    }
+    if (running.empty()) return {};
+    const auto now = std::chrono::steady_clock::now();
+    for (const auto& [process, thread] : running) {
+      const auto children = vfork_children(process, thread);
+      if (!children.empty()) give_up = std::min(now + stop_limit, began + vfork_limit);
+      for (const auto child : children) let_run(child, frozen, seized);
+    }
+    if (now > give_up) return fail(ErrorKind::busy, "thread {} doesn't stop", running.front().second.value);
+  }
 }
 
 /// Whether every thread of these that lived is stopped now.
@@ -87,13 +129,13 @@ Result<std::vector<FrozenProcess>> try_freeze(HostPid init, const Known& known, 
   std::set<pid_t> seized;
   auto tree = known.processes;
   TRY(seize_new(tree, frozen, seized));
-  TRY(await_stops(frozen));
+  TRY(await_stops(frozen, seized));
   const bool as_known = TRY(last_pid()) == known.last_pid && all_stopped(tree, frozen) && TRY(refresh_tree(tree));
   if (as_known) TRY(seize_new(tree, frozen, seized));
   while (!as_known) {
     tree = TRY(read_tree(init));
     const bool grew = TRY(seize_new(tree, frozen, seized));
-    TRY(await_stops(frozen));
+    TRY(await_stops(frozen, seized));
     if (grew) continue;
     // Again: when it was asked first, somebody may still have been running.
     TRY(last_pid());

@@ -32,6 +32,9 @@ struct Area {
   MSGPACK_DEFINE_MAP(begin, end, protection, backing, offset, object, path, flags, writable)
 };
 
+/// All of it is in memory, by mlock without MLOCK_ONFAULT.
+[[nodiscard]] inline bool locked(const Area& area) { return area.flags.find("lo") != std::string::npos && area.flags.find("lf") == std::string::npos; }
+
 /// Sorted by address, not overlapping.
 using Layout = std::vector<Area>;
 

@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <deque>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "base/log.hpp"
@@ -41,39 +43,69 @@ struct Pager::Parts {
   std::jthread thread;
   bool ending = false;
 
-  /// Puts owed pages of one range in place. The mutex is held.
-  Result<void> place(Space& space, std::uint64_t address, const std::uint8_t* data, std::uint64_t size) {
-    for (const auto& run : space.owed.runs({address, address + size})) {
-      for (std::uint64_t at = run.begin; at < run.end;) {
-        auto copied = data != nullptr ? space.fault.copy(at, data + (at - address), run.end - at, true) : space.fault.zero(at, run.end - at, true);
-        if (!copied) {
-          if (copied.error().kind == ErrorKind::gone) return {};
-          return std::unexpected(copied.error());
-        }
-        if (*copied == 0) {
-          // The layout is changing (an event waits to be read) or a page is there: the fault, if there was one, is tried again.
-          TRY(obey(space));
-          if (!space.owed.contains(at)) break;
-          copied = data != nullptr ? space.fault.copy(at, data + (at - address), page_size, true) : space.fault.zero(at, page_size, true);
-          if (copied && *copied == 0) {
-            (void)space.fault.wake(at, page_size);
-            copied = page_size;
-          }
-          if (!copied) return std::unexpected(copied.error());
-        }
-        space.owed.remove({at, at + *copied});
-        at += *copied;
+  /// Fills a stretch of owed pages from its beginning, as far as it goes in one piece: how many bytes are in place now. 0: the layout has changed or is
+  /// changing, and what is owed where has to be looked up anew. The mutex is held.
+  Result<std::uint64_t> fill(Space& space, Range run, const std::uint8_t* data) {
+    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    for (;;) {
+      auto done = data != nullptr ? space.fault.copy(run.begin, data, run.size(), true) : space.fault.zero(run.begin, run.size(), true);
+      if (done && *done == 0) {
+        // A page is there: the fault, if there was one, is tried again.
+        (void)space.fault.wake(run.begin, page_size);
+        done = page_size;
       }
+      if (!done && done.error().kind == ErrorKind::busy) {
+        if (TRY(obey(space))) return 0;
+        // The event has been read, but the program hasn't gone on yet; or it is just about to say what it does.
+        if (std::chrono::steady_clock::now() > give_up) return std::unexpected(done.error());
+        std::this_thread::sleep_for(std::chrono::microseconds(20));
+        continue;
+      }
+      // Nothing can fault where nothing is registered, or when the process is gone.
+      if (!done && (done.error().kind == ErrorKind::gone || done.error().code == ENOENT)) done = run.size();
+      if (!done) return done;
+      space.owed.remove({run.begin, run.begin + *done});
+      return done;
+    }
+  }
+
+  /// Where the page that the source has at `origin` is owed now.
+  static std::optional<std::uint64_t> owed_at(const Space& space, std::uint64_t origin) {
+    const auto here = [&](std::uint64_t address) { return space.owed.contains(address) && space.at_source(address) == origin; };
+    if (here(origin)) return origin;
+    for (auto move = space.moved.rbegin(); move != space.moved.rend(); ++move) {
+      const auto address = origin + static_cast<std::uint64_t>(move->second);
+      if (address >= move->first.begin && address < move->first.end && here(address)) return address;
+    }
+    return {};
+  }
+
+  /// Puts what is owed of one range of the source in place. The mutex is held.
+  Result<void> place(Space& space, Range range, const std::uint8_t* data) {
+    const auto at = [&](std::uint64_t origin) { return data != nullptr ? data + (origin - range.begin) : nullptr; };
+    std::uint64_t origin = range.begin;
+    while (origin < range.end && space.moved.empty()) {
+      const auto runs = space.owed.runs({origin, range.end});
+      if (runs.empty()) return {};
+      origin = runs.front().begin;
+      origin += TRY(fill(space, runs.front(), at(origin)));
+    }
+    // Page by page where the program has moved something since.
+    for (; origin < range.end; origin += page_size) {
+      while (const auto here = owed_at(space, origin))
+        if (TRY(fill(space, {*here, *here + page_size}, at(origin))) != 0) break;
     }
     return {};
   }
 
   std::vector<std::pair<Space*, std::uint64_t>> faults;
 
-  /// Reads and obeys all events of a space; faults are noted. The mutex is held.
-  Result<void> obey(Space& space) {
+  /// Reads and obeys all events of a space; faults are noted. True when the layout has changed. The mutex is held.
+  Result<bool> obey(Space& space) {
     uffd_msg event;
+    bool changed = false;
     while (TRY(space.fault.read(event))) {
+      changed = changed || event.event != UFFD_EVENT_PAGEFAULT;
       switch (event.event) {
         case UFFD_EVENT_PAGEFAULT:
           faults.emplace_back(&space, event.arg.pagefault.address & ~(page_size - 1));
@@ -114,7 +146,7 @@ struct Pager::Parts {
           break;
       }
     }
-    return {};
+    return changed;
   }
 
   Result<void> ask(Space& space, std::uint64_t address) {
@@ -125,6 +157,7 @@ struct Pager::Parts {
   struct Pending {
     Space* space;
     std::uint64_t address;
+    std::uint64_t origin;  ///< at the source, when it was asked for: by the time of the answer something else may stand at the address
   };
   std::deque<Pending> pending;  ///< asked for, in the order of the answers
 
@@ -135,9 +168,10 @@ struct Pager::Parts {
         if (!zeroed || *zeroed == 0) (void)space->fault.wake(address, page_size);
         continue;
       }
-      if (std::ranges::any_of(pending, [&](const Pending& p) { return p.space == space && p.address == address; })) continue;
+      const auto origin = space->at_source(address);
+      if (std::ranges::any_of(pending, [&](const Pending& p) { return p.space == space && p.address == address && p.origin == origin; })) continue;
       TRY(ask(*space, address));
-      pending.push_back({space, address});
+      pending.push_back({space, address, origin});
     }
     return {};
   }
@@ -151,7 +185,8 @@ struct Pager::Parts {
     const Pending asked = pending.front();
     pending.pop_front();
     const std::scoped_lock lock(mutex);
-    if (asked.space->owed.contains(asked.address)) return place(*asked.space, asked.address, data.data(), page_size);
+    TRY(place(*asked.space, {asked.origin, asked.origin + page_size}, data.data()));
+    // What isn't owed there any more faults again, and gets what it should have.
     (void)asked.space->fault.wake(asked.address, page_size);
     return {};
   }
@@ -195,21 +230,10 @@ Result<void> Pager::begin() {
 
 Result<void> Pager::put(SpaceId space, std::uint64_t address, const void* data, std::size_t size) {
   const std::scoped_lock lock(parts_->mutex);
-  for (auto& candidate : parts_->spaces) {
-    if (candidate.source != space) continue;
-    if (candidate.moved.empty()) {
-      TRY(parts_->place(candidate, address, static_cast<const std::uint8_t*>(data), size));
-      continue;
-    }
-    // Page by page where the program has moved something since.
-    for (std::uint64_t at = 0; at < size; at += page_size) {
-      const auto* from = data != nullptr ? static_cast<const std::uint8_t*>(data) + at : nullptr;
-      if (candidate.at_source(address + at) == address + at) TRY(parts_->place(candidate, address + at, from, page_size));
-      for (const auto& [range, difference] : candidate.moved) {
-        const auto here = address + at + static_cast<std::uint64_t>(difference);
-        if (here >= range.begin && here < range.end && candidate.at_source(here) == address + at) TRY(parts_->place(candidate, here, from, page_size));
-      }
-    }
+  // A fork in between adds a space at the end, which is owed what its parent was.
+  for (std::size_t i = 0; i < parts_->spaces.size(); ++i) {
+    Space& candidate = parts_->spaces[i];
+    if (candidate.source == space) TRY(parts_->place(candidate, {address, address + size}, static_cast<const std::uint8_t*>(data)));
   }
   return {};
 }

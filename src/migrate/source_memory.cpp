@@ -149,7 +149,34 @@ Result<SourceMemory> SourceMemory::open(HostPid process, PodPid pod) {
 
 void SourceMemory::track(kernel::Userfaultfd tracker) {
   tracker_ = std::move(tracker);
-  registered_.clear();
+  refusing_.clear();
+}
+
+/// Everything at once, in stretches that end where nothing of the program can begin or end in between. A range taken from a layout read a moment ago could
+/// cut in two what the program has mapped there since, and mremap refuses to work on two mappings.
+void SourceMemory::register_all() {
+  constexpr std::uint64_t lowest = 0x10000, highest = 0x7ffffffff000;
+  std::vector<Range> cuts = refusing_;
+  for (const auto& area : layout_) {
+    // A shared mapping that could never be written to is refused, and with it all of the stretch.
+    const bool never_written = area.backing == Backing::object && (area.protection & PROT_WRITE) == 0;
+    if (area.backing != Backing::vdso && !never_written) continue;
+    if (never_written && tracker_->register_range(area.begin, area.size(), UFFDIO_REGISTER_MODE_WP)) continue;
+    cuts.push_back({area.begin, area.end});
+  }
+  cuts.push_back({highest, highest});
+  std::ranges::sort(cuts, {}, &Range::begin);
+  std::uint64_t begin = lowest;
+  for (const auto& cut : cuts) {
+    const Range stretch{begin, std::max(begin, cut.begin)};
+    begin = std::max(begin, cut.end);
+    if (stretch.size() == 0 || tracker_->register_range(stretch.begin, stretch.size(), UFFDIO_REGISTER_MODE_WP)) continue;
+    for (const auto& area : layout_) {
+      if (area.begin < stretch.begin || area.end > stretch.end) continue;
+      // EBUSY: a userfaultfd of the program's own is there; its pages travel in the freeze.
+      if (!tracker_->register_range(area.begin, area.size(), UFFDIO_REGISTER_MODE_WP)) refusing_.push_back({area.begin, area.end});
+    }
+  }
 }
 
 bool SourceMemory::maps(RemoteAddress address) const {
@@ -159,7 +186,7 @@ bool SourceMemory::maps(RemoteAddress address) const {
 Result<std::optional<SourceMemory::Reading>> SourceMemory::read_layout(bool with_advice, RemoteAddress leave_out_begin,
                                                                        RemoteAddress leave_out_end) const {
   Reading read;
-  if (with_advice) {
+  if (with_advice || mappings_.empty()) {
     read.mappings = TRY(kernel::read_smaps(process_, &read.text));
   } else {
     read.text = TRY(kernel::read_maps_text(process_));
@@ -203,22 +230,17 @@ Result<void> SourceMemory::look(SourceObjects& objects, bool with_advice, Remote
   for (const auto& change : difference(layout_, now.layout)) {
     if (change.kind == Change::Kind::unmap) {
       sent_.remove({change.area.begin, change.area.end});
-      postponed_.remove({change.area.begin, change.area.end});
-      registered_.remove({change.area.begin, change.area.end});
+      // The destination maps it anew, too: what stands there now may have been collected under the old mapping, and shows clean.
+      postponed_.add({change.area.begin, change.area.end});
+      lost_.remove({change.area.begin, change.area.end});
     }
   }
   told_ = told_ && layout_ == now.layout;
   layout_ = std::move(now.layout);
   mappings_ = std::move(now.mappings);
   text_ = std::move(now.text);
-  for (const auto& area : layout_) {
-    if (!tracker_ || area.backing == Backing::vdso) continue;
-    for (const auto& gap : registered_.runs({area.begin, area.end}, false)) {
-      // EBUSY: a userfaultfd of the program's own is there; its pages travel in the freeze.
-      auto done = tracker_->register_range(gap.begin, gap.size(), UFFDIO_REGISTER_MODE_WP);
-      if (done) registered_.add(gap);
-    }
-  }
+  // In the freeze it makes no difference any more: what isn't registered counts as written.
+  if (tracker_ && with_advice) register_all();
   return {};
 }
 
@@ -232,9 +254,11 @@ Result<void> SourceMemory::scan(const Area& area, bool all, SourceObjects& objec
   if (!done && done.error().code == EPERM && tracker_) {
     // A mapping has come to stand where another was: nothing that was known about it holds.
     found.clear();
-    auto registered = tracker_->register_range(area.begin, area.size(), UFFDIO_REGISTER_MODE_WP);
+    for (const auto& run : sent_.runs({area.begin, area.end})) lost_.add(run);
+    sent_.remove({area.begin, area.end});
+    register_all();
     query = own_pages(area, false);
-    query.write_protect = query.check = registered.has_value();
+    query.write_protect = query.check = true;
     done = pagemap_->scan(area.begin, area.end, query, found);
     if (!done && done.error().code == EPERM) {
       query.write_protect = query.check = false;
@@ -264,11 +288,20 @@ Result<void> SourceMemory::collect(SourceObjects& objects, std::vector<Piece>& p
 }
 
 void SourceMemory::take_postponed(std::vector<Piece>& pieces) {
-  for (const auto& run : postponed_.all()) {
-    // What has been written meanwhile is among the pieces already, and counts as sent.
-    for (const auto& rest : sent_.runs(run, false)) {
-      pieces.push_back({space(), rest});
-      sent_.add(rest);
+  std::vector<kernel::PageRange> found;
+  for (const auto& area : layout_) {
+    if (area.backing == Backing::vdso || area.backing == Backing::object) continue;
+    for (const auto& run : postponed_.runs({area.begin, area.end})) {
+      found.clear();
+      // Gone with its process, if anything.
+      if (!pagemap_->scan(run.begin, run.end, own_pages(area, false), found)) continue;
+      for (const auto& there : found) {
+        // What has been written meanwhile is among the pieces already, and counts as sent.
+        for (const auto& rest : sent_.runs({there.begin, there.end}, false)) {
+          pieces.push_back({space(), rest});
+          sent_.add(rest);
+        }
+      }
     }
   }
   postponed_.clear();
@@ -355,6 +388,9 @@ Result<void> SourceMemory::collect_last(SourceObjects& objects, std::vector<Piec
     }
   }
   take_postponed(pieces);
+  // What has come to stand there since was sent, too, or is nothing but missing pages.
+  for (const auto& run : lost_.all())
+    for (const auto& gone : sent_.runs(run, false)) absent.push_back(gone);
   return {};
 }
 

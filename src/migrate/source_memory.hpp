@@ -64,12 +64,16 @@ class SourceMemory {
   [[nodiscard]] bool told() { return std::exchange(told_, true); }
   [[nodiscard]] bool tracked() const { return tracker_.has_value(); }
 
+  /// False when the process has executed another program since `open`: nothing that is known about its memory holds.
+  [[nodiscard]] bool alive() const { return pagemap_->alive(); }
+
   /// Starts asynchronous write-protection with a userfaultfd that was made inside the process. From here on `collect` knows what was written.
   void track(kernel::Userfaultfd tracker);
   /// Stops tracking; the process pays nothing any more.
   void untrack() { tracker_.reset(); }
 
-  /// Reads the mappings. `with_advice` also reads their flags (smaps: slow, only while the process runs); otherwise flags are carried over from before.
+  /// Reads the mappings. `with_advice` also reads their flags (smaps: slow, only while the process runs); otherwise flags are carried over from before, if
+  /// there is a before.
   /// What was unmapped counts as not sent any more; what is new is registered.
   Result<void> look(SourceObjects&, bool with_advice, RemoteAddress leave_out_begin, RemoteAddress leave_out_end);
   /// Private pages to send: present, and written since they were sent or never sent. Counts them as sent, and re-arms. Dirty pages of shared
@@ -100,6 +104,7 @@ class SourceMemory {
     std::vector<ObjectInfo> objects;
   };
   void take_postponed(std::vector<Piece>& pieces);
+  void register_all();
   /// Nothing: all is as it was at the last look.
   Result<std::optional<Reading>> read_layout(bool with_advice, RemoteAddress leave_out_begin, RemoteAddress leave_out_end) const;
   Result<void> scan(const Area&, bool all, SourceObjects&, std::vector<Piece>& pieces);
@@ -118,8 +123,9 @@ class SourceMemory {
   Layout layout_;
   Range left_out_;  ///< ours, not the program's
   bool told_ = false;
-  PageSet registered_;  ///< by address: where the tracker is registered
+  std::vector<Range> refusing_;  ///< mappings that the tracker can't be registered with
   PageSet sent_;
+  PageSet lost_;  ///< were sent, and by now something else is mapped there
   PageSet postponed_;
 };
 

@@ -22,6 +22,9 @@ namespace {
 
 constexpr long restart_block = -516;  // the kernel's ERESTART_RESTARTBLOCK
 
+/// A vfork parent stops only when its child is through. It stands still until then anyway, and once asked it can't be let go before it has stopped.
+constexpr auto stop_limit = std::chrono::seconds(5);
+
 /// Stops one thread, does `work` with it, and lets it go on so that it can't tell. Returns how long it stood still (us).
 Result<std::uint64_t> borrow_thread(HostPid process, const objects::PodClock& clock, kernel::Gadget& gadget, bool leave_gadget,
                                     const std::function<Result<void>(kernel::Tracee&)>& work) {
@@ -37,7 +40,7 @@ Result<std::uint64_t> borrow_thread(HostPid process, const objects::PodClock& cl
     }
     const auto began = now_ns();
     TRY(thread->interrupt());
-    auto stopped = thread->wait_stop(std::chrono::milliseconds(50));
+    auto stopped = thread->wait_stop(stop_limit);
     if (!stopped) {
       if (last) return std::unexpected(stopped.error());
       continue;

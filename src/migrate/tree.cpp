@@ -77,35 +77,41 @@ Result<std::vector<ProcessIds>> read_tree(HostPid init) {
   std::vector<ProcessIds> tree;
   std::map<pid_t, PodPid> known{{init.value, PodPid{1}}};
   std::vector<HostPid> parents{init};
-  for (std::size_t next = 0; next < parents.size(); ++next) {
-    auto children = read_children(parents[next]);
-    if (!children) {
-      if (children.error().kind == ErrorKind::gone || children.error().code == ENOENT) continue;
-      return std::unexpected(children.error());
-    }
-    for (const auto child : *children) {
-      auto status = kernel::read_status(child);
-      const auto stat = kernel::read_stat(child);
-      if (!status || !stat) continue;  // it has gone meanwhile
-      ProcessIds process{.host = child, .pod = innermost(status->ns_tgid)};
-      process.parent = known[parents[next].value];
-      process.group = innermost(status->ns_pgid);
-      process.session = innermost(status->ns_sid);
-      process.exit_signal = stat->exit_signal;
-      process.exit_code = stat->exit_code;
-      process.name = stat->name;
-      auto threads = read_threads(child);
-      if (threads) process.threads = std::move(*threads);
-      process.zombie = process.threads.empty();
-      process.leader_exited = !process.zombie && process.threads.front().host != child;
-      if (!process.zombie && parents[next] != init) {
-        process.shares_files = shares(child, parents[next], KCMP_FILES);
-        process.shares_filesystem = shares(child, parents[next], KCMP_FS);
+  // Children of one that ends while the tree is walked turn up where it has been already: it is walked until nobody new is found.
+  for (std::size_t before = 0; before != parents.size();) {
+    before = parents.size();
+    for (std::size_t next = 0; next < parents.size(); ++next) {
+      auto children = read_children(parents[next]);
+      if (!children) {
+        if (children.error().kind == ErrorKind::gone || children.error().code == ENOENT) continue;
+        return std::unexpected(children.error());
       }
-      process.status = std::move(*status);
-      known[child.value] = process.pod;
-      tree.push_back(std::move(process));
-      parents.push_back(child);
+      for (const auto child : *children) {
+        if (known.contains(child.value)) continue;
+        auto status = kernel::read_status(child);
+        const auto stat = kernel::read_stat(child);
+        if (!status || !stat) continue;  // it has gone meanwhile
+        ProcessIds process{.host = child, .pod = innermost(status->ns_tgid)};
+        process.parent = known[parents[next].value];
+        process.group = innermost(status->ns_pgid);
+        process.session = innermost(status->ns_sid);
+        process.exit_signal = stat->exit_signal;
+        process.exit_code = stat->exit_code;
+        process.name = stat->name;
+        auto threads = read_threads(child);
+        if (threads) process.threads = std::move(*threads);
+        process.zombie = process.threads.empty();
+        process.leader_exited = !process.zombie && process.threads.front().host != child;
+        if (!process.zombie && parents[next] != init) {
+          process.shares_files = shares(child, parents[next], KCMP_FILES);
+          process.shares_filesystem = shares(child, parents[next], KCMP_FS);
+          process.shares_memory = shares(child, parents[next], KCMP_VM);
+        }
+        process.status = std::move(*status);
+        known[child.value] = process.pod;
+        tree.push_back(std::move(process));
+        parents.push_back(child);
+      }
     }
   }
   return tree;

@@ -27,6 +27,7 @@ struct ProcessIds {
   std::string name;     ///< comm; of a zombie the only thing that is left to see
   bool shares_files = false;      ///< its descriptor table is its parent's (CLONE_FILES)
   bool shares_filesystem = false; ///< its root, working directory and umask are its parent's (CLONE_FS)
+  bool shares_memory = false;     ///< its memory is its parent's (CLONE_VM): most likely by vfork
   int exit_signal = 0;  ///< to the parent, usually SIGCHLD
   std::vector<ThreadIds> threads;  ///< leader first; an exited leader too (with `leader_exited`)
   bool leader_exited = false;
