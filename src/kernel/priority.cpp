@@ -55,18 +55,27 @@ Result<void> set_policy(HostPid tid, const Policy& wanted) {
   return {};
 }
 
-RaisedPriority::RaisedPriority(HostPid tid, int priority) : tid_(tid) {
+RaisedPriority RaisedPriority::look(HostPid tid, int priority) {
+  RaisedPriority thread;
+  thread.tid_ = tid;
   const auto found = policy_of(tid);
-  if (!found || is_high_enough(*found, priority)) return;
-  before_ = *found;
-  before_.timer_slack = timer_slack_of(tid).value_or(0);
-  raised_ = set_policy(tid, {SCHED_FIFO | (before_.policy & SCHED_RESET_ON_FORK), priority}).has_value();
+  if (!found || is_high_enough(*found, priority)) return thread;
+  thread.before_ = *found;
+  thread.before_.timer_slack = timer_slack_of(tid).value_or(0);
+  thread.priority_ = priority;
+  return thread;
+}
+
+void RaisedPriority::raise() {
+  if (priority_ == 0 || raised_) return;
+  raised_ = set_policy(tid_, {SCHED_FIFO | (before_.policy & SCHED_RESET_ON_FORK), priority_}).has_value();
 }
 
 RaisedPriority& RaisedPriority::operator=(RaisedPriority&& other) noexcept {
   if (this == &other) return *this;
   restore();
   tid_ = other.tid_;
+  priority_ = other.priority_;
   before_ = other.before_;
   raised_ = std::exchange(other.raised_, false);
   return *this;

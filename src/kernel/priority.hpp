@@ -33,21 +33,28 @@ Result<void> set_policy(HostPid tid, const Policy&);
 class RaisedPriority {
  public:
   RaisedPriority() = default;
-  RaisedPriority(HostPid tid, int priority);
+  RaisedPriority(HostPid tid, int priority) : RaisedPriority(look(tid, priority)) { raise(); }
+  /// Reads what the thread has now, and leaves it. To be raised when the time comes: with one system call.
+  static RaisedPriority look(HostPid tid, int priority);
   RaisedPriority(RaisedPriority&& other) noexcept
-      : tid_(other.tid_), before_(other.before_), raised_(std::exchange(other.raised_, false)) {}
+      : tid_(other.tid_), priority_(other.priority_), before_(other.before_), raised_(std::exchange(other.raised_, false)) {}
   RaisedPriority& operator=(RaisedPriority&& other) noexcept;
   RaisedPriority(const RaisedPriority&) = delete;
   RaisedPriority& operator=(const RaisedPriority&) = delete;
   ~RaisedPriority() { restore(); }
 
+  void raise();
   [[nodiscard]] bool raised() const { return raised_; }
+  /// False for a thread that is left alone.
+  [[nodiscard]] bool can_be_raised() const { return priority_ > 0; }
+  [[nodiscard]] HostPid thread() const { return tid_; }
   [[nodiscard]] const Policy& before() const { return before_; }
   /// Puts the old policy back, now. A thread that has died is nothing to restore.
   void restore();
 
  private:
   HostPid tid_{};
+  int priority_ = 0;  ///< to be raised to; 0: not at all
   Policy before_;
   bool raised_ = false;
 };

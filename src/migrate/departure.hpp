@@ -92,6 +92,7 @@ class Departure {
   Result<void> send_files();
   Result<std::vector<pod::ManifestEntry>> used_files();
   void raise_priorities(const Known&);
+  void let_down();
   Result<void> write_down(const Known&);
   Result<bool> ask_whose();
   void be_patient(std::chrono::seconds bound);
@@ -121,7 +122,8 @@ class Departure {
   std::map<pid_t, objects::SleepMark> marks_;
   std::map<pid_t, objects::Scheduling> scheduling_;  ///< before priorities were raised
   std::map<pid_t, std::uint64_t> slack_;             ///< timer slack, which raising takes away
-  std::vector<kernel::RaisedPriority> raised_;       ///< for the freeze only
+  std::vector<kernel::RaisedPriority> raised_;       ///< ours and the init's, for the freeze only
+  std::map<pid_t, kernel::RaisedPriority> raised_threads_;  ///< of the pod, from when they are asked to stop
   std::vector<FrozenProcess> frozen_;
   std::vector<ThreadInHand> in_hand_;
   std::optional<SourceDescriptors> descriptors_;

@@ -27,6 +27,13 @@ const Area* area_at(const Layout& layout, std::uint64_t address) {
   return after == layout.begin() || std::prev(after)->end <= address ? nullptr : &*std::prev(after);
 }
 
+/// The pages of a process's arguments and environment. A look into /proc at one that is owed doesn't wait for it: it finds nothing.
+Range shown_in_proc(HostPid process) {
+  const auto stat = kernel::read_stat(process);
+  if (!stat || stat->arg_start == 0) return {};
+  return {std::min(stat->arg_start, stat->env_start) & ~(page_size - 1), (std::max(stat->arg_end, stat->env_end) + page_size - 1) & ~(page_size - 1)};
+}
+
 void append(std::vector<wire::Ranges>& list, PodPid process, Range range) {
   if (list.empty() || list.back().process != process) list.push_back({process, {}});
   auto& edges = list.back().edges;
@@ -81,12 +88,16 @@ Result<void> Departure::freeze_once() {
     for (const auto& thread : process.threads)
       if (auto sleeping = sleep_clock.mark(thread.host)) marks_[thread.host.value] = *sleeping;
   raise_priorities(known);
-  const auto last_pid = [this]() -> Result<PodPid> { return last_pid_ = TRY(pod_.last_pid()); };
+  const FreezeHooks hooks{.last_pid = [this]() -> Result<PodPid> { return last_pid_ = TRY(pod_.last_pid()); },
+                          .asked =
+                              [this](HostPid thread) {
+                                if (const auto raised = raised_threads_.find(thread.value); raised != raised_threads_.end()) raised->second.raise();
+                              }};
   freeze_watch_.restart();
   // What the threads and the kernel still answer goes out until they have stopped.
   TRY(pod_.gate().set(pod::Gate::State::pause));
   holding_ = true;
-  frozen_ = TRY(freeze_all(pod_.init(), known, last_pid, std::chrono::seconds(5), stopped_at_));
+  frozen_ = TRY(freeze_all(pod_.init(), known, hooks, std::chrono::seconds(5), stopped_at_));
   // From here nothing may be acknowledged that the image doesn't have.
   TRY(pod_.gate().set(pod::Gate::State::hold));
   freeze_watch_.lap("stop threads");
@@ -105,8 +116,8 @@ Result<void> Departure::freeze_once() {
 void Departure::let_go() {
   descriptors_.reset();
   if (!frozen_.empty()) report_.pauses_us.push_back(static_cast<std::uint64_t>(now_ns() - stopped_at_) / 1000);
+  let_down();
   thaw_all(frozen_);
-  raised_.clear();
   if (!holding_) return;
   auto released = pod_.gate().release();
   if (!released) log::error("{}: the network stays held: {}", report_.pod, released.error().message());
@@ -119,10 +130,17 @@ void Departure::raise_priorities(const Known& known) {
   for (const auto& process : known.processes) {
     for (const auto& thread : process.threads) {
       if (auto scheduling = objects::scheduling_of(thread.host)) scheduling_[thread.host.value] = *scheduling;
-      raised_.emplace_back(thread.host, thread_priority);
-      if (raised_.back().raised()) slack_[thread.host.value] = raised_.back().before().timer_slack;
+      auto& raised = raised_threads_[thread.host.value];
+      raised = kernel::RaisedPriority::look(thread.host, thread_priority);
+      if (raised.can_be_raised()) slack_[thread.host.value] = raised.before().timer_slack;
     }
   }
+}
+
+/// Threads of the pod are as the program wants them again, before they run.
+void Departure::let_down() {
+  raised_threads_.clear();
+  raised_.clear();
 }
 
 Result<void> Departure::send_last_files() {
@@ -186,15 +204,21 @@ Result<void> Departure::send_last_pages() {
     std::vector<Range> absent;
     TRY(leaving.memory->collect_last(objects_, pieces, absent));
     for (const auto& range : absent) append(last.absent, leaving.ids.pod, range);
+    const Range shown = ending_ == Next::reference ? shown_in_proc(leaving.ids.body()) : Range{};
     for (const auto& piece : pieces) {
       const Area* area = area_at(leaving.memory->layout(), piece.range.begin);
       // Locked memory never has to be waited for.
       const bool on_reference = ending_ == Next::reference && area != nullptr && area->backing == Backing::anonymous && !locked(*area);
-      if (on_reference && strategy_ != Strategy::eager_dirty) {
-        append(last.owed, leaving.ids.pod, piece.range);
-        owed_.push_back(piece);
-      } else {
+      if (!on_reference || strategy_ == Strategy::eager_dirty) {
         now.push_back(piece);
+        continue;
+      }
+      const Range at_once{std::clamp(shown.begin, piece.range.begin, piece.range.end), std::clamp(shown.end, piece.range.begin, piece.range.end)};
+      if (at_once.size() > 0) now.push_back({piece.space, at_once});
+      for (const Range& owed : {Range{piece.range.begin, at_once.begin}, Range{at_once.end, piece.range.end}}) {
+        if (owed.size() == 0) continue;
+        append(last.owed, leaving.ids.pod, owed);
+        owed_.push_back({piece.space, owed});
       }
     }
   }
@@ -356,8 +380,8 @@ void Departure::give_up(const Error& why) {
     }
   }
   const bool was_frozen = !frozen_.empty();
+  let_down();
   thaw_all(frozen_);
-  raised_.clear();
   for (auto& hand : in_hand_) (void)hand.capture.running(hand.tid);
   in_hand_.clear();
   if (holding_) {

@@ -40,7 +40,7 @@ bool is_ending(HostPid tid) {
 }
 
 /// Asks every thread that isn't ours yet to stop. True when there was one.
-Result<bool> seize_new(const std::vector<ProcessIds>& tree, std::vector<FrozenProcess>& frozen, std::set<pid_t>& seized) {
+Result<bool> seize_new(const std::vector<ProcessIds>& tree, const FreezeHooks& hooks, std::vector<FrozenProcess>& frozen, std::set<pid_t>& seized) {
   bool grew = false;
   for (const auto& process : tree) {
     auto known = std::ranges::find_if(frozen, [&](const FrozenProcess& p) { return p.ids.host == process.host; });
@@ -59,6 +59,7 @@ Result<bool> seize_new(const std::vector<ProcessIds>& tree, std::vector<FrozenPr
       if ((!tracee && is_gone(tracee.error())) || (!asked && is_gone(asked.error()))) continue;
       if (!tracee) return std::unexpected(tracee.error());
       if (!asked) return std::unexpected(asked.error());
+      hooks.asked(ids.host);
       known->threads.push_back({ids, std::move(*tracee)});
       grew = true;
     }
@@ -124,21 +125,20 @@ bool all_stopped(const std::vector<ProcessIds>& tree, const std::vector<FrozenPr
 }
 
 /// One attempt. `busy` when some thread doesn't stop; `frozen` has what did.
-Result<std::vector<FrozenProcess>> try_freeze(HostPid init, const Known& known, const std::function<Result<PodPid>()>& last_pid,
-                                              std::vector<FrozenProcess>& frozen) {
+Result<std::vector<FrozenProcess>> try_freeze(HostPid init, const Known& known, const FreezeHooks& hooks, std::vector<FrozenProcess>& frozen) {
   std::set<pid_t> seized;
   auto tree = known.processes;
-  TRY(seize_new(tree, frozen, seized));
+  TRY(seize_new(tree, hooks, frozen, seized));
   TRY(await_stops(frozen, seized));
-  const bool as_known = TRY(last_pid()) == known.last_pid && all_stopped(tree, frozen) && TRY(refresh_tree(tree));
-  if (as_known) TRY(seize_new(tree, frozen, seized));
+  const bool as_known = TRY(hooks.last_pid()) == known.last_pid && all_stopped(tree, frozen) && TRY(refresh_tree(tree));
+  if (as_known) TRY(seize_new(tree, hooks, frozen, seized));
   while (!as_known) {
     tree = TRY(read_tree(init));
-    const bool grew = TRY(seize_new(tree, frozen, seized));
+    const bool grew = TRY(seize_new(tree, hooks, frozen, seized));
     TRY(await_stops(frozen, seized));
     if (grew) continue;
     // Again: when it was asked first, somebody may still have been running.
-    TRY(last_pid());
+    TRY(hooks.last_pid());
     break;
   }
   // What was there at the first look and is not at the last one has ended. Parents stand before children, as in the tree.
@@ -158,13 +158,13 @@ std::int64_t now_ns() {
   return now.tv_sec * 1'000'000'000LL + now.tv_nsec;
 }
 
-Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const Known& known, const std::function<Result<PodPid>()>& last_pid,
-                                              std::chrono::milliseconds limit, std::int64_t& stopped_at) {
+Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const Known& known, const FreezeHooks& hooks, std::chrono::milliseconds limit,
+                                              std::int64_t& stopped_at) {
   const auto give_up = std::chrono::steady_clock::now() + limit;
   for (;;) {
     stopped_at = now_ns();
     std::vector<FrozenProcess> stopped;
-    auto frozen = try_freeze(init, known, last_pid, stopped);
+    auto frozen = try_freeze(init, known, hooks, stopped);
     if (!frozen) thaw_all(stopped);
     if (frozen || frozen.error().kind != ErrorKind::busy || std::chrono::steady_clock::now() > give_up) return frozen;
     // A vfork child needs its parent's memory to itself until it execs.

@@ -33,12 +33,20 @@ struct Known {
   PodPid last_pid;  ///< the last number given out in it, read before the processes were
 };
 
+/// What the freeze needs from its caller.
+struct FreezeHooks {
+  /// The number given out last in the pod, now.
+  std::function<Result<PodPid>()> last_pid;
+  /// A thread has been asked to stop and runs no instruction of the program's any more: where it can be raised so that the program never sees it.
+  std::function<void(HostPid)> asked;
+};
+
 /// Stops every thread below `init` and returns them, parents before children. A vfork parent can't be stopped before its child is through, which runs on
 /// for a moment while all else is stopped; if that isn't enough, everything is let go and tried again, until `limit` is over (`busy`). `stopped_at` is when the first thread was asked to stop (CLOCK_MONOTONIC, ns).
-/// `known` are stopped first, before anything is looked for. `last_pid` asks for the number given out last: as long as it is the known one, nobody has been
-/// born, and the threads of each process, which take longest to read, need not be.
-Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const Known& known, const std::function<Result<PodPid>()>& last_pid,
-                                              std::chrono::milliseconds limit, std::int64_t& stopped_at);
+/// `known` are stopped first, before anything is looked for. As long as the last number is the known one, nobody has been born, and the threads of each
+/// process, which take longest to read, need not be.
+Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const Known& known, const FreezeHooks& hooks, std::chrono::milliseconds limit,
+                                              std::int64_t& stopped_at);
 
 /// Lets everything go on.
 void thaw_all(std::vector<FrozenProcess>& frozen);

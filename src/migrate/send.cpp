@@ -69,7 +69,7 @@ Result<void> Departure::hand_over() {
   freeze_watch_.lap("restart");
   be_patient(patience);
   // The dying are not to keep others off their processors.
-  raised_.clear();
+  let_down();
   report_.freeze_us = static_cast<std::uint64_t>(std::max<std::int64_t>(0, running.at - clock_difference_ - stopped_at_)) / 1000;
   for (const auto& span : running.spans) report_.freeze.push_back({"destination: " + span.name, span.us});
   report_.freeze.insert(report_.freeze.begin(), freeze_watch_.spans().begin(), freeze_watch_.spans().end());
