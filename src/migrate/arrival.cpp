@@ -15,6 +15,7 @@
 #include "kernel/procfs.hpp"
 #include "migrate/node_facts.hpp"
 #include "migrate/recover.hpp"
+#include "objects/nameless.hpp"
 
 namespace godwit::migrate {
 
@@ -191,6 +192,10 @@ Result<void> Arrival::apply_round(const wire::Round& round) {
   TRY(objects_.apply(round.objects, [this](const std::string& path, int flags) -> Result<Fd> {
     Fd file;
     TRY(workshop_->run([&]() -> Result<void> {
+      if ((flags & O_CREAT) != 0) {
+        file = TRY(objects::make_deleted_file(path));
+        return {};
+      }
       file.reset(::open(path.c_str(), flags | O_CLOEXEC));
       if (!file) return fail_errno("open {} in the pod", path);
       return {};

@@ -143,7 +143,7 @@ Result<std::vector<pod::ManifestEntry>> Departure::used_files() {
     auto maps = kernel::read_maps(ids.body());
     if (!maps) continue;
     for (const auto& mapping : *maps)
-      if (!mapping.shared && mapping.inode != 0) add(mapping.name);
+      if (!mapping.shared && mapping.inode != 0 && !mapping.name.ends_with(" (deleted)")) add(mapping.name);
   }
   const auto state = std::filesystem::path(pod_.directory()).parent_path().parent_path();
   auto hashes = pod::HashCache::load(state / "hashes");

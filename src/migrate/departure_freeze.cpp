@@ -105,7 +105,8 @@ Result<void> Departure::freeze_once() {
   std::vector<ProcessIds> ids;
   for (const auto& process : frozen_) ids.push_back(process.ids);
   descriptors_ = TRY(SourceDescriptors::open(facts_, ids));
-  for (const auto& object : objects_.infos()) descriptors_->shared<objects::MemoryObjectKeys>("memory-objects").keys.insert(object.key);
+  auto& carried = descriptors_->shared<objects::MemoryObjectKeys>("memory-objects").keys;
+  for (const auto& object : objects_.infos()) carried.insert(object.descriptor_key != 0 ? object.descriptor_key : object.key);
   freeze_watch_.lap("duplicate descriptors");
   images_ = TRY(descriptors_->capture());
   freeze_watch_.lap("capture objects");

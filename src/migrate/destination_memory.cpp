@@ -52,7 +52,7 @@ void map_area(kernel::Batch& batch, const Area& area, int object_fd, int builder
       batch.call(SYS_prctl, {PR_SET_VMA, PR_SET_VMA_ANON_NAME, area.begin, area.size(), batch.text(area.path)});
   } else {
     const auto opened =
-        area.backing == Backing::file
+        area.backing == Backing::file && area.object == 0
             ? batch.must("open " + area.path, SYS_open, {batch.text(area.path), O_RDONLY | O_CLOEXEC})
             : batch.must("fetch shared memory", SYS_pidfd_getfd,
                          {static_cast<std::uint64_t>(builder), static_cast<std::uint64_t>(object_fd), 0});
@@ -82,9 +82,9 @@ Result<void> DestinationObjects::apply(const std::vector<ObjectInfo>& infos, con
     if (i < objects_.size()) {
       auto& object = objects_[i];
       if (object.info.key != info.key) return fail(ErrorKind::invalid, "shared memory objects changed their order");
-      if (info.kind == ObjectInfo::Kind::memfd && object.info.size != info.size &&
+      if ((info.kind == ObjectInfo::Kind::memfd || info.kind == ObjectInfo::Kind::deleted) && object.info.size != info.size &&
           ::ftruncate(object.file.get(), static_cast<off_t>(info.size)) != 0)
-        return fail_errno("resize memfd {}", info.name);
+        return fail_errno("resize {}", info.name);
       object.info = info;
       TRY(open(object, open_file));
       continue;
@@ -120,6 +120,10 @@ Result<void> DestinationObjects::open(Object& object, const OpenFile& open_file)
       if (!object.read_only) object.read_only = TRY(open_file(info.name, O_RDONLY));
       if (info.writable) object.file = TRY(open_file(info.name, O_RDWR));
       return {};
+    case ObjectInfo::Kind::deleted:
+      object.file = TRY(open_file(info.name, O_RDWR | O_CREAT));
+      if (::ftruncate(object.file.get(), static_cast<off_t>(info.size)) != 0) return fail_errno("make the deleted file {}", info.name);
+      break;
     default:
       return fail(ErrorKind::invalid, "unknown kind of shared memory");
   }
@@ -138,7 +142,7 @@ Result<void> DestinationObjects::share(objects::MemoryObjects& shared) const {
     if (object.info.kind == ObjectInfo::Kind::file) continue;
     Fd copy(::fcntl(object.file.get(), F_DUPFD_CLOEXEC, 0));
     if (!copy) return fail_errno("duplicate shared memory {}", object.info.name);
-    shared.objects.emplace(object.info.key, std::move(copy));
+    shared.objects.emplace(object.info.descriptor_key != 0 ? object.info.descriptor_key : object.info.key, std::move(copy));
   }
   return {};
 }
@@ -297,8 +301,8 @@ Result<void> DestinationMemory::apply(const Layout& wanted, const DestinationObj
         advise(batch, area);
         break;
       case Change::Kind::map: {
-        const int object = area.backing == Backing::object ? objects.fd(area.object, area.writable) : -1;
-        if (area.backing == Backing::object && object < 0) return fail(ErrorKind::invalid, "unknown shared memory is mapped");
+        const int object = area.object != 0 ? objects.fd(area.object, area.writable) : -1;
+        if (area.object != 0 && object < 0) return fail(ErrorKind::invalid, "unknown shared memory is mapped");
         map_area(batch, area, object, builder);
         fresh.push_back(area);
         break;

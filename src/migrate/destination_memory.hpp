@@ -32,7 +32,8 @@ class DestinationObjects {
  public:
   ~DestinationObjects();
   using OpenFile = std::function<Result<Fd>(const std::string& path, int flags)>;
-  /// Makes what is new and gives all of them their sizes. Files (Kind::file) are opened by `open_file` (on the pod's workshop).
+  /// Makes what is new and gives all of them their sizes. Files are opened by `open_file` (on the pod's workshop); with O_CREAT (Kind::deleted) it makes
+  /// one that has no name any more.
   Result<void> apply(const std::vector<ObjectInfo>&, const OpenFile& open_file);
   /// Our descriptor of the object, opened for reading only or for writing, too; -1 when there is none.
   [[nodiscard]] int fd(std::uint64_t key, bool writable) const;

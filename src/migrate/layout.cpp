@@ -43,7 +43,8 @@ Result<ObjectInfo> object_of(const kernel::Mapping& mapping) {
   } else if (name.starts_with("anon_inode:") || name.starts_with("[io_uring")) {
     return fail(ErrorKind::refused, "{} is mapped", name);
   } else if (ends_with_deleted(name)) {
-    return fail(ErrorKind::refused, "the deleted file {} is mapped shared", without_deleted(name));
+    info.kind = ObjectInfo::Kind::deleted;
+    info.name = without_deleted(name);
   } else if (name.starts_with("/dev/")  && !name.starts_with("/dev/shm/")) {
     return fail(ErrorKind::refused, "the device {} is mapped", name);
   } else {
@@ -94,13 +95,17 @@ Result<Layout> layout_of(const std::vector<kernel::Mapping>& mappings, RemoteAdd
       if (known == objects.end()) known = objects.insert(known, info);
       known->writable = known->writable || area.writable;
     } else if (mapping.inode != 0 || mapping.name.starts_with('/')) {
-      if (ends_with_deleted(mapping.name))
-        return fail(ErrorKind::refused, "the deleted file {} is mapped", without_deleted(mapping.name));
       if (mapping.name.starts_with("/anon_hugepage") || mapping.name.starts_with("/memfd:"))
         return fail(ErrorKind::refused, "{} is mapped privately", mapping.name);
       area.backing = Backing::file;
       area.path = mapping.name;
       area.offset = mapping.offset;
+      if (ends_with_deleted(mapping.name)) {
+        const ObjectInfo info = TRY(object_of(mapping));
+        area.path = info.name;
+        area.object = info.key;
+        if (std::ranges::find(objects, info.key, &ObjectInfo::key) == objects.end()) objects.push_back(info);
+      }
     } else if (mapping.name.starts_with("[anon:")) {
       area.path = mapping.name.substr(6, mapping.name.size() - 7);
     }

@@ -23,7 +23,7 @@ struct Area {
   int protection = 0;
   Backing backing = Backing::anonymous;
   std::uint64_t offset = 0;  ///< into the file or object
-  std::uint64_t object = 0;  ///< Backing::object: its key
+  std::uint64_t object = 0;  ///< Backing::object: its key. Backing::file: of a file that is deleted, else 0
   std::string path;          ///< Backing::file: in the pod's root. Anonymous: the name given by PR_SET_VMA. vdso: "[vdso]", "[vvar]" …
   std::string flags;         ///< advice and the like as smaps' VmFlags, only those that can be set: "gd hg nh dc dd wf lo nr"
   bool writable = false;     ///< Backing::object: the file that is mapped was opened for writing, too
@@ -40,13 +40,14 @@ using Layout = std::vector<Area>;
 
 /// A shared memory object of the pod: one for each (device, inode) that is mapped shared or held as a memfd.
 struct ObjectInfo {
-  enum class Kind : std::uint8_t { anonymous = 0, memfd = 1, file = 2 };
+  enum class Kind : std::uint8_t { anonymous = 0, memfd = 1, file = 2, deleted = 3 };
   std::uint64_t key = 0;  ///< objects::memory_object_key at the source: the same for all who share it
   Kind kind = Kind::anonymous;
-  std::string name;  ///< memfd: its name; file: its path in the pod's root
+  std::string name;  ///< memfd: its name; file: its path in the pod's root; deleted: the path it had
   std::uint64_t size = 0;
   bool writable = false;  ///< some mapping of it was made for writing
-  MSGPACK_DEFINE_MAP(key, kind, name, size, writable)
+  std::uint64_t descriptor_key = 0;  ///< deleted: the key that descriptors of it have; an overlay's stat says other numbers than its mappings
+  MSGPACK_DEFINE_MAP(key, kind, name, size, writable, descriptor_key)
 };
 
 /// What the kernel says, as a layout. `leave_out` is a range of ours (the gadget). Objects met are added to `objects`. What can't be moved is `refused`,

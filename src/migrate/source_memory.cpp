@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 
+#include "objects/memory_object.hpp"
 
 namespace godwit::migrate {
 
@@ -78,6 +79,14 @@ Result<void> SourceObjects::seen(HostPid process, const Area& area, const std::v
   struct stat status {};
   if (::fstat(object.file.get(), &status) != 0) return fail_errno("stat shared memory {}", object.info.name);
   object.info.size = static_cast<std::uint64_t>(status.st_size);
+  if (object.info.kind == ObjectInfo::Kind::deleted) {
+    object.info.descriptor_key = objects::memory_object_key(status.st_dev, status.st_ino);
+    if (status.st_nlink != 0 || !S_ISREG(status.st_mode)) {
+      const std::string name = object.info.name;
+      objects_.erase(entry);
+      return fail(ErrorKind::refused, "the deleted {} is mapped, and {}", name, status.st_nlink != 0 ? "has another name" : "is no file");
+    }
+  }
   return {};
 }
 
@@ -220,7 +229,7 @@ Result<void> SourceMemory::look(SourceObjects& objects, bool with_advice, Remote
     const Layout& layout = read ? read->layout : layout_;
     Result<void> seen;
     for (const auto& area : layout)
-      if (area.backing == Backing::object && seen) seen = objects.seen(process_, area, read ? read->objects : std::vector<ObjectInfo>{});
+      if (area.object != 0 && seen) seen = objects.seen(process_, area, read ? read->objects : std::vector<ObjectInfo>{});
     if (!seen && (seen.error().code != ENOENT || tries == 20)) return seen;
     if (!seen) continue;
     if (!read) return {};

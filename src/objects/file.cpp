@@ -19,6 +19,7 @@
 #include "objects/kinds.hpp"
 #include "objects/locks.hpp"
 #include "objects/memory_object.hpp"
+#include "objects/nameless.hpp"
 #include "objects/typed.hpp"
 
 namespace godwit::objects {
@@ -307,6 +308,15 @@ Result<Fd> make_temporary(const State& state, const std::string& parent, Destina
   return file;
 }
 
+Result<Fd> make_unlinked(const std::string& wanted) {
+  const FreeName free(wanted);
+  const auto& path = free.path();
+  Fd fd{::open(path.c_str(), O_CREAT | O_EXCL | O_RDWR | O_NOFOLLOW | O_CLOEXEC, 0600)};
+  if (!fd) return fail_errno("make {}", path);
+  if (::unlink(path.c_str()) < 0) return fail_errno("unlink {}", path);
+  return fd;
+}
+
 /// A file or directory that has no name any more, under the name it had.
 Result<Fd> make_nameless(const State& state, Destination& destination) {
   const std::string parent = parent_of(state.path);
@@ -322,16 +332,7 @@ Result<Fd> make_nameless(const State& state, Destination& destination) {
     if (::rmdir(path.c_str()) < 0) return fail_errno("rmdir {}", path);
     return fd;
   }
-  Fd fd;
-  if (state.temporary) {
-    fd = TRY(make_temporary(state, parent, destination));
-  } else {
-    const FreeName free(wanted);
-    const auto& path = free.path();
-    fd.reset(::open(path.c_str(), O_CREAT | O_EXCL | O_RDWR | O_NOFOLLOW | O_CLOEXEC, 0600));
-    if (!fd) return fail_errno("make {}", path);
-    if (::unlink(path.c_str()) < 0) return fail_errno("unlink {}", path);
-  }
+  Fd fd = state.temporary ? TRY(make_temporary(state, parent, destination)) : TRY(make_unlinked(wanted));
   TRY(write_content(fd.get(), state.content));
   TRY(set_metadata(fd.get(), state));
   return fd;
@@ -386,6 +387,9 @@ Result<int> find_object(const State& state, Destination& destination) {
       return fail(ErrorKind::invalid, "{} came without its content", state.path);
     object =
         objects.emplace(state.key, TRY(state.deleted ? make_nameless(state, destination) : make_named(state))).first;
+  } else if (state.deleted && S_ISREG(state.mode) && !state.has_content) {
+    // The memory engine has made it, and knows its content only.
+    TRY(set_metadata(object->second.get(), state));
   }
   return object->second.get();
 }
@@ -433,6 +437,12 @@ Result<void> attach(const State& state, const Holder& holder, kernel::Batch& bat
 }
 
 }  // namespace
+
+Result<Fd> make_deleted_file(const std::string& path) {
+  const std::string parent = parent_of(path);
+  const Untouched untouched(parent);
+  return make_unlinked((std::filesystem::path(parent) / std::filesystem::path(path).filename()).string());
+}
 
 const Kind file_kind{.name = "file",
                      .matches = matches,

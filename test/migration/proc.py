@@ -83,6 +83,8 @@ def _thread(task: pathlib.Path) -> dict:
     facts |= {name: status.get(name, "").split()[-1:] for name in INNER}
     facts["Name"] = status.get("Name", "")
     stat = _read(task / "stat").rpartition(")")[2].split()
+    if not stat:  # it ends just now
+        return {"State": "gone"}
     facts |= {name: stat[number - 3] for name, number in STAT.items()}
     if status.get("State", "")[:1] == "Z":  # its parent can see who it was, not what it would have done
         return {name: facts[name] for name in (*INNER, "Name", "Uid", "Gid")} | {"State": "zombie"}

@@ -1,4 +1,3 @@
-// may-refuse: is mapped
 // Mappings of a file that has been deleted, shared and private: the content lives only there.
 #include "tracee.h"
 
