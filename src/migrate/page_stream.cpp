@@ -30,25 +30,28 @@ bool is_zero(const std::uint8_t* page) {
 
 struct Run {
   bool zero;
-  std::size_t offset, size;
+  std::uint64_t address;
+  const std::uint8_t* data;
+  std::size_t size;
 };
 
-/// Splits what was read into stretches of zeros and of content.
-void split(const std::uint8_t* data, std::size_t size, std::vector<Run>& runs) {
-  runs.clear();
+/// Adds what was read, as stretches of zeros and of content.
+void split(std::uint64_t address, const std::uint8_t* data, std::size_t size, std::vector<Run>& runs) {
+  const std::size_t before = runs.size();
   for (std::size_t at = 0; at < size; at += page_size) {
     const bool zero = is_zero(data + at);
-    if (!runs.empty() && runs.back().zero == zero)
+    if (runs.size() > before && runs.back().zero == zero)
       runs.back().size += page_size;
     else
-      runs.push_back({zero, at, page_size});
+      runs.push_back({zero, address + at, data + at, page_size});
   }
 }
 
-/// Calls `emit(space, address, data, size)` for all that can be read of the pieces. Many small ones are read in one call, at most max_piece at a time.
+/// Calls `emit(space, runs)` for all that can be read of the pieces. Many small ones are read and told in one call, at most max_piece at a time.
 template <typename Emit>
 Result<void> read_pieces(std::span<const Piece> pieces, const ReadPages& read, std::uint8_t* buffer, Emit&& emit) {
   std::vector<Range> group;
+  std::vector<Run> runs;
   std::size_t first = 0;
   std::uint64_t done = 0;  // of the first piece
   while (first < pieces.size()) {
@@ -63,12 +66,14 @@ Result<void> read_pieces(std::span<const Piece> pieces, const ReadPages& read, s
     const std::uint64_t got = read(space, group, buffer) & ~(page_size - 1);
     std::uint64_t left = got;
     const std::uint8_t* data = buffer;
+    runs.clear();
     for (const auto& range : group) {
       const std::uint64_t take = std::min(left, range.size());
-      if (take > 0) TRY(emit(space, range.begin, data, take));
+      split(range.begin, data, take, runs);
       data += take;
       left -= take;
     }
+    if (!runs.empty()) TRY(emit(space, runs));
     for (std::uint64_t passed = got > 0 ? got : page_size; first < pieces.size();) {
       const std::uint64_t rest = pieces[first].range.size() - done;
       if (passed < rest) {
@@ -93,15 +98,15 @@ Sent count(const std::vector<Run>& runs) {
   return sent;
 }
 
-Result<void> write_runs(int socket, SpaceId space, std::uint64_t address, const std::uint8_t* data, const std::vector<Run>& runs) {
+Result<void> write_runs(int socket, SpaceId space, const std::vector<Run>& runs) {
   std::vector<PageHeader> headers;
   headers.reserve(runs.size());
   std::vector<iovec> parts;
   parts.reserve(runs.size() * 2);
   for (const auto& run : runs) {
-    headers.push_back({space, run.zero ? PageHeader::zero : PageHeader::data, address + run.offset, run.size});
+    headers.push_back({space, run.zero ? PageHeader::zero : PageHeader::data, run.address, run.size});
     parts.push_back({&headers.back(), sizeof(PageHeader)});
-    if (!run.zero) parts.push_back({const_cast<std::uint8_t*>(data) + run.offset, run.size});
+    if (!run.zero) parts.push_back({const_cast<std::uint8_t*>(run.data), run.size});
   }
   std::size_t first = 0;
   while (first < parts.size()) {
@@ -154,12 +159,10 @@ Result<Sent> PageSender::send(std::span<const Piece> pieces) {
   const auto work = [&](std::size_t which) -> Result<Sent> {
     Sent sent;
     const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
-    std::vector<Run> runs;
     const int socket = connections_[which].get();
-    TRY(read_pieces(hands[which], read_, buffer.get(), [&](SpaceId space, std::uint64_t at, const std::uint8_t* data, std::size_t size) -> Result<void> {
-      split(data, size, runs);
+    TRY(read_pieces(hands[which], read_, buffer.get(), [&](SpaceId space, const std::vector<Run>& runs) -> Result<void> {
       sent += count(runs);
-      return write_runs(socket, space, at, data, runs);
+      return write_runs(socket, space, runs);
     }));
     return sent;
   };
@@ -190,15 +193,13 @@ Result<void> PageSender::close() {
 Sent PageSender::encode(std::span<const Piece> pieces, const ReadPages& read, Bytes& out) {
   Sent sent;
   const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
-  std::vector<Run> runs;
-  (void)read_pieces(pieces, read, buffer.get(), [&](SpaceId space, std::uint64_t at, const std::uint8_t* data, std::size_t size) -> Result<void> {
-    split(data, size, runs);
+  (void)read_pieces(pieces, read, buffer.get(), [&](SpaceId space, const std::vector<Run>& runs) -> Result<void> {
     sent += count(runs);
     for (const auto& run : runs) {
-      const PageHeader header{space, run.zero ? PageHeader::zero : PageHeader::data, at + run.offset, run.size};
+      const PageHeader header{space, run.zero ? PageHeader::zero : PageHeader::data, run.address, run.size};
       const auto* raw = reinterpret_cast<const std::uint8_t*>(&header);
       out.insert(out.end(), raw, raw + sizeof header);
-      if (!run.zero) out.insert(out.end(), data + run.offset, data + run.offset + run.size);
+      if (!run.zero) out.insert(out.end(), run.data, run.data + run.size);
     }
     return {};
   });

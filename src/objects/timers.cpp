@@ -157,7 +157,9 @@ void restore_timers(kernel::Batch& batch, const Timers& timers, const PodClock& 
     const auto& timer = timers.interval[which];
     std::int64_t left = timer.left;
     // What was due meanwhile fires at once.
-    if (which == ITIMER_REAL && left != 0) left = std::max<std::int64_t>(left - passed / 1000, 1);
+    // One that has fired is armed anew when its signal is taken; 0 would be none.
+    if (which == ITIMER_REAL && left == 0) left = timer.interval;
+    if (which == ITIMER_REAL && timer.left != 0) left = std::max<std::int64_t>(left - passed / 1000, 1);
     const itimerval setting{.it_interval = {timer.interval / 1'000'000, timer.interval % 1'000'000},
                             .it_value = {left / 1'000'000, left % 1'000'000}};
     batch.must("set an interval timer", SYS_setitimer, {which, batch.value(setting), 0});

@@ -166,12 +166,12 @@ TEST(Remote, ForwardAndMust) {
   must(gadget.run(thread, batch));
   const long number = batch.result(opened);
   EXPECT_GE(number, 3);
-  EXPECT_EQ(batch.result(copied), number + 1);
+  EXPECT_GT(batch.result(copied), number);
   EXPECT_EQ(batch.result(closed), 0);
   const Fd pidfd = must(pidfd_open(child.pid()));
   const Fd ours = must(pidfd_getfd(pidfd.get(), static_cast<int>(number)));
   EXPECT_EQ(::lseek(ours.get(), 0, SEEK_END), 4096);
-  EXPECT_FALSE(pidfd_getfd(pidfd.get(), static_cast<int>(number) + 1));
+  EXPECT_FALSE(pidfd_getfd(pidfd.get(), static_cast<int>(batch.result(copied))));
 
   Batch failing = gadget.batch();
   const auto first = failing.call(SYS_close, {static_cast<std::uint64_t>(number)});
