@@ -52,6 +52,7 @@ class Departure {
   Result<void> freeze();
   Result<void> send_last_files();
   Result<void> send_last_pages();
+  Result<void> finish_last_pages();
   Result<void> send_state();
   Result<void> send_objects();
   Result<void> pin();
@@ -133,8 +134,10 @@ class Departure {
   Stopwatch total_, freeze_watch_;
   std::int64_t stopped_at_ = 0;
   std::int64_t clock_difference_ = 0;  ///< destination's CLOCK_MONOTONIC minus ours, at least
+  Result<Round> last_sent_;  ///< the pages of the freeze
   Result<Sent> pushed_;
   std::jthread answering_;  ///< serves pages that are asked for, from the last scan on: rebuilding may need some
+  std::jthread sending_;    ///< the pages of the freeze, beside what is still to be captured
   std::jthread pushing_;    ///< sends all that is owed, after the commit
   bool holding_ = false, pinned_ = false, committed_ = false;
 };

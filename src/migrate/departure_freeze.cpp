@@ -17,8 +17,8 @@ namespace godwit::migrate {
 
 namespace {
 
-/// So few bytes travel with the control message; more are worth the page connections.
-constexpr std::uint64_t inline_bytes = 2 * MiB;
+/// So few bytes travel with the control message; more are worth the page connections, and a question whether the layouts stand.
+constexpr std::uint64_t inline_bytes = 128 * KiB;
 /// A destination that is within reach, but doesn't get ready.
 constexpr auto rebuilding_limit = std::chrono::seconds(30);
 
@@ -230,19 +230,33 @@ Result<void> Departure::send_last_pages() {
   last.more_pages = bytes > inline_bytes;
   last.round = {.number = round_ + 1, .processes = TRY(describe_processes()), .objects = objects_.infos()};
   if (!owed_.empty()) begin_answering();
-  Stopwatch watch;
-  Sent sent;
-  if (!last.more_pages)
-    sent = PageSender::encode(now, [this](SpaceId space, std::span<const Range> ranges, std::uint8_t* to) { return read(space, ranges, to); }, last.pages);
+  if (!last.more_pages) {
+    const Stopwatch watch;
+    const Sent sent = PageSender::encode(now, [this](SpaceId space, std::span<const Range> ranges, std::uint8_t* to) { return read(space, ranges, to); }, last.pages);
+    last_sent_ = Round{sent.pages, sent.zero_pages, sent.bytes, watch.total_us()};
+  }
   TRY(control_->send(wire::Type::last, last));
   if (last.more_pages) {
     TRY(expect(wire::Type::ready));
-    sent = TRY(pages_->send(now));
-    TRY(pages_->end_round(last.round.number));
+    // Beside what is still to be captured.
+    sending_ = std::jthread([this, number = last.round.number, pieces = std::move(now)] {
+      last_sent_ = [&]() -> Result<Round> {
+        const Stopwatch watch;
+        const Sent sent = TRY(pages_->send(pieces));
+        TRY(pages_->end_round(number));
+        return Round{sent.pages, sent.zero_pages, sent.bytes, watch.total_us()};
+      }();
+    });
   }
-  report_.rounds.push_back({sent.pages, sent.zero_pages, sent.bytes, watch.total_us()});
-  report_.bytes_sent += sent.bytes;
   freeze_watch_.lap("last pages");
+  return {};
+}
+
+Result<void> Departure::finish_last_pages() {
+  if (sending_.joinable()) sending_.join();
+  const Round sent = TRY(last_sent_);
+  report_.rounds.push_back(sent);
+  report_.bytes_sent += sent.bytes;
   return {};
 }
 
@@ -324,6 +338,7 @@ Result<void> Departure::pin() {
   TRY(send_logs());
   TRY(control_->send(wire::Type::log_end, BytesView{}));
   freeze_watch_.lap("log");
+  TRY(finish_last_pages());
   auto rebuilt = TRY(expect(wire::Type::rebuilt, rebuilding_limit));
   const auto spans = TRY(image::unpack<wire::Spans>(rebuilt.payload));
   freeze_watch_.lap("wait for the destination");
@@ -361,6 +376,7 @@ Result<void> Departure::commit() {
 
 void Departure::give_up(const Error& why) {
   if (control_) (void)control_->send(wire::Type::abort, wire::Text{why.message()});
+  if (sending_.joinable()) sending_.join();
   end_answering();
   if (pinned_) {
     (void)pod_.workload().thaw();
