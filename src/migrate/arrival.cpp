@@ -160,7 +160,7 @@ Result<void> Arrival::expect_freeze(const wire::Freezing& freezing) {
     raised_.emplace_back(HostPid{::gettid()}, daemon_priority);
     return {};
   }));
-  for (const auto thread : pages_->threads()) raised_.emplace_back(thread, daemon_priority);
+  for (const auto thread : pages_->threads()) raised_receivers_.emplace_back(thread, daemon_priority);
   raise_threads();
   return {};
 }
@@ -297,6 +297,7 @@ Result<void> Arrival::apply_last(const wire::Last& last) {
     TRY(control_.send(wire::Type::ready, BytesView{}));
     TRY(pages_->wait(last.round.number));
   }
+  raised_receivers_.clear();
   watch_.lap("last pages");
   return {};
 }

@@ -104,6 +104,7 @@ class Arrival {
   std::vector<Fd> connections_;
   std::vector<pod::UpperTarget> trees_;  ///< in the order of wire::trees
   std::vector<kernel::RaisedPriority> raised_;  ///< ours and the init's, for the freeze only
+  std::vector<kernel::RaisedPriority> raised_receivers_;  ///< until the last pages are there: a push must not keep others off the processors
   Fd reference_;
   std::unique_ptr<PageReceiver> pages_;
   std::unique_ptr<Pager> pager_;

@@ -128,6 +128,8 @@ void Departure::begin_answering() {
 
 void Departure::begin_pushing() {
   pushing_ = std::jthread([this] {
+    // Begun in the freeze, it would inherit its priority, and keep off the processors who answers faults.
+    (void)kernel::set_policy(HostPid{::gettid()}, {SCHED_OTHER, 0, 0});
     Stopwatch watch;
     pushed_ = pages_->send(owed_);
     if (pushed_) report_.rounds.push_back({pushed_->pages, pushed_->zero_pages, pushed_->bytes, watch.total_us()});

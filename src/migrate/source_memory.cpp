@@ -101,7 +101,9 @@ Result<void> SourceObjects::collect(std::vector<Piece>& pieces) {
     if (::fstat(object.file.get(), &now) != 0) return fail_errno("stat shared memory {}", object.info.name);
     object.info.size = static_cast<std::uint64_t>(now.st_size);
     // A page written through a mapping that is gone by now shows clean in the others.
-    const bool unseen_writes = object.mappings < object.mappings_before || written_behind(object, now);
+    // Anonymous memory has no descriptor to be written through. (Its times can't say: a write to a page that was armed sets them, too.)
+    const bool writable_elsewhere = object.info.kind != ObjectInfo::Kind::anonymous;
+    const bool unseen_writes = object.mappings < object.mappings_before || (writable_elsewhere && written_behind(object, now));
     const bool travels_as_file = object.info.kind == ObjectInfo::Kind::file;
     if (!travels_as_file && (!object.sent || unseen_writes)) {
       add_data_ranges(object, object.info.size, pieces);
