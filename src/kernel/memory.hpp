@@ -14,7 +14,8 @@ namespace godwit::kernel {
 
 /// process_vm_readv of one contiguous range. Short reads return what could be read (0 when the first page can't be).
 Result<std::size_t> read_memory(HostPid, RemoteAddress from, void* to, std::size_t size);
-/// Several pieces in one call, one behind the other. Returns how many bytes of the beginning were read: it may end early where more could be read.
+/// Several pieces in one call, one behind the other. Returns how many bytes of the beginning were read: it may end
+/// early where more could be read.
 Result<std::size_t> read_memory(HostPid, std::span<const iovec> from, void* to);
 /// process_vm_writev: needs a writable mapping.
 Result<std::size_t> write_memory(HostPid, RemoteAddress to, const void* from, std::size_t size);

@@ -43,7 +43,8 @@ Result<std::uint64_t> timer_slack_of(HostPid tid) {
 Result<void> set_timer_slack(HostPid tid, std::uint64_t nanoseconds) {
   const Fd file = TRY(open_file(tid, "timerslack_ns", O_WRONLY | O_CLOEXEC));
   const std::string text = std::to_string(nanoseconds);
-  if (::write(file.get(), text.data(), text.size()) < 0) return fail_errno("set the timer slack of thread {}", tid.value);
+  if (::write(file.get(), text.data(), text.size()) < 0)
+    return fail_errno("set the timer slack of thread {}", tid.value);
   return {};
 }
 

@@ -11,8 +11,8 @@ namespace godwit::kernel {
 /// What a thread's policy was before it was raised: two numbers, to be written down before. Threads of a process whose
 /// daemon dies stay raised until somebody puts this back.
 struct Policy {
-  int policy = 0;    ///< SCHED_*, with SCHED_RESET_ON_FORK as sched_getscheduler(2) gives it
-  int priority = 0;  ///< of SCHED_FIFO and SCHED_RR
+  int policy = 0;                 ///< SCHED_*, with SCHED_RESET_ON_FORK as sched_getscheduler(2) gives it
+  int priority = 0;               ///< of SCHED_FIFO and SCHED_RR
   std::uint64_t timer_slack = 0;  ///< ns; a thread that is raised loses it (Linux 6.10)
   bool operator==(const Policy&) const = default;
 };
@@ -37,7 +37,10 @@ class RaisedPriority {
   /// Reads what the thread has now, and leaves it. To be raised when the time comes: with one system call.
   static RaisedPriority look(HostPid tid, int priority);
   RaisedPriority(RaisedPriority&& other) noexcept
-      : tid_(other.tid_), priority_(other.priority_), before_(other.before_), raised_(std::exchange(other.raised_, false)) {}
+      : tid_(other.tid_),
+        priority_(other.priority_),
+        before_(other.before_),
+        raised_(std::exchange(other.raised_, false)) {}
   RaisedPriority& operator=(RaisedPriority&& other) noexcept;
   RaisedPriority(const RaisedPriority&) = delete;
   RaisedPriority& operator=(const RaisedPriority&) = delete;

@@ -77,7 +77,8 @@ Result<std::vector<Mapping>> read_smaps(HostPid, std::string* headers = nullptr)
 /// The text of /proc/PID/maps. Equal texts are equal mappings: comparing is much faster than understanding.
 Result<std::string> read_maps_text(HostPid);
 Result<std::vector<Mapping>> parse_maps(HostPid, std::string_view text);
-/// Whether the file of this very mapping was opened for writing. What smaps tells ("sh" of a shared one), at a system call's price.
+/// Whether the file of this very mapping was opened for writing. What smaps tells ("sh" of a shared one), at a system
+/// call's price.
 Result<bool> mapped_for_writing(HostPid, const Mapping&);
 Result<Status> read_status(HostPid);
 Result<Stat> read_stat(HostPid);

@@ -241,8 +241,7 @@ Result<void> Gadget::borrow(Tracee& thread, const Batch& batch, const Registers&
     return fail(ErrorKind::failed, "write a batch into process {}: its gadget isn't mapped", thread.tid().value);
   prepared_ |= 1U << slot;
 
-  const Registers borrowed =
-      gadget::at_batch(own, base_, batch.area_ + batch.calls_.front(), frame_at, xsave_at);
+  const Registers borrowed = gadget::at_batch(own, base_, batch.area_ + batch.calls_.front(), frame_at, xsave_at);
   // In this order: should we die in between, the thread runs the batch and puts its own mask back.
   TRY(thread.set_registers(borrowed));
   return thread.set_signal_mask(batch_mask);

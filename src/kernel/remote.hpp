@@ -169,8 +169,8 @@ class Gadget {
 ///   }
 ///   TRY(relay.finish());
 ///
-/// Nothing else may use the gadget until `finish`. The first error is what `begin` or `finish` answers; whatever runs is
-/// waited for and put back all the same, at the latest by the destructor.
+/// Nothing else may use the gadget until `finish`. The first error is what `begin` or `finish` answers; whatever runs
+/// is waited for and put back all the same, at the latest by the destructor.
 class Relay {
  public:
   using Done = std::function<Result<void>(const Batch&)>;

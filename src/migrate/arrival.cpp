@@ -41,37 +41,46 @@ Result<Message> Arrival::next(std::chrono::milliseconds limit) {
   return message;
 }
 
-// --- negotiate ------------------------------------------------------------------------------------------------------------------------------------
+// --- negotiate
+// ------------------------------------------------------------------------------------------------------------------------------------
 
 std::vector<std::string> Arrival::refusals(const wire::Hello& hello) {
   std::vector<std::string> reasons;
   if (hello.version != wire::protocol)
-    reasons.push_back(fmt::format("{} speaks protocol {}, this node {}; run the same version on both", hello.from, hello.version, wire::protocol));
+    reasons.push_back(fmt::format("{} speaks protocol {}, this node {}; run the same version on both", hello.from,
+                                  hello.version, wire::protocol));
   const auto facts = NodeFacts::read();
   if (!facts) return {facts.error().message()};
   if (facts->vdso != hello.vdso)
-    reasons.push_back(fmt::format("this node's kernel ({}) has another vdso than {}'s ({}): programs keep addresses in it", facts->kernel, hello.from, hello.kernel));
+    reasons.push_back(
+        fmt::format("this node's kernel ({}) has another vdso than {}'s ({}): programs keep addresses in it",
+                    facts->kernel, hello.from, hello.kernel));
   if ((hello.xfeatures & ~facts->xfeatures) != 0)
-    reasons.push_back(fmt::format("this node's processor lacks register state {:#x} that {} has", hello.xfeatures & ~facts->xfeatures, hello.from));
+    reasons.push_back(fmt::format("this node's processor lacks register state {:#x} that {} has",
+                                  hello.xfeatures & ~facts->xfeatures, hello.from));
   std::vector<std::string> lacking;
   std::ranges::set_difference(hello.cpu_flags, facts->cpu_flags, std::back_inserter(lacking));
   if (!lacking.empty()) reasons.push_back(fmt::format("this node's processor lacks {}", fmt::join(lacking, ", ")));
   if (hello.resident > site_.memory_available)
-    reasons.push_back(fmt::format("{} MiB of memory are needed, this node has {} MiB to give", hello.resident / MiB, site_.memory_available / MiB));
+    reasons.push_back(fmt::format("{} MiB of memory are needed, this node has {} MiB to give", hello.resident / MiB,
+                                  site_.memory_available / MiB));
   auto hashes = pod::HashCache::load(site_.site.state_dir + "/hashes");
   if (auto differences = pod::compare("/", hello.files, hashes)) {
-    for (const auto& difference : *differences) reasons.push_back(fmt::format("{} {}", difference.path, difference.reason));
+    for (const auto& difference : *differences)
+      reasons.push_back(fmt::format("{} {}", difference.path, difference.reason));
   } else {
     reasons.push_back(differences.error().message());
   }
   (void)hashes.save();
-  if (hello.connections == 0 || hello.connections > 8) reasons.push_back("a migration has one to eight page connections");
+  if (hello.connections == 0 || hello.connections > 8)
+    reasons.push_back("a migration has one to eight page connections");
   return reasons;
 }
 
 Result<bool> Arrival::negotiate() {
   auto message = TRY(next(std::chrono::seconds(10)));
-  if (static_cast<wire::Type>(message.type) != wire::Type::hello) return fail(ErrorKind::invalid, "a migration begins with a hello");
+  if (static_cast<wire::Type>(message.type) != wire::Type::hello)
+    return fail(ErrorKind::invalid, "a migration begins with a hello");
   hello_ = TRY(image::unpack<wire::Hello>(message.payload));
   report_.pod = hello_.spec.name;
   report_.source = hello_.from;
@@ -80,7 +89,8 @@ Result<bool> Arrival::negotiate() {
   const auto reasons = refusals(hello_);
   if (!reasons.empty()) {
     TRY(control_.send(wire::Type::refused, wire::Refused{reasons}));
-    return fail(ErrorKind::refused, "{} from {} is refused: {}", hello_.spec.name, hello_.from, fmt::join(reasons, "; "));
+    return fail(ErrorKind::refused, "{} from {} is refused: {}", hello_.spec.name, hello_.from,
+                fmt::join(reasons, "; "));
   }
   TRY(control_.send(wire::Type::welcome, BytesView{}));
   if (hello_.dry_run) {
@@ -106,7 +116,8 @@ Result<void> Arrival::answer_clock() {
   return control_.send(wire::Type::clock, now);
 }
 
-// --- prepare --------------------------------------------------------------------------------------------------------------------------------------
+// --- prepare
+// --------------------------------------------------------------------------------------------------------------------------------------
 
 Result<void> Arrival::prepare() {
   for (;;) {
@@ -116,7 +127,8 @@ Result<void> Arrival::prepare() {
       TRY(answer_clock());
       continue;
     }
-    if (type != wire::Type::prepare) return fail(ErrorKind::invalid, "unexpected message {} before prepare", message.type);
+    if (type != wire::Type::prepare)
+      return fail(ErrorKind::invalid, "unexpected message {} before prepare", message.type);
     const auto prepare = TRY(image::unpack<wire::Prepare>(message.payload));
     pod_ = TRY(pod::Pod::create(site_.site, hello_.spec, pod::Pod::Arrival{prepare.clocks, prepare.at}));
     break;
@@ -129,24 +141,30 @@ Result<void> Arrival::prepare() {
   TRY(pod_->deposit("builder", self.get()));
   TRY(open_trees());
   pages_ = std::make_unique<PageReceiver>(
-      std::move(connections_), [this](SpaceId space, std::uint64_t address, const void* data, std::size_t size) { return write(space, address, data, size); });
+      std::move(connections_), [this](SpaceId space, std::uint64_t address, const void* data, std::size_t size) {
+        return write(space, address, data, size);
+      });
   return control_.send(wire::Type::ready, BytesView{});
 }
 
 Result<void> Arrival::open_trees() {
   return workshop_->run([this]() -> Result<void> {
     for (const auto tree : wire::trees) {
-      // Without what is mounted on it. An overlay doesn't see what is done to its layers behind its back, so files go through it.
+      // Without what is mounted on it. An overlay doesn't see what is done to its layers behind its back, so files go
+      // through it.
       const bool whole = tree == "/";
-      const Fd root(static_cast<int>(::syscall(SYS_open_tree, AT_FDCWD, std::string(tree).c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)));
+      const Fd root(static_cast<int>(
+          ::syscall(SYS_open_tree, AT_FDCWD, std::string(tree).c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)));
       if (!root) return fail_errno("open {} of the pod", tree);
-      trees_.push_back(TRY(pod::UpperTarget::open(root.get(), whole ? pod::UpperTarget::Kind::overlay : pod::UpperTarget::Kind::layer)));
+      trees_.push_back(TRY(
+          pod::UpperTarget::open(root.get(), whole ? pod::UpperTarget::Kind::overlay : pod::UpperTarget::Kind::layer)));
     }
     return {};
   });
 }
 
-/// What needn't be done while the pod stands still. Said once more when the source has had to let the pod go on for a moment.
+/// What needn't be done while the pod stands still. Said once more when the source has had to let the pod go on for a
+/// moment.
 Result<void> Arrival::expect_freeze(const wire::Freezing& freezing) {
   if (!raised_.empty()) return {};
   TRY(pod_->set_first(freezing.first));
@@ -175,7 +193,8 @@ void Arrival::raise_threads() {
   }
 }
 
-// --- pages ----------------------------------------------------------------------------------------------------------------------------------------
+// --- pages
+// ----------------------------------------------------------------------------------------------------------------------------------------
 
 Result<void> Arrival::write(SpaceId space, std::uint64_t address, const void* data, std::size_t size) {
   const std::shared_lock lock(spaces_mutex_);
@@ -220,7 +239,8 @@ Result<void> Arrival::apply_round(const wire::Round& round) {
     const bool known = find(wanted.pid) != nullptr;
     if (!known) {
       auto made = make_process(wanted);
-      if (!made) return std::unexpected(std::move(made).error().within(fmt::format("make process {}", wanted.pid.value)));
+      if (!made)
+        return std::unexpected(std::move(made).error().within(fmt::format("make process {}", wanted.pid.value)));
     }
     Arriving& process = processes_.at(wanted.pid.value);
     const bool begin_anew = wanted.fresh && !process.wanted.layout.empty();
@@ -230,9 +250,11 @@ Result<void> Arrival::apply_round(const wire::Round& round) {
     if (process.ended) continue;
     if (begin_anew) process.memory = TRY(DestinationMemory::empty(process.host, wanted.pid, process.hand()));
     Result<void> applied;
-    if (!known || begin_anew || !wanted.unchanged) applied = process.memory->apply(process.wanted.layout, objects_, builder_, process.hand());
+    if (!known || begin_anew || !wanted.unchanged)
+      applied = process.memory->apply(process.wanted.layout, objects_, builder_, process.hand());
     if (applied) applied = make_threads(process);
-    if (!applied) return std::unexpected(std::move(applied).error().within(fmt::format("lay out process {}", wanted.pid.value)));
+    if (!applied)
+      return std::unexpected(std::move(applied).error().within(fmt::format("lay out process {}", wanted.pid.value)));
   }
   return {};
 }
@@ -292,7 +314,8 @@ Result<void> Arrival::apply_last(const wire::Last& last) {
     TRY(process->memory->drop(gone, process->hand()));
   }
   watch_.lap("layout");
-  TRY(PageReceiver::decode(last.pages, [this](SpaceId space, std::uint64_t address, const void* data, std::size_t size) { return write(space, address, data, size); }));
+  TRY(PageReceiver::decode(last.pages, [this](SpaceId space, std::uint64_t address, const void* data,
+                                              std::size_t size) { return write(space, address, data, size); }));
   if (last.more_pages) {
     TRY(control_.send(wire::Type::ready, BytesView{}));
     TRY(pages_->wait(last.round.number));

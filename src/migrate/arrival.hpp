@@ -6,6 +6,7 @@
 #include <shared_mutex>
 #include <vector>
 
+#include "kernel/priority.hpp"
 #include "migrate/channel.hpp"
 #include "migrate/destination_descriptors.hpp"
 #include "migrate/destination_memory.hpp"
@@ -14,7 +15,6 @@
 #include "migrate/pager.hpp"
 #include "migrate/stopwatch.hpp"
 #include "migrate/wire.hpp"
-#include "kernel/priority.hpp"
 #include "objects/pod_clock.hpp"
 #include "objects/process_state.hpp"
 #include "objects/thread_state.hpp"
@@ -99,12 +99,13 @@ class Arrival {
   objects::PodClock clock_;
   std::shared_mutex spaces_mutex_;  ///< guards the maps below against the page connections' threads
   std::map<pid_t, Arriving> processes_;
-  std::vector<PodPid> order_;       ///< parents before children
+  std::vector<PodPid> order_;  ///< parents before children
   DestinationObjects objects_;
   std::vector<Fd> connections_;
-  std::vector<pod::UpperTarget> trees_;  ///< in the order of wire::trees
+  std::vector<pod::UpperTarget> trees_;         ///< in the order of wire::trees
   std::vector<kernel::RaisedPriority> raised_;  ///< ours and the init's, for the freeze only
-  std::vector<kernel::RaisedPriority> raised_receivers_;  ///< until the last pages are there: a push must not keep others off the processors
+  std::vector<kernel::RaisedPriority>
+      raised_receivers_;  ///< until the last pages are there: a push must not keep others off the processors
   Fd reference_;
   std::unique_ptr<PageReceiver> pages_;
   std::unique_ptr<Pager> pager_;
@@ -124,7 +125,8 @@ class Arrival {
   Stopwatch watch_;
   store::Record record_;
   std::vector<Bytes> held_;
-  std::map<pid_t, pid_t> temporaries_;  ///< leaders of sessions and groups that have ended at the source: pod pid to host pid
+  std::map<pid_t, pid_t>
+      temporaries_;  ///< leaders of sessions and groups that have ended at the source: pod pid to host pid
   bool ours_ = false;
 };
 

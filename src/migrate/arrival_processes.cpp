@@ -42,14 +42,17 @@ Result<void> Arrival::make_process(const wire::Process& wanted) {
     } else {
       if (leader == nullptr) {
         // The session's leader has ended; one with its number stands in for as long as its members are made.
-        Arriving temporary{.wanted = {.pid = wanted.session, .parent = PodPid{init_pid}, .group = wanted.session, .session = wanted.session}};
+        Arriving temporary{
+            .wanted = {
+                .pid = wanted.session, .parent = PodPid{init_pid}, .group = wanted.session, .session = wanted.session}};
         TRY(make_from_init(temporary.wanted, temporary));
         temporaries_[wanted.session.value] = temporary.host.value;
         leader = &processes_.emplace(wanted.session.value, std::move(temporary)).first->second;
       }
       TRY(make_session(*leader));
       if (leader->wanted.parent.value != init_pid)
-        return fail(ErrorKind::refused, "process {} has lost its parent but stays in the session of {}, which has one", wanted.pid.value, wanted.session.value);
+        return fail(ErrorKind::refused, "process {} has lost its parent but stays in the session of {}, which has one",
+                    wanted.pid.value, wanted.session.value);
       TRY(make_from(*leader, wanted, made, true));
     }
   } else {
@@ -57,7 +60,8 @@ Result<void> Arrival::make_process(const wire::Process& wanted) {
     if (parent == nullptr) return fail(ErrorKind::invalid, "its parent {} is not there", wanted.parent.value);
     if (wanted.session == parent->wanted.session) TRY(make_session(*parent));
     if (wanted.session != wanted.pid && wanted.session != parent->wanted.session && parent->session_made)
-      return fail(ErrorKind::refused, "process {} was made before its parent {} began a session of its own", wanted.pid.value, wanted.parent.value);
+      return fail(ErrorKind::refused, "process {} was made before its parent {} began a session of its own",
+                  wanted.pid.value, wanted.parent.value);
     TRY(make_from(*parent, wanted, made, false));
   }
   auto& process = processes_.emplace(wanted.pid.value, std::move(made)).first->second;
@@ -85,7 +89,8 @@ Result<void> Arrival::make_from(Arriving& parent, const wire::Process& wanted, A
   arguments.flags = sibling ? CLONE_PARENT : 0;
   if (!sibling && wanted.shares_files) arguments.flags |= CLONE_FILES;
   if (!sibling && wanted.shares_filesystem) arguments.flags |= CLONE_FS;
-  arguments.exit_signal = sibling ? 0 : static_cast<std::uint64_t>(wanted.exit_signal == 0 ? SIGCHLD : wanted.exit_signal);
+  arguments.exit_signal =
+      sibling ? 0 : static_cast<std::uint64_t>(wanted.exit_signal == 0 ? SIGCHLD : wanted.exit_signal);
   const pid_t number = wanted.pid.value;
   auto hand = parent.hand();
   auto thread = TRY(hand.gadget.clone(hand.thread, view(arguments), view(number)));
@@ -115,7 +120,8 @@ Result<void> Arrival::make_groups() {
   for (auto pid : order_) TRY(make_session(processes_.at(pid.value)));
   std::vector<std::pair<Arriving*, pid_t>> helpers;
   const auto join = [](Arriving& process, pid_t group) -> Result<void> {
-    const long joined = TRY(process.gadget.call(process.threads.front().tracee, SYS_setpgid, {0, static_cast<std::uint64_t>(group)}));
+    const long joined =
+        TRY(process.gadget.call(process.threads.front().tracee, SYS_setpgid, {0, static_cast<std::uint64_t>(group)}));
     if (joined == 0) return {};
     errno = static_cast<int>(-joined);
     return fail_errno("put process {} into group {}", process.wanted.pid.value, group);
@@ -124,7 +130,8 @@ Result<void> Arrival::make_groups() {
     for (auto pid : order_) {
       Arriving& process = processes_.at(pid.value);
       const auto group = process.wanted.group.value;
-      if (process.ended || process.wanted.session == pid || group <= init_pid || leaders != (group == pid.value)) continue;
+      if (process.ended || process.wanted.session == pid || group <= init_pid || leaders != (group == pid.value))
+        continue;
       if (!leaders && find(PodPid{group}) == nullptr) {
         // The group's leader has ended; one with its number makes the group.
         clone_args arguments{};
@@ -132,7 +139,9 @@ Result<void> Arrival::make_groups() {
         auto helper = TRY(process.gadget.clone(process.threads.front().tracee, view(arguments), view(number)));
         const long made = TRY(process.gadget.call(helper, SYS_setpgid, {0, 0}));
         if (made < 0) return fail(ErrorKind::failed, "make group {}", group);
-        Arriving stand_in{.wanted = {.pid = PodPid{group}, .parent = pid, .group = PodPid{group}}, .host = helper.tid(), .gadget = process.gadget};
+        Arriving stand_in{.wanted = {.pid = PodPid{group}, .parent = pid, .group = PodPid{group}},
+                          .host = helper.tid(),
+                          .gadget = process.gadget};
         stand_in.threads.push_back({PodPid{group}, std::move(helper)});
         auto& placed = processes_.emplace(group, std::move(stand_in)).first->second;
         helpers.emplace_back(&placed, group);
@@ -179,7 +188,8 @@ Result<void> Arrival::make_zombie(const wire::Process& wanted, Arriving& process
   if (WIFSIGNALED(wanted.exit_code)) {
     const int signal = WTERMSIG(wanted.exit_code);
     auto batch = process.gadget.batch();
-    if (signal != SIGKILL) batch.call(SYS_rt_sigaction, {static_cast<std::uint64_t>(signal), batch.value(default_signal), 0, 8});
+    if (signal != SIGKILL)
+      batch.call(SYS_rt_sigaction, {static_cast<std::uint64_t>(signal), batch.value(default_signal), 0, 8});
     constexpr std::array<std::uint64_t, 2> no_core{0, 0};
     batch.call(SYS_setrlimit, {RLIMIT_CORE, batch.value(no_core)});
     TRY(process.hand().run(batch));
@@ -211,11 +221,13 @@ Result<void> Arrival::end_process(Arriving& process) {
     const Fd pidfd = TRY(kernel::pidfd_open(process.host));
     TRY(kernel::pidfd_send_signal(pidfd.get(), SIGKILL));
     // A leader can be waited for only after all others.
-    for (auto thread = process.threads.rbegin(); thread != process.threads.rend(); ++thread) (void)thread->tracee.wait();
+    for (auto thread = process.threads.rbegin(); thread != process.threads.rend(); ++thread)
+      (void)thread->tracee.wait();
   }
   Arriving* parent = find(process.wanted.parent);
   if (parent != nullptr && !parent->ended && !parent->threads.empty())
-    TRY(parent->gadget.call(parent->threads.front().tracee, SYS_wait4, {static_cast<std::uint64_t>(pid.value), 0, __WALL, 0}));
+    TRY(parent->gadget.call(parent->threads.front().tracee, SYS_wait4,
+                            {static_cast<std::uint64_t>(pid.value), 0, __WALL, 0}));
   processes_.erase(pid.value);
   return {};
 }

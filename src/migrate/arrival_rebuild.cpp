@@ -25,8 +25,8 @@ namespace {
 /// struct kernel_sigaction that ignores: handler, flags, restorer, mask.
 constexpr std::array<std::uint64_t, 4> ignore_signal{1, 0, 0, 0};
 
-/// Ends the first thread of a process whose others live on. It stays a zombie that nobody can wait for before they have ended, too: it must not be ours then,
-/// or its parent would never be told.
+/// Ends the first thread of a process whose others live on. It stays a zombie that nobody can wait for before they have
+/// ended, too: it must not be ours then, or its parent would never be told.
 Result<void> end_leader(ArrivingThread& thread, const std::string& name, kernel::Gadget& gadget) {
   constexpr auto limit = std::chrono::seconds(2);
   constexpr int no_priority = 0;
@@ -39,7 +39,8 @@ Result<void> end_leader(ArrivingThread& thread, const std::string& name, kernel:
   batch.call(SYS_prctl, {PR_SET_NAME, batch.text(name)});
   TRY(gadget.run(leader, batch));
   TRY(leader.set_signal_mask(~0ULL));
-  TRY(leader.set_registers(kernel::gadget::at_call(TRY(leader.registers()), gadget.begin() + kernel::gadget::syscall_offset(), SYS_exit, {0})));
+  TRY(leader.set_registers(kernel::gadget::at_call(TRY(leader.registers()),
+                                                   gadget.begin() + kernel::gadget::syscall_offset(), SYS_exit, {0})));
   TRY(leader.detach());
   // The gadget stays until it has gone through.
   for (const auto give_up = std::chrono::steady_clock::now() + limit;;) {
@@ -55,7 +56,8 @@ Result<void> Arrival::rebuild() {
   // Until the state comes, the processes do what the build of the descriptors wants done by them.
   serve([this] { return control_.readable(); });
   auto message = TRY(next(std::chrono::seconds(60)));
-  if (static_cast<wire::Type>(message.type) != wire::Type::state) return fail(ErrorKind::invalid, "expected the state, got message {}", message.type);
+  if (static_cast<wire::Type>(message.type) != wire::Type::state)
+    return fail(ErrorKind::invalid, "expected the state, got message {}", message.type);
   state_ = TRY(image::unpack<wire::State>(message.payload));
   TRY(make_groups());
   TRY(begin_references(last_));
@@ -69,7 +71,9 @@ Result<void> Arrival::rebuild() {
 
   for (const auto& image : state_.processes) {
     auto restored = restore_process(image, highest_number_ + 1);
-    if (!restored) return std::unexpected(std::move(restored).error().within(fmt::format("rebuild process {}", image.process.pid.value)));
+    if (!restored)
+      return std::unexpected(
+          std::move(restored).error().within(fmt::format("rebuild process {}", image.process.pid.value)));
   }
   TRY(workshop_->wait());
   watch_.lap("processes");
@@ -108,10 +112,12 @@ Result<void> Arrival::restore_process(const wire::ProcessImage& image, int build
   // A table that is the parent's is complete, and has no builder's descriptor any more.
   const bool own_table = !process->wanted.shares_files;
   if (own_table) {
-    batch.must("move the builder's descriptor", SYS_dup3, {static_cast<std::uint64_t>(builder_), static_cast<std::uint64_t>(builder), O_CLOEXEC});
+    batch.must("move the builder's descriptor", SYS_dup3,
+               {static_cast<std::uint64_t>(builder_), static_cast<std::uint64_t>(builder), O_CLOEXEC});
     batch.must("move the builder's descriptor", SYS_close, {static_cast<std::uint64_t>(builder_)});
   }
-  if (std::ranges::any_of(process->wanted.layout, [](const Area& area) { return area.flags.find("lo") != std::string::npos; })) {
+  if (std::ranges::any_of(process->wanted.layout,
+                          [](const Area& area) { return area.flags.find("lo") != std::string::npos; })) {
     TRY(hand.run(batch));
     TRY(process->memory->lock(hand));
     batch = hand.gadget.batch();
@@ -127,7 +133,8 @@ Result<void> Arrival::restore_process(const wire::ProcessImage& image, int build
   return restore_threads(image, *process, restore, std::move(batch));
 }
 
-Result<void> Arrival::restore_threads(const wire::ProcessImage& image, Arriving& process, objects::ProcessRestore& whole, kernel::Batch batch) {
+Result<void> Arrival::restore_threads(const wire::ProcessImage& image, Arriving& process,
+                                      objects::ProcessRestore& whole, kernel::Batch batch) {
   const std::size_t begin = restores_.size();
   std::vector<kernel::Tracee*> threads;
   std::vector<std::uint64_t> slack;
@@ -158,7 +165,8 @@ Result<void> Arrival::restore_threads(const wire::ProcessImage& image, Arriving&
   }
   // The first thread goes last: with it goes what only all of them allow.
   TRY(prepare(0, batch));
-  const auto requeue = [&](std::size_t i, const std::vector<Bytes>& signals, std::optional<PodPid> thread) -> Result<void> {
+  const auto requeue = [&](std::size_t i, const std::vector<Bytes>& signals,
+                           std::optional<PodPid> thread) -> Result<void> {
     for (std::size_t at = 0; at < signals.size();) {
       at = TRY(objects::requeue_signals(batch, signals, at, image.process.pid, thread, image.process.timers));
       if (at == signals.size() && i == 0) break;
@@ -196,7 +204,8 @@ Result<void> Arrival::pin() {
   TRY(await_log());
   watch_.lap("log");
   TRY(control_.send(wire::Type::rebuilt, wire::Spans{watch_.spans()}));
-  // From here on it may be ours without our hearing of it: its init must outlive us. Until the store says so it stays frozen.
+  // From here on it may be ours without our hearing of it: its init must outlive us. Until the store says so it stays
+  // frozen.
   if (const auto kept = pod_->keep(); !kept) log::error("{}: keep: {}", hello_.spec.name, kept.error().message());
   return {};
 }
@@ -208,7 +217,8 @@ Result<void> Arrival::write_log(const Message& message) {
   const Fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
   if (!file) return fail_errno("open {}", path);
   for (std::size_t done = 0; done < part.content.size();) {
-    const ssize_t wrote = ::pwrite(file.get(), part.content.data() + done, part.content.size() - done, static_cast<off_t>(part.at + done));
+    const ssize_t wrote = ::pwrite(file.get(), part.content.data() + done, part.content.size() - done,
+                                   static_cast<off_t>(part.at + done));
     if (wrote < 0) return fail_errno("write {}", path);
     done += static_cast<std::size_t>(wrote);
   }
@@ -226,18 +236,22 @@ Result<void> Arrival::await_log() {
 }
 
 Result<void> Arrival::decide_alone() {
-  // The source is out of reach. If it has committed, the pod is ours; if it hasn't, it must not be able to any more: its epoch is taken away.
+  // The source is out of reach. If it has committed, the pod is ours; if it hasn't, it must not be able to any more:
+  // its epoch is taken away.
   for (;;) {
     auto record = site_.store.get(hello_.spec.name);
     if (record && *record) {
       if ((*record)->owner == site_.site.node && (*record)->epoch == record_.epoch + 1) return {};
-      if ((*record)->owner != hello_.from) return fail(ErrorKind::refused, "{} belongs to {} by now", hello_.spec.name, (*record)->owner);
+      if ((*record)->owner != hello_.from)
+        return fail(ErrorKind::refused, "{} belongs to {} by now", hello_.spec.name, (*record)->owner);
       auto fenced = site_.store.move(**record, hello_.from);
-      if (fenced && *fenced) return fail(ErrorKind::unreachable, "{} was lost before it had committed the move", hello_.from);
+      if (fenced && *fenced)
+        return fail(ErrorKind::unreachable, "{} was lost before it had committed the move", hello_.from);
     } else if (record) {
       return fail(ErrorKind::not_found, "the record of {} is gone", hello_.spec.name);
     }
-    log::warn("{}: in doubt: {} is out of reach and the store doesn't answer; it stays frozen", hello_.spec.name, hello_.from);
+    log::warn("{}: in doubt: {} is out of reach and the store doesn't answer; it stays frozen", hello_.spec.name,
+              hello_.from);
     std::this_thread::sleep_for(std::chrono::seconds(1));
   }
 }
@@ -250,7 +264,9 @@ Result<void> Arrival::await_commit() {
     return {};
   }
   const auto type = static_cast<wire::Type>(message->type);
-  if (type == wire::Type::abort) return fail(ErrorKind::cancelled, "{} gave up: {}", hello_.from, TRY(image::unpack<wire::Text>(message->payload)).text);
+  if (type == wire::Type::abort)
+    return fail(ErrorKind::cancelled, "{} gave up: {}", hello_.from,
+                TRY(image::unpack<wire::Text>(message->payload)).text);
   if (type != wire::Type::go) return fail(ErrorKind::invalid, "expected the go, got message {}", message->type);
   ours_ = true;
   watch_.restart();

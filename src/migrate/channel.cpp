@@ -73,18 +73,25 @@ Result<void> receive_all(int socket, void* data, std::size_t size, std::chrono::
 }
 
 void notice_silence(int socket, std::chrono::seconds bound) {
-  const auto set = [&](int level, int option, int value) { (void)::setsockopt(socket, level, option, &value, sizeof value); };
+  const auto set = [&](int level, int option, int value) {
+    (void)::setsockopt(socket, level, option, &value, sizeof value);
+  };
   set(SOL_SOCKET, SO_KEEPALIVE, 1);
-  // A second of silence is asked about; the user timeout alone decides when it is over (it overrides the count of probes).
+  // A second of silence is asked about; the user timeout alone decides when it is over (it overrides the count of
+  // probes).
   set(IPPROTO_TCP, TCP_KEEPIDLE, 1);
   set(IPPROTO_TCP, TCP_KEEPINTVL, 1);
   set(IPPROTO_TCP, TCP_KEEPCNT, static_cast<int>(bound.count()));
   set(IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(std::chrono::milliseconds(bound).count()));
 }
 
-Channel::Channel(Fd socket) : socket_(std::move(socket)) { notice_silence(socket_.get()); }
+Channel::Channel(Fd socket) : socket_(std::move(socket)) {
+  notice_silence(socket_.get());
+}
 
-void Channel::be_patient(std::chrono::seconds bound) { notice_silence(socket_.get(), bound); }
+void Channel::be_patient(std::chrono::seconds bound) {
+  notice_silence(socket_.get(), bound);
+}
 
 Result<void> Channel::send(std::uint8_t type, BytesView payload) {
   if (payload.size() > max_payload)

@@ -11,8 +11,8 @@
 
 namespace godwit::migrate {
 
-/// How long a peer may be out of reach before a connection to it breaks: long enough for a link that comes back by itself, and while the pod stands still no
-/// longer than its users would take for a hiccup.
+/// How long a peer may be out of reach before a connection to it breaks: long enough for a link that comes back by
+/// itself, and while the pod stands still no longer than its users would take for a hiccup.
 inline constexpr std::chrono::seconds patience{7}, freeze_patience{2};
 
 /// One message of the control connection, as it came in.
@@ -21,8 +21,8 @@ struct Message {
   Bytes payload;
 };
 
-/// Framed messages over a blocking, authenticated socket: u32 payload length (little endian), u8 type, payload. A broken or silent peer is
-/// `unreachable`; a frame over the limit is `invalid`.
+/// Framed messages over a blocking, authenticated socket: u32 payload length (little endian), u8 type, payload. A
+/// broken or silent peer is `unreachable`; a frame over the limit is `invalid`.
 class Channel {
  public:
   static constexpr std::size_t max_payload = 256 * MiB;
@@ -48,8 +48,9 @@ class Channel {
   std::uint64_t bytes_sent_ = 0;
 };
 
-/// Makes a connection whose peer has vanished break within `bound` (at least two seconds), whether something is under way or not: what isn't acknowledged for so
-/// long, a probe that isn't answered, and a peer that takes nothing more. Its kernel answers the probes: how long it may think is the receiver's limit.
+/// Makes a connection whose peer has vanished break within `bound` (at least two seconds), whether something is under
+/// way or not: what isn't acknowledged for so long, a probe that isn't answered, and a peer that takes nothing more.
+/// Its kernel answers the probes: how long it may think is the receiver's limit.
 void notice_silence(int socket, std::chrono::seconds bound = patience);
 
 /// Reads or writes all of `size` bytes; the end of the stream is `unreachable`.

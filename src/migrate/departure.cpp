@@ -36,7 +36,8 @@ std::uint64_t page_count(const std::vector<Piece>& pieces) {
 
 }  // namespace
 
-Departure::Departure(pod::Pod& pod, const Options& options, const Connect& connect, const SourceSite& site, Report& report)
+Departure::Departure(pod::Pod& pod, const Options& options, const Connect& connect, const SourceSite& site,
+                     Report& report)
     : pod_(pod), options_(options), connect_(connect), site_(site), report_(report) {
   report_.pod = pod.spec().name;
   report_.source = site.node;
@@ -72,13 +73,16 @@ Result<Message> Departure::expect(wire::Type type, std::chrono::milliseconds lim
     return fail(ErrorKind::refused, "{} refuses {}: {}", site_.destination, report_.pod,
                 refused.reasons.empty() ? "no reason given" : refused.reasons.front());
   }
-  return fail(ErrorKind::invalid, "{} answered with message {} instead of {}", site_.destination, message.type, static_cast<int>(type));
+  return fail(ErrorKind::invalid, "{} answered with message {} instead of {}", site_.destination, message.type,
+              static_cast<int>(type));
 }
 
-// --- negotiate and preflight ----------------------------------------------------------------------------------------------------------------------
+// --- negotiate and preflight
+// ----------------------------------------------------------------------------------------------------------------------
 
 Result<wire::Hello> Departure::introduce() {
-  wire::Hello hello{.from = site_.node, .spec = pod_.spec(), .strategy = options_.strategy, .dry_run = options_.dry_run};
+  wire::Hello hello{
+      .from = site_.node, .spec = pod_.spec(), .strategy = options_.strategy, .dry_run = options_.dry_run};
   const auto facts = TRY(NodeFacts::read());
   hello.kernel = facts.kernel;
   hello.vdso = facts.vdso;
@@ -89,14 +93,16 @@ Result<wire::Hello> Departure::introduce() {
     if (status) hello.resident += status->resident_bytes + status->swap_bytes;
   }
   hello.files = manifest_ = TRY(used_files());
-  hello.connections = options_.connections > 0 ? static_cast<std::uint32_t>(std::min(options_.connections, 8)) : facts.page_connections();
+  hello.connections = options_.connections > 0 ? static_cast<std::uint32_t>(std::min(options_.connections, 8))
+                                               : facts.page_connections();
   return hello;
 }
 
 std::vector<std::string> Departure::refusals() {
   constexpr int looks = 6;
   auto found = refusals_now();
-  // The pod runs while it is looked at, and may close, map and end things all the time: an obstacle is only what stays one.
+  // The pod runs while it is looked at, and may close, map and end things all the time: an obstacle is only what stays
+  // one.
   for (int look = 1; look < looks && !found.empty(); ++look) {
     std::this_thread::sleep_for(std::chrono::milliseconds(3 * look));
     const auto again = refusals_now();
@@ -123,7 +129,8 @@ std::vector<std::string> Departure::refusals_now() {
   }
   auto descriptors = SourceDescriptors::open(facts_, *tree);
   if (descriptors)
-    for (const auto& object : objects) descriptors->shared<objects::MemoryObjectKeys>("memory-objects").keys.insert(object.key);
+    for (const auto& object : objects)
+      descriptors->shared<objects::MemoryObjectKeys>("memory-objects").keys.insert(object.key);
   if (!descriptors) {
     found.push_back(descriptors.error().message());
   } else {
@@ -136,7 +143,8 @@ Result<std::vector<pod::ManifestEntry>> Departure::used_files() {
   std::set<std::string> paths;
   const auto add = [&](const std::string& path) {
     // What the pod has written itself lies in its upper layer, and travels.
-    if (path.starts_with('/') && !path.starts_with("/dev/") && ::access((facts_.upper + path).c_str(), F_OK) != 0) paths.insert(path);
+    if (path.starts_with('/') && !path.starts_with("/dev/") && ::access((facts_.upper + path).c_str(), F_OK) != 0)
+      paths.insert(path);
   };
   for (const auto& ids : TRY(read_tree(pod_.init()))) {
     if (ids.zombie) continue;
@@ -171,7 +179,8 @@ Result<void> Departure::expect_cost() {
     std::size_t bytes = small;
     auto us = TRY(probe(bytes));
     if (us < short_us) us = TRY(probe(bytes = large));
-    facts.link_bytes_per_second = bytes * 1'000'000 / std::max<std::uint64_t>(us > facts.round_trip_us ? us - facts.round_trip_us : us, 1);
+    facts.link_bytes_per_second =
+        bytes * 1'000'000 / std::max<std::uint64_t>(us > facts.round_trip_us ? us - facts.round_trip_us : us, 1);
   }
   const auto cost = estimate(strategy_, facts);
   report_.expected_freeze_us = cost.freeze_us;
@@ -183,7 +192,10 @@ Result<void> Departure::expect_cost() {
 Result<void> Departure::negotiate() {
   tell("negotiate");
   const auto strategy = strategy_named(options_.strategy);
-  if (!strategy) return fail(ErrorKind::invalid, "unknown strategy {}; there are freeze, precopy, postcopy, hybrid, eager-dirty and auto", options_.strategy);
+  if (!strategy)
+    return fail(ErrorKind::invalid,
+                "unknown strategy {}; there are freeze, precopy, postcopy, hybrid, eager-dirty and auto",
+                options_.strategy);
   strategy_ = *strategy;
   const auto record = TRY(site_.store.get(report_.pod));
   if (!record) return fail(ErrorKind::not_found, "the store has no record of {}", report_.pod);
@@ -205,14 +217,15 @@ Result<void> Departure::negotiate() {
   std::vector<Fd> connections;
   for (std::uint32_t i = 0; i < hello.connections; ++i) connections.push_back(TRY(connect_()));
   reference_ = TRY(connect_());
-  pages_ = std::make_unique<PageSender>(std::move(connections), [this](SpaceId space, std::span<const Range> ranges, std::uint8_t* to) {
-    return read(space, ranges, to);
-  });
+  pages_ = std::make_unique<PageSender>(
+      std::move(connections),
+      [this](SpaceId space, std::span<const Range> ranges, std::uint8_t* to) { return read(space, ranges, to); });
   return {};
 }
 
 Result<void> Departure::align_clocks() {
-  // The tightest upper bound of several exchanges: time may jump ahead by the shortest way there, and never runs backwards.
+  // The tightest upper bound of several exchanges: time may jump ahead by the shortest way there, and never runs
+  // backwards.
   std::int64_t best = INT64_MAX;
   wire::Clock theirs_then{};
   std::int64_t ours_then = 0;
@@ -229,7 +242,9 @@ Result<void> Departure::align_clocks() {
   clock_difference_ = theirs_then.monotonic - ours_then;
   const auto reading = TRY(pod_.clocks());
   const std::int64_t passed = ours_then - reading.at;
-  TRY(control_->send(wire::Type::prepare, wire::Prepare{{reading.clocks.monotonic + passed, reading.clocks.boottime + passed}, theirs_then.monotonic}));
+  TRY(control_->send(
+      wire::Type::prepare,
+      wire::Prepare{{reading.clocks.monotonic + passed, reading.clocks.boottime + passed}, theirs_then.monotonic}));
   return {};
 }
 
@@ -245,7 +260,8 @@ Result<void> Departure::prepare() {
   return {};
 }
 
-// --- pre-copy -------------------------------------------------------------------------------------------------------------------------------------
+// --- pre-copy
+// -------------------------------------------------------------------------------------------------------------------------------------
 
 Result<void> Departure::follow_processes() {
   const auto tree = TRY(read_tree(pod_.init()));
@@ -253,7 +269,8 @@ Result<void> Departure::follow_processes() {
   std::map<pid_t, Leaving> now;
   std::set<PodPid> passing;
   for (const auto& ids : tree) {
-    // What runs in its parent's memory (vfork) is about to execute a program of its own or to end, and whatever we put into it would stay with the parent.
+    // What runs in its parent's memory (vfork) is about to execute a program of its own or to end, and whatever we put
+    // into it would stay with the parent.
     if (ids.shares_memory || passing.contains(ids.parent)) {
       passing.insert(ids.pod);
       continue;
@@ -282,7 +299,8 @@ Result<void> Departure::follow_processes() {
         if (copies_before(strategy_)) {
           auto tracking = begin_tracking(ids.host, clock_);
           const auto now_is = kernel::read_status(ids.host);
-          if (!tracking && (!now_is || now_is->state == 'Z' || now_is->state == 'X') && !ids.leader_exited) continue;  // it has just ended
+          if (!tracking && (!now_is || now_is->state == 'Z' || now_is->state == 'X') && !ids.leader_exited)
+            continue;  // it has just ended
           if (!tracking && tracking.error().kind != ErrorKind::gone && tracking.error().kind != ErrorKind::timeout)
             return std::unexpected(std::move(tracking).error().within(fmt::format("track process {}", ids.pod.value)));
           if (tracking) {
@@ -307,9 +325,16 @@ Result<std::vector<wire::Process>> Departure::describe_processes() {
   for (const auto host : order_) {
     Leaving& leaving = processes_.at(host);
     const ProcessIds& ids = leaving.ids;
-    wire::Process process{.pid = ids.pod, .parent = ids.parent, .group = ids.group, .session = ids.session, .exit_signal = ids.exit_signal,
-                          .zombie = ids.zombie, .exit_code = ids.exit_code, .name = ids.name,
-                          .shares_files = ids.shares_files, .shares_filesystem = ids.shares_filesystem};
+    wire::Process process{.pid = ids.pod,
+                          .parent = ids.parent,
+                          .group = ids.group,
+                          .session = ids.session,
+                          .exit_signal = ids.exit_signal,
+                          .zombie = ids.zombie,
+                          .exit_code = ids.exit_code,
+                          .name = ids.name,
+                          .shares_files = ids.shares_files,
+                          .shares_filesystem = ids.shares_filesystem};
     process.threads = pod_ids(ids.threads);
     process.leader_exited = ids.leader_exited;
     process.fresh = std::exchange(leaving.fresh, false);
@@ -345,7 +370,8 @@ Result<void> Departure::end_round(std::uint32_t number, const Sent& sent, const 
   return {};
 }
 
-Result<Next> Departure::copy_round(std::uint32_t number, std::uint64_t resident, std::uint64_t& dirty_before, std::uint64_t& in_vain) {
+Result<Next> Departure::copy_round(std::uint32_t number, std::uint64_t resident, std::uint64_t& dirty_before,
+                                   std::uint64_t& in_vain) {
   std::vector<Piece> pieces;
   for (const auto host : order_) {
     auto& leaving = processes_.at(host);
@@ -364,7 +390,8 @@ Result<Next> Departure::copy_round(std::uint32_t number, std::uint64_t resident,
     }
     return pages;
   };
-  // In slices, so that a hopeless round is left early and a long one shows its progress. Every slice is a round of its own on the page connections.
+  // In slices, so that a hopeless round is left early and a long one shows its progress. Every slice is a round of its
+  // own on the page connections.
   std::uint64_t done = 0;
   std::size_t next = 0;
   Stopwatch watch;
@@ -384,18 +411,28 @@ Result<Next> Departure::copy_round(std::uint32_t number, std::uint64_t resident,
     total += TRY(pages_->send(slice));
     done += bytes / page_size;
     if (site_.progress) {
-      site_.progress({.phase = "precopy", .round = number, .pages_sent = total.pages, .bytes_sent = report_.bytes_sent + total.bytes,
-                      .bytes_per_second = total.bytes * 1'000'000 / std::max<std::uint64_t>(watch.total_us(), 1), .bytes_left = (all - done) * page_size});
+      site_.progress({.phase = "precopy",
+                      .round = number,
+                      .pages_sent = total.pages,
+                      .bytes_sent = report_.bytes_sent + total.bytes,
+                      .bytes_per_second = total.bytes * 1'000'000 / std::max<std::uint64_t>(watch.total_us(), 1),
+                      .bytes_left = (all - done) * page_size});
     }
     if (next < pieces.size()) {
       const std::uint64_t dirty = strategy_ == Strategy::automatic ? dirty_now() : 0;
-      const auto choice = decide(strategy_, {.round = number, .round_complete = false, .resident = resident, .sent = done,
-                                             .in_vain = in_vain + dirty * done / std::max<std::uint64_t>(all, 1), .dirty = dirty, .dirty_before = dirty_before});
+      const auto choice = decide(strategy_, {.round = number,
+                                             .round_complete = false,
+                                             .resident = resident,
+                                             .sent = done,
+                                             .in_vain = in_vain + dirty * done / std::max<std::uint64_t>(all, 1),
+                                             .dirty = dirty,
+                                             .dirty_before = dirty_before});
       if (choice != Next::again) {
         // What of this round wasn't sent isn't there yet.
         for (; next < pieces.size(); ++next)
           for (auto& [host, leaving] : processes_)
-            if (leaving.memory && leaving.memory->space() == pieces[next].space) leaving.memory->postpone(pieces[next].range);
+            if (leaving.memory && leaving.memory->space() == pieces[next].space)
+              leaving.memory->postpone(pieces[next].range);
         TRY(end_round(number, total, watch));
         return choice;
       }
@@ -403,7 +440,12 @@ Result<Next> Departure::copy_round(std::uint32_t number, std::uint64_t resident,
   }
   TRY(end_round(number, total, watch));
   const std::uint64_t dirty = dirty_now();
-  const auto choice = decide(strategy_, {.round = number, .resident = resident, .sent = all, .in_vain = in_vain + dirty, .dirty = dirty, .dirty_before = dirty_before});
+  const auto choice = decide(strategy_, {.round = number,
+                                         .resident = resident,
+                                         .sent = all,
+                                         .in_vain = in_vain + dirty,
+                                         .dirty = dirty,
+                                         .dirty_before = dirty_before});
   dirty_before = dirty;
   return choice;
 }
@@ -415,7 +457,8 @@ Result<void> Departure::send_files() {
   for (std::size_t i = 0; i < trees_.size(); ++i) {
     TRY(trees_[i].pass(
         [&](BytesView message) {
-          return control_->send(wire::Type::files, wire::Files{static_cast<std::uint8_t>(i), Bytes(message.begin(), message.end())});
+          return control_->send(wire::Type::files,
+                                wire::Files{static_cast<std::uint8_t>(i), Bytes(message.begin(), message.end())});
         },
         i == 0 ? suspects : std::set<std::string>{}));
   }

@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "kernel/priority.hpp"
 #include "migrate/channel.hpp"
 #include "migrate/freeze.hpp"
 #include "migrate/migrate.hpp"
@@ -17,7 +18,6 @@
 #include "migrate/wire.hpp"
 #include "objects/pod_clock.hpp"
 #include "objects/process_state.hpp"
-#include "kernel/priority.hpp"
 #include "objects/thread_state.hpp"
 #include "pod/upper.hpp"
 
@@ -40,7 +40,8 @@ struct ThreadInHand {
   objects::ThreadCapture capture;
 };
 
-/// The source's side of one migration. `send` (send.cpp) calls the phases in order; what is true between them is said there.
+/// The source's side of one migration. `send` (send.cpp) calls the phases in order; what is true between them is said
+/// there.
 class Departure {
  public:
   Departure(pod::Pod& pod, const Options& options, const Connect& connect, const SourceSite& site, Report& report);
@@ -75,7 +76,8 @@ class Departure {
   Result<void> check_cancelled();
   Result<void> follow_processes();
   Result<void> begin_round(std::uint32_t number);
-  Result<Next> copy_round(std::uint32_t number, std::uint64_t resident, std::uint64_t& dirty_before, std::uint64_t& in_vain);
+  Result<Next> copy_round(std::uint32_t number, std::uint64_t resident, std::uint64_t& dirty_before,
+                          std::uint64_t& in_vain);
   Result<void> end_round(std::uint32_t number, const Sent& sent, const Stopwatch& watch);
   Result<std::vector<wire::Process>> describe_processes();
   Result<void> freeze_once();
@@ -116,14 +118,14 @@ class Departure {
   std::vector<pid_t> order_;            ///< parents before children
   SourceObjects objects_;
   std::uint32_t round_ = 0;
-  PodPid first_;     ///< whose end is the pod's end
-  PodPid last_pid_;  ///< the last number given out in the pod
+  PodPid first_;                              ///< whose end is the pod's end
+  PodPid last_pid_;                           ///< the last number given out in the pod
   std::vector<pod::UpperSource> trees_;       ///< in the order of wire::trees
   std::vector<pod::ManifestEntry> manifest_;  ///< files of the node's root that the pod used at preflight
   std::map<pid_t, objects::SleepMark> marks_;
-  std::map<pid_t, objects::Scheduling> scheduling_;  ///< before priorities were raised
-  std::map<pid_t, std::uint64_t> slack_;             ///< timer slack, which raising takes away
-  std::vector<kernel::RaisedPriority> raised_;       ///< ours and the init's, for the freeze only
+  std::map<pid_t, objects::Scheduling> scheduling_;         ///< before priorities were raised
+  std::map<pid_t, std::uint64_t> slack_;                    ///< timer slack, which raising takes away
+  std::vector<kernel::RaisedPriority> raised_;              ///< ours and the init's, for the freeze only
   std::map<pid_t, kernel::RaisedPriority> raised_threads_;  ///< of the pod, from when they are asked to stop
   std::vector<FrozenProcess> frozen_;
   std::vector<ThreadInHand> in_hand_;
@@ -134,7 +136,7 @@ class Departure {
   Stopwatch total_, freeze_watch_;
   std::int64_t stopped_at_ = 0;
   std::int64_t clock_difference_ = 0;  ///< destination's CLOCK_MONOTONIC minus ours, at least
-  Result<Round> last_sent_;  ///< the pages of the freeze
+  Result<Round> last_sent_;            ///< the pages of the freeze
   Result<Sent> pushed_;
   std::jthread answering_;  ///< serves pages that are asked for, from the last scan on: rebuilding may need some
   std::jthread sending_;    ///< the pages of the freeze, beside what is still to be captured

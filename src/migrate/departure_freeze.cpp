@@ -17,7 +17,8 @@ namespace godwit::migrate {
 
 namespace {
 
-/// So few bytes travel with the control message; more are worth the page connections, and a question whether the layouts stand.
+/// So few bytes travel with the control message; more are worth the page connections, and a question whether the
+/// layouts stand.
 constexpr std::uint64_t inline_bytes = 128 * KiB;
 /// A destination that is within reach, but doesn't get ready.
 constexpr auto rebuilding_limit = std::chrono::seconds(30);
@@ -27,11 +28,13 @@ const Area* area_at(const Layout& layout, std::uint64_t address) {
   return after == layout.begin() || std::prev(after)->end <= address ? nullptr : &*std::prev(after);
 }
 
-/// The pages of a process's arguments and environment. A look into /proc at one that is owed doesn't wait for it: it finds nothing.
+/// The pages of a process's arguments and environment. A look into /proc at one that is owed doesn't wait for it: it
+/// finds nothing.
 Range shown_in_proc(HostPid process) {
   const auto stat = kernel::read_stat(process);
   if (!stat || stat->arg_start == 0) return {};
-  return {std::min(stat->arg_start, stat->env_start) & ~(page_size - 1), (std::max(stat->arg_end, stat->env_end) + page_size - 1) & ~(page_size - 1)};
+  return {std::min(stat->arg_start, stat->env_start) & ~(page_size - 1),
+          (std::max(stat->arg_end, stat->env_end) + page_size - 1) & ~(page_size - 1)};
 }
 
 void append(std::vector<wire::Ranges>& list, PodPid process, Range range) {
@@ -91,7 +94,9 @@ Result<void> Departure::freeze_once() {
   const FreezeHooks hooks{.last_pid = [this]() -> Result<PodPid> { return last_pid_ = TRY(pod_.last_pid()); },
                           .asked =
                               [this](HostPid thread) {
-                                if (const auto raised = raised_threads_.find(thread.value); raised != raised_threads_.end()) raised->second.raise();
+                                if (const auto raised = raised_threads_.find(thread.value);
+                                    raised != raised_threads_.end())
+                                  raised->second.raise();
                               }};
   freeze_watch_.restart();
   // What the threads and the kernel still answer goes out until they have stopped.
@@ -106,7 +111,8 @@ Result<void> Departure::freeze_once() {
   for (const auto& process : frozen_) ids.push_back(process.ids);
   descriptors_ = TRY(SourceDescriptors::open(facts_, ids));
   auto& carried = descriptors_->shared<objects::MemoryObjectKeys>("memory-objects").keys;
-  for (const auto& object : objects_.infos()) carried.insert(object.descriptor_key != 0 ? object.descriptor_key : object.key);
+  for (const auto& object : objects_.infos())
+    carried.insert(object.descriptor_key != 0 ? object.descriptor_key : object.key);
   freeze_watch_.lap("duplicate descriptors");
   images_ = TRY(descriptors_->capture());
   freeze_watch_.lap("capture objects");
@@ -152,7 +158,8 @@ Result<void> Departure::send_last_files() {
 
 bool Departure::shares_memory(const ProcessIds& process) const {
   return std::ranges::any_of(frozen_, [&](const FrozenProcess& other) {
-    return other.ids.pod == process.parent && ::syscall(SYS_kcmp, other.ids.host.value, process.host.value, KCMP_VM, 0, 0) == 0;
+    return other.ids.pod == process.parent &&
+           ::syscall(SYS_kcmp, other.ids.host.value, process.host.value, KCMP_VM, 0, 0) == 0;
   });
 }
 
@@ -173,7 +180,8 @@ Result<void> Departure::match_frozen() {
     if (leaving.ids.zombie) {
       leaving.memory.reset();
     } else if (shares_memory(process.ids)) {
-      return fail(ErrorKind::refused, "process {} shares its memory with process {} (CLONE_VM)", process.ids.pod.value, process.ids.parent.value);
+      return fail(ErrorKind::refused, "process {} shares its memory with process {} (CLONE_VM)", process.ids.pod.value,
+                  process.ids.parent.value);
     } else if (!leaving.memory) {
       leaving.memory = TRY(SourceMemory::open(process.ids.body(), process.ids.pod));
       leaving.fresh = true;
@@ -192,7 +200,8 @@ Result<void> Departure::send_last_pages() {
   for (const auto host : order_) {
     Leaving& leaving = processes_.at(host);
     if (!leaving.memory) continue;
-    const auto hidden = leaving.gadget ? Range{leaving.gadget.begin(), leaving.gadget.begin() + leaving.gadget.size()} : Range{};
+    const auto hidden =
+        leaving.gadget ? Range{leaving.gadget.begin(), leaving.gadget.begin() + leaving.gadget.size()} : Range{};
     TRY(leaving.memory->look(objects_, false, hidden.begin, hidden.end));
     if ((hidden.size() != 0 && !leaving.memory->maps(hidden.begin)) || !leaving.memory->alive()) {
       // It has executed another program since the last round: nothing that was sent counts.
@@ -209,12 +218,14 @@ Result<void> Departure::send_last_pages() {
     for (const auto& piece : pieces) {
       const Area* area = area_at(leaving.memory->layout(), piece.range.begin);
       // Locked memory never has to be waited for.
-      const bool on_reference = ending_ == Next::reference && area != nullptr && area->backing == Backing::anonymous && !locked(*area);
+      const bool on_reference =
+          ending_ == Next::reference && area != nullptr && area->backing == Backing::anonymous && !locked(*area);
       if (!on_reference || strategy_ == Strategy::eager_dirty) {
         now.push_back(piece);
         continue;
       }
-      const Range at_once{std::clamp(shown.begin, piece.range.begin, piece.range.end), std::clamp(shown.end, piece.range.begin, piece.range.end)};
+      const Range at_once{std::clamp(shown.begin, piece.range.begin, piece.range.end),
+                          std::clamp(shown.end, piece.range.begin, piece.range.end)};
       if (at_once.size() > 0) now.push_back({piece.space, at_once});
       for (const Range& owed : {Range{piece.range.begin, at_once.begin}, Range{at_once.end, piece.range.end}}) {
         if (owed.size() == 0) continue;
@@ -232,7 +243,9 @@ Result<void> Departure::send_last_pages() {
   if (!owed_.empty()) begin_answering();
   if (!last.more_pages) {
     const Stopwatch watch;
-    const Sent sent = PageSender::encode(now, [this](SpaceId space, std::span<const Range> ranges, std::uint8_t* to) { return read(space, ranges, to); }, last.pages);
+    const Sent sent = PageSender::encode(
+        now, [this](SpaceId space, std::span<const Range> ranges, std::uint8_t* to) { return read(space, ranges, to); },
+        last.pages);
     last_sent_ = Round{sent.pages, sent.zero_pages, sent.bytes, watch.total_us()};
   }
   TRY(control_->send(wire::Type::last, last));
@@ -275,13 +288,16 @@ Result<wire::ProcessImage> Departure::capture_process(FrozenProcess& frozen, Lea
     const HostPid tid = thread.ids.host;
     const auto before = scheduling_.find(tid.value);
     const auto scheduling = before != scheduling_.end() ? before->second : TRY(objects::scheduling_of(tid));
-    auto& capture =
-        in_hand_.emplace_back(&thread.tracee, tid, frozen.ids.host.value, objects::ThreadCapture(thread.ids.pod, !leaving.same_capabilities)).capture;
+    auto& capture = in_hand_
+                        .emplace_back(&thread.tracee, tid, frozen.ids.host.value,
+                                      objects::ThreadCapture(thread.ids.pod, !leaving.same_capabilities))
+                        .capture;
     TRY(capture.look(thread.tracee, marks_[tid.value], clock_, scheduling));
     auto batch = TRY(relay.batch());
     if (i == 0) {
       process.ask(batch);
-      for (const int number : numbers) flags.push_back(batch.call(SYS_fcntl, {static_cast<std::uint64_t>(number), F_GETFD}));
+      for (const int number : numbers)
+        flags.push_back(batch.call(SYS_fcntl, {static_cast<std::uint64_t>(number), F_GETFD}));
     }
     capture.ask(batch);
     TRY(relay.begin(thread.tracee, std::move(batch), [&, i, tid](const kernel::Batch& done) -> Result<void> {
@@ -291,7 +307,8 @@ Result<wire::ProcessImage> Departure::capture_process(FrozenProcess& frozen, Lea
           if ((done.result(flags[n]) & FD_CLOEXEC) != 0) image.close_on_exec.push_back(numbers[n]);
       }
       image.threads[i] = TRY(capture.take(done, tid));
-      if (const auto slack = slack_.find(tid.value); slack != slack_.end()) image.threads[i].timer_slack = slack->second;
+      if (const auto slack = slack_.find(tid.value); slack != slack_.end())
+        image.threads[i].timer_slack = slack->second;
       return {};
     }));
   }
@@ -314,7 +331,8 @@ Result<void> Departure::send_state() {
   for (auto& process : frozen_) {
     if (process.ids.zombie) continue;
     auto image = capture_process(process, processes_.at(process.ids.host.value));
-    if (!image) return std::unexpected(std::move(image).error().within(fmt::format("capture process {}", process.ids.pod.value)));
+    if (!image)
+      return std::unexpected(std::move(image).error().within(fmt::format("capture process {}", process.ids.pod.value)));
     state.processes.push_back(std::move(*image));
   }
   state.last_pid = last_pid_;
@@ -333,7 +351,8 @@ Result<void> Departure::pin() {
   TRY(pod_.workload().freeze());
   pinned_ = true;
   freeze_watch_.lap("pin");
-  // Nobody writes any more. Whoever dies after the commit, the log is there as a whole; meanwhile the destination rebuilds.
+  // Nobody writes any more. Whoever dies after the commit, the log is there as a whole; meanwhile the destination
+  // rebuilds.
   TRY(pod_.flush_log());
   TRY(send_logs());
   TRY(control_->send(wire::Type::log_end, BytesView{}));
@@ -346,8 +365,9 @@ Result<void> Departure::pin() {
   return {};
 }
 
-/// The answer to the commit was lost, not the question: only the record says who owns the pod now. True: the destination. As long as the store doesn't say, the pod
-/// stays frozen: it may run there. A question that is still on its way is made void before the pod goes on here.
+/// The answer to the commit was lost, not the question: only the record says who owns the pod now. True: the
+/// destination. As long as the store doesn't say, the pod stays frozen: it may run there. A question that is still on
+/// its way is made void before the pod goes on here.
 Result<bool> Departure::ask_whose() {
   for (std::uint64_t tries = 0;; ++tries) {
     const auto record = site_.store.get(report_.pod);
@@ -383,10 +403,12 @@ void Departure::give_up(const Error& why) {
     pinned_ = false;
   }
   descriptors_.reset();
-  // Calls that were interrupted are made ready while the gadget is there, and everything else is put back when it is gone.
+  // Calls that were interrupted are made ready while the gadget is there, and everything else is put back when it is
+  // gone.
   for (const bool gadget_there : {true, false}) {
     for (auto& hand : in_hand_) {
-      auto back = gadget_there ? hand.capture.rearm(processes_.at(hand.process).gadget, *hand.tracee, clock_) : hand.capture.put_back(*hand.tracee);
+      auto back = gadget_there ? hand.capture.rearm(processes_.at(hand.process).gadget, *hand.tracee, clock_)
+                               : hand.capture.put_back(*hand.tracee);
       if (!back) log::warn("{}: thread {}: {}", report_.pod, hand.tid.value, back.error().message());
     }
     if (!gadget_there) continue;

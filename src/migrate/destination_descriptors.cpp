@@ -39,7 +39,8 @@ Result<void> DestinationDescriptors::build(std::vector<objects::Image> images) {
   return outcome;
 }
 
-bool DestinationDescriptors::serve(const std::function<bool()>& until, const std::function<std::optional<Hand>(PodPid)>& find) {
+bool DestinationDescriptors::serve(const std::function<bool()>& until,
+                                   const std::function<std::optional<Hand>(PodPid)>& find) {
   constexpr auto moment = std::chrono::microseconds(100);
   std::unique_lock lock(mutex_);
   for (;;) {
@@ -72,7 +73,8 @@ void DestinationDescriptors::dismiss() {
   changed_.notify_all();
 }
 
-Result<void> DestinationDescriptors::as_process(PodPid process, const std::function<Result<void>(objects::Stub&)>& work) {
+Result<void> DestinationDescriptors::as_process(PodPid process,
+                                                const std::function<Result<void>(objects::Stub&)>& work) {
   if (!host_pid(process)) return fail(ErrorKind::not_found, "process {} is not there", process.value);
   Request request{process, work, {}};
   std::unique_lock lock(mutex_);
@@ -106,7 +108,8 @@ Result<void> DestinationDescriptors::install(PodPid process, int builder, kernel
       if (holder.process == process) wanted.emplace_back(&holder, static_cast<objects::ObjectId>(id));
   std::ranges::sort(wanted, {}, [](const auto& entry) { return entry.first->number; });
 
-  // Nothing else is open below the builder's number, so the kernel gives out the lowest number that isn't taken yet: known in advance.
+  // Nothing else is open below the builder's number, so the kernel gives out the lowest number that isn't taken yet:
+  // known in advance.
   int lowest_free = 0;
   for (const auto& [holder, id] : wanted) {
     if (batch.full(4, 0)) {
@@ -115,9 +118,10 @@ Result<void> DestinationDescriptors::install(PodPid process, int builder, kernel
     }
     const auto what = fmt::format("install descriptor {}", holder->number);
     const auto number = static_cast<std::uint64_t>(holder->number);
-    if (holder->number >= builder || holder->number < lowest_free) return fail(ErrorKind::invalid, "{}: out of order", what);
-    const auto got =
-        batch.must(what, SYS_pidfd_getfd, {static_cast<std::uint64_t>(builder), static_cast<std::uint64_t>(built_[id].get()), 0});
+    if (holder->number >= builder || holder->number < lowest_free)
+      return fail(ErrorKind::invalid, "{}: out of order", what);
+    const auto got = batch.must(what, SYS_pidfd_getfd,
+                                {static_cast<std::uint64_t>(builder), static_cast<std::uint64_t>(built_[id].get()), 0});
     if (holder->number == lowest_free) {
       if (!holder->close_on_exec) batch.must(what, SYS_fcntl, {number, F_SETFD, 0});
       ++lowest_free;
@@ -157,7 +161,8 @@ Result<void> DestinationDescriptors::open() {
   for (std::size_t id = 0; id < images_.size(); ++id) {
     auto done = objects::kind_named(images_[id].kind)->open(images_[id].state, built_[id].get(), *this);
     // This is the only copy now: what can be opened is opened, and the first failure is told.
-    if (!done && outcome) outcome = std::unexpected(std::move(done).error().within(fmt::format("open {} {}", images_[id].kind, id)));
+    if (!done && outcome)
+      outcome = std::unexpected(std::move(done).error().within(fmt::format("open {} {}", images_[id].kind, id)));
   }
   return outcome;
 }

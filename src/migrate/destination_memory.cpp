@@ -23,14 +23,17 @@ namespace {
 constexpr std::uint64_t user_space_end = 0x7ffffffff000;
 constexpr std::uint64_t lowest_address = 0x10000;
 
-std::uint64_t pages_up(std::uint64_t size) { return (size + page_size - 1) & ~(page_size - 1); }
+std::uint64_t pages_up(std::uint64_t size) {
+  return (size + page_size - 1) & ~(page_size - 1);
+}
 
 struct Advice {
   std::string_view flag;
   int advice;
 };
-constexpr std::array<Advice, 5> advices{Advice{"hg", MADV_HUGEPAGE}, Advice{"nh", MADV_NOHUGEPAGE}, Advice{"dc", MADV_DONTFORK},
-                                        Advice{"dd", MADV_DONTDUMP}, Advice{"wf", MADV_WIPEONFORK}};
+constexpr std::array<Advice, 5> advices{Advice{"hg", MADV_HUGEPAGE}, Advice{"nh", MADV_NOHUGEPAGE},
+                                        Advice{"dc", MADV_DONTFORK}, Advice{"dd", MADV_DONTDUMP},
+                                        Advice{"wf", MADV_WIPEONFORK}};
 
 void advise(kernel::Batch& batch, const Area& area) {
   for (const auto& [flag, advice] : advices)
@@ -66,9 +69,12 @@ void map_area(kernel::Batch& batch, const Area& area, int object_fd, int builder
 
 }  // namespace
 
-// --- shared objects -------------------------------------------------------------------------------------------------------------------------------
+// --- shared objects
+// -------------------------------------------------------------------------------------------------------------------------------
 
-DestinationObjects::~DestinationObjects() { let_go(); }
+DestinationObjects::~DestinationObjects() {
+  let_go();
+}
 
 void DestinationObjects::let_go() {
   for (auto& object : objects_)
@@ -82,8 +88,8 @@ Result<void> DestinationObjects::apply(const std::vector<ObjectInfo>& infos, con
     if (i < objects_.size()) {
       auto& object = objects_[i];
       if (object.info.key != info.key) return fail(ErrorKind::invalid, "shared memory objects changed their order");
-      if ((info.kind == ObjectInfo::Kind::memfd || info.kind == ObjectInfo::Kind::deleted) && object.info.size != info.size &&
-          ::ftruncate(object.file.get(), static_cast<off_t>(info.size)) != 0)
+      if ((info.kind == ObjectInfo::Kind::memfd || info.kind == ObjectInfo::Kind::deleted) &&
+          object.info.size != info.size && ::ftruncate(object.file.get(), static_cast<off_t>(info.size)) != 0)
         return fail_errno("resize {}", info.name);
       object.info = info;
       TRY(open(object, open_file));
@@ -102,18 +108,21 @@ Result<void> DestinationObjects::open(Object& object, const OpenFile& open_file)
   switch (info.kind) {
     case ObjectInfo::Kind::anonymous: {
       object.mapped = pages_up(info.size);
-      object.memory = ::mmap(nullptr, object.mapped, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      object.memory =
+          ::mmap(nullptr, object.mapped, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (object.memory == MAP_FAILED) {
         object.memory = nullptr;
         return fail_errno("make {} bytes of shared memory", info.size);
       }
       const auto begin = reinterpret_cast<std::uint64_t>(object.memory);
-      object.file = TRY(kernel::open_file(HostPid{::getpid()}, fmt::format("map_files/{:x}-{:x}", begin, begin + object.mapped), O_RDWR));
+      object.file = TRY(kernel::open_file(HostPid{::getpid()},
+                                          fmt::format("map_files/{:x}-{:x}", begin, begin + object.mapped), O_RDWR));
       break;
     }
     case ObjectInfo::Kind::memfd:
       object.file.reset(::memfd_create(info.name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
-      if (!object.file || ::ftruncate(object.file.get(), static_cast<off_t>(info.size)) != 0) return fail_errno("make memfd {}", info.name);
+      if (!object.file || ::ftruncate(object.file.get(), static_cast<off_t>(info.size)) != 0)
+        return fail_errno("make memfd {}", info.name);
       break;
     case ObjectInfo::Kind::file:
       // Opening for writing would copy a file of the node's own root up into the pod's layer.
@@ -122,7 +131,8 @@ Result<void> DestinationObjects::open(Object& object, const OpenFile& open_file)
       return {};
     case ObjectInfo::Kind::deleted:
       object.file = TRY(open_file(info.name, O_RDWR | O_CREAT));
-      if (::ftruncate(object.file.get(), static_cast<off_t>(info.size)) != 0) return fail_errno("make the deleted file {}", info.name);
+      if (::ftruncate(object.file.get(), static_cast<off_t>(info.size)) != 0)
+        return fail_errno("make the deleted file {}", info.name);
       break;
     default:
       return fail(ErrorKind::invalid, "unknown kind of shared memory");
@@ -142,7 +152,8 @@ Result<void> DestinationObjects::share(objects::MemoryObjects& shared) const {
     if (object.info.kind == ObjectInfo::Kind::file) continue;
     Fd copy(::fcntl(object.file.get(), F_DUPFD_CLOEXEC, 0));
     if (!copy) return fail_errno("duplicate shared memory {}", object.info.name);
-    shared.objects.emplace(object.info.descriptor_key != 0 ? object.info.descriptor_key : object.info.key, std::move(copy));
+    shared.objects.emplace(object.info.descriptor_key != 0 ? object.info.descriptor_key : object.info.key,
+                           std::move(copy));
   }
   return {};
 }
@@ -173,7 +184,8 @@ Result<void> DestinationObjects::write(SpaceId space, std::uint64_t offset, cons
   return {};
 }
 
-// --- address spaces -------------------------------------------------------------------------------------------------------------------------------
+// --- address spaces
+// -------------------------------------------------------------------------------------------------------------------------------
 
 Result<kernel::Userfaultfd> DestinationMemory::make_userfaultfd(HostPid process, std::uint64_t features, Hand hand) {
   const long number = TRY(hand.gadget.call(hand.thread, SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK}));
@@ -188,15 +200,18 @@ Result<kernel::Userfaultfd> DestinationMemory::make_userfaultfd(HostPid process,
 }
 
 Result<std::unique_ptr<DestinationMemory>> DestinationMemory::empty(HostPid process, PodPid pod, Hand hand) {
-  auto memory = std::unique_ptr<DestinationMemory>(
-      new DestinationMemory(process, pod, TRY(kernel::MemoryFile::open(process))));
+  auto memory =
+      std::unique_ptr<DestinationMemory>(new DestinationMemory(process, pod, TRY(kernel::MemoryFile::open(process))));
   std::vector<ObjectInfo> none;
   std::vector<Range> keep{{hand.gadget.begin(), hand.gadget.begin() + hand.gadget.size()}};
   for (const auto& mapping : TRY(kernel::read_maps(process))) {
     if (!mapping.name.starts_with("[v") || mapping.name == "[vsyscall]") continue;
     keep.push_back({mapping.begin, mapping.end});
-    memory->kernel_pages_.push_back(
-        {.begin = mapping.begin, .end = mapping.end, .protection = mapping.protection, .backing = Backing::vdso, .path = mapping.name});
+    memory->kernel_pages_.push_back({.begin = mapping.begin,
+                                     .end = mapping.end,
+                                     .protection = mapping.protection,
+                                     .backing = Backing::vdso,
+                                     .path = mapping.name});
   }
   std::ranges::sort(keep, {}, &Range::begin);
   auto batch = hand.gadget.batch();
@@ -211,10 +226,10 @@ Result<std::unique_ptr<DestinationMemory>> DestinationMemory::empty(HostPid proc
   return memory;
 }
 
-Result<std::unique_ptr<DestinationMemory>> DestinationMemory::forked(HostPid process, PodPid pod, const DestinationMemory& parent,
-                                                                     Hand hand) {
-  auto memory = std::unique_ptr<DestinationMemory>(
-      new DestinationMemory(process, pod, TRY(kernel::MemoryFile::open(process))));
+Result<std::unique_ptr<DestinationMemory>> DestinationMemory::forked(HostPid process, PodPid pod,
+                                                                     const DestinationMemory& parent, Hand hand) {
+  auto memory =
+      std::unique_ptr<DestinationMemory>(new DestinationMemory(process, pod, TRY(kernel::MemoryFile::open(process))));
   memory->filler_ = TRY(make_userfaultfd(process, 0, hand));
   memory->layout_ = parent.layout_;
   memory->kernel_pages_ = parent.kernel_pages_;
@@ -235,9 +250,11 @@ Result<void> DestinationMemory::move_kernel_pages(const Layout& wanted, Hand han
   // A process in the middle of exec shows none yet.
   if (targets == kernel_pages_ || targets.empty()) return {};
   if (targets.size() != kernel_pages_.size())
-    return fail(ErrorKind::refused, "process {} has {} kernel mappings, this node gives {}", pod_.value, targets.size(), kernel_pages_.size());
+    return fail(ErrorKind::refused, "process {} has {} kernel mappings, this node gives {}", pod_.value, targets.size(),
+                kernel_pages_.size());
   const auto overlaps = [&](const Area& target) {
-    return std::ranges::any_of(kernel_pages_, [&](const Area& now) { return now.begin < target.end && target.begin < now.end; });
+    return std::ranges::any_of(kernel_pages_,
+                               [&](const Area& now) { return now.begin < target.end && target.begin < now.end; });
   };
   // Where old and new place overlap, a detour past the gadget.
   Layout stops = targets;
@@ -245,8 +262,9 @@ Result<void> DestinationMemory::move_kernel_pages(const Layout& wanted, Hand han
   auto batch = hand.gadget.batch();
   const auto move = [&](const Layout& to) {
     for (std::size_t i = 0; i < to.size(); ++i) {
-      batch.must(fmt::format("move {}", to[i].path), SYS_mremap,
-                 {kernel_pages_[i].begin, kernel_pages_[i].size(), to[i].size(), MREMAP_MAYMOVE | MREMAP_FIXED, to[i].begin});
+      batch.must(
+          fmt::format("move {}", to[i].path), SYS_mremap,
+          {kernel_pages_[i].begin, kernel_pages_[i].size(), to[i].size(), MREMAP_MAYMOVE | MREMAP_FIXED, to[i].begin});
       kernel_pages_[i].begin = to[i].begin;
       kernel_pages_[i].end = to[i].end;
     }
@@ -292,7 +310,8 @@ Result<void> DestinationMemory::apply(const Layout& wanted, const DestinationObj
         break;
       case Change::Kind::grow:
         // In place: it stays one mapping, and registered.
-        batch.must(fmt::format("grow {:#x}-{:#x}", area.begin, area.end), SYS_mremap, {area.begin, area.offset, area.size(), 0, 0});
+        batch.must(fmt::format("grow {:#x}-{:#x}", area.begin, area.end), SYS_mremap,
+                   {area.begin, area.offset, area.size(), 0, 0});
         break;
       case Change::Kind::protect:
         batch.must("protect", SYS_mprotect, {area.begin, area.size(), static_cast<std::uint64_t>(area.protection)});
@@ -322,7 +341,8 @@ const Area* DestinationMemory::area_at(std::uint64_t address) const {
   return address < after->end ? &*after : nullptr;
 }
 
-Result<void> DestinationMemory::write_run(const Area& area, std::uint64_t address, const std::uint8_t* data, std::size_t size) {
+Result<void> DestinationMemory::write_run(const Area& area, std::uint64_t address, const std::uint8_t* data,
+                                          std::size_t size) {
   if (area.backing == Backing::anonymous && (area.protection & PROT_WRITE) != 0) {
     auto done = kernel::write_memory(process_, address, data, size);
     if (done && *done == size) return {};
@@ -346,7 +366,8 @@ Result<void> DestinationMemory::write(std::uint64_t address, const void* data, s
         // What is missing and zero stays missing.
         if (data != nullptr) present_.add({address, address + part});
       }
-      for (const auto& run : there) TRY(write_run(*area, run.begin, from + (data != nullptr ? run.begin - address : 0), run.size()));
+      for (const auto& run : there)
+        TRY(write_run(*area, run.begin, from + (data != nullptr ? run.begin - address : 0), run.size()));
       if (data != nullptr) {
         for (const auto& run : missing) {
           for (std::uint64_t at = run.begin; at < run.end;) {
@@ -379,7 +400,8 @@ Result<void> DestinationMemory::lock(Hand hand) {
     }
     const bool on_fault = area.flags.find("lf") != std::string::npos;
     // What is still missing is zeros now: locking would wait for it for ever.
-    if (!on_fault && area.backing == Backing::anonymous && filler_) TRY(filler_->unregister_range(area.begin, area.size()));
+    if (!on_fault && area.backing == Backing::anonymous && filler_)
+      TRY(filler_->unregister_range(area.begin, area.size()));
     batch.call(SYS_mlock2, {area.begin, area.size(), on_fault ? 1U /* MLOCK_ONFAULT */ : 0U});
   }
   return batch.empty() ? Result<void>{} : hand.run(batch);
@@ -402,7 +424,8 @@ Result<void> DestinationMemory::drop(const std::vector<Range>& ranges, Hand hand
 Result<kernel::Userfaultfd> DestinationMemory::begin_reference(kernel::Userfaultfd pager) {
   filler_.reset();  // closing it unregisters everything
   for (const auto& area : layout_)
-    if (area.backing == Backing::anonymous && !locked(area)) TRY(pager.register_range(area.begin, area.size(), UFFDIO_REGISTER_MODE_MISSING));
+    if (area.backing == Backing::anonymous && !locked(area))
+      TRY(pager.register_range(area.begin, area.size(), UFFDIO_REGISTER_MODE_MISSING));
   return pager;
 }
 

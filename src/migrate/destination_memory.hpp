@@ -17,7 +17,8 @@
 #include "migrate/page_stream.hpp"
 #include "objects/memory_object.hpp"
 
-/// The memory of a pod that is arriving: address spaces of stopped stubs that take on the source's layout and are filled from outside.
+/// The memory of a pod that is arriving: address spaces of stopped stubs that take on the source's layout and are
+/// filled from outside.
 namespace godwit::migrate {
 
 /// A thread of an arriving process: stopped, traced, standing in the gadget, until its registers are set.
@@ -32,8 +33,8 @@ class DestinationObjects {
  public:
   ~DestinationObjects();
   using OpenFile = std::function<Result<Fd>(const std::string& path, int flags)>;
-  /// Makes what is new and gives all of them their sizes. Files are opened by `open_file` (on the pod's workshop); with O_CREAT (Kind::deleted) it makes
-  /// one that has no name any more.
+  /// Makes what is new and gives all of them their sizes. Files are opened by `open_file` (on the pod's workshop); with
+  /// O_CREAT (Kind::deleted) it makes one that has no name any more.
   Result<void> apply(const std::vector<ObjectInfo>&, const OpenFile& open_file);
   /// Our descriptor of the object, opened for reading only or for writing, too; -1 when there is none.
   [[nodiscard]] int fd(std::uint64_t key, bool writable) const;
@@ -49,8 +50,8 @@ class DestinationObjects {
  private:
   struct Object {
     ObjectInfo info;
-    Fd file;       ///< for reading and writing; a Kind::file that nobody writes: none
-    Fd read_only;  ///< for mappings that were made for reading only
+    Fd file;                 ///< for reading and writing; a Kind::file that nobody writes: none
+    Fd read_only;            ///< for mappings that were made for reading only
     void* memory = nullptr;  ///< Kind::anonymous: its first mapping, which made it
     std::uint64_t mapped = 0;
   };
@@ -61,7 +62,8 @@ class DestinationObjects {
 /// One process's address space at the destination.
 class DestinationMemory {
  public:
-  /// Takes a fresh stub over: unmaps all but the gadget and the kernel's own pages, and makes the userfaultfd it is filled through.
+  /// Takes a fresh stub over: unmaps all but the gadget and the kernel's own pages, and makes the userfaultfd it is
+  /// filled through.
   static Result<std::unique_ptr<DestinationMemory>> empty(HostPid, PodPid, Hand);
   /// The address space of a process just forked from another arriving one, as it is: the same layout, the same pages.
   static Result<std::unique_ptr<DestinationMemory>> forked(HostPid, PodPid, const DestinationMemory& parent, Hand);
@@ -79,7 +81,8 @@ class DestinationMemory {
   Result<void> drop(const std::vector<Range>&, Hand);
   /// Ends the filling: pages that are missing from now on are zeros by the kernel's own hand.
   void close() { filler_.reset(); }
-  /// For what is fetched on reference: gives the filler up and registers the areas with one that also reports forks, moves and drops.
+  /// For what is fetched on reference: gives the filler up and registers the areas with one that also reports forks,
+  /// moves and drops.
   Result<kernel::Userfaultfd> begin_reference(kernel::Userfaultfd pager);
   [[nodiscard]] PageSet& present() { return present_; }
 
@@ -98,9 +101,9 @@ class DestinationMemory {
   PodPid pod_;
   kernel::MemoryFile file_;
   std::optional<kernel::Userfaultfd> filler_;
-  Layout layout_;         ///< without the kernel's own pages
-  Layout kernel_pages_;   ///< where vvar and vdso stand now
-  std::mutex mutex_;      ///< guards present_
+  Layout layout_;        ///< without the kernel's own pages
+  Layout kernel_pages_;  ///< where vvar and vdso stand now
+  std::mutex mutex_;     ///< guards present_
   PageSet present_;
 };
 

@@ -21,9 +21,12 @@ constexpr auto stop_limit = std::chrono::milliseconds(20);
 /// For as long, a vfork child runs on while all else is stopped.
 constexpr auto vfork_limit = std::chrono::milliseconds(200);
 
-bool is_gone(const Error& error) { return error.kind == ErrorKind::gone; }
+bool is_gone(const Error& error) {
+  return error.kind == ErrorKind::gone;
+}
 
-/// Calls that are never restarted after a signal handler show EINTR to the program although it was only us: they are made again, with their whole time.
+/// Calls that are never restarted after a signal handler show EINTR to the program although it was only us: they are
+/// made again, with their whole time.
 Result<void> hide_interruption(kernel::Tracee& thread) {
   constexpr std::uint64_t restart_unless_handled = static_cast<std::uint64_t>(-514);  // the kernel's ERESTARTNOHAND
   auto registers = TRY(thread.registers());
@@ -40,7 +43,8 @@ bool is_ending(HostPid tid) {
 }
 
 /// Asks every thread that isn't ours yet to stop. True when there was one.
-Result<bool> seize_new(const std::vector<ProcessIds>& tree, const FreezeHooks& hooks, std::vector<FrozenProcess>& frozen, std::set<pid_t>& seized) {
+Result<bool> seize_new(const std::vector<ProcessIds>& tree, const FreezeHooks& hooks,
+                       std::vector<FrozenProcess>& frozen, std::set<pid_t>& seized) {
   bool grew = false;
   for (const auto& process : tree) {
     auto known = std::ranges::find_if(frozen, [&](const FrozenProcess& p) { return p.ids.host == process.host; });
@@ -80,7 +84,9 @@ std::vector<HostPid> vfork_children(HostPid process, HostPid thread) {
 /// Lets a process go on that has been stopped altogether.
 void let_run(HostPid host, std::vector<FrozenProcess>& frozen, std::set<pid_t>& seized) {
   const auto process = std::ranges::find_if(frozen, [&](const FrozenProcess& p) { return p.ids.host == host; });
-  if (process == frozen.end() || !std::ranges::all_of(process->threads, [](const FrozenThread& thread) { return thread.tracee.stopped(); })) return;
+  if (process == frozen.end() ||
+      !std::ranges::all_of(process->threads, [](const FrozenThread& thread) { return thread.tracee.stopped(); }))
+    return;
   for (auto& thread : process->threads) {
     (void)hide_interruption(thread.tracee);
     (void)thread.tracee.detach();
@@ -89,8 +95,8 @@ void let_run(HostPid host, std::vector<FrozenProcess>& frozen, std::set<pid_t>& 
   process->threads.clear();
 }
 
-/// Waits for all that were asked. `busy` when one doesn't stop; the dead are dropped. The parent of a vfork stops when its child has executed another program
-/// or ended: the child is let go on until then, and has to be stopped anew.
+/// Waits for all that were asked. `busy` when one doesn't stop; the dead are dropped. The parent of a vfork stops when
+/// its child has executed another program or ended: the child is let go on until then, and has to be stopped anew.
 Result<void> await_stops(std::vector<FrozenProcess>& frozen, std::set<pid_t>& seized) {
   constexpr auto step = std::chrono::milliseconds(2);
   const auto began = std::chrono::steady_clock::now();
@@ -125,7 +131,8 @@ bool all_stopped(const std::vector<ProcessIds>& tree, const std::vector<FrozenPr
 }
 
 /// One attempt. `busy` when some thread doesn't stop; `frozen` has what did.
-Result<std::vector<FrozenProcess>> try_freeze(HostPid init, const Known& known, const FreezeHooks& hooks, std::vector<FrozenProcess>& frozen) {
+Result<std::vector<FrozenProcess>> try_freeze(HostPid init, const Known& known, const FreezeHooks& hooks,
+                                              std::vector<FrozenProcess>& frozen) {
   std::set<pid_t> seized;
   auto tree = known.processes;
   TRY(seize_new(tree, hooks, frozen, seized));
@@ -141,7 +148,8 @@ Result<std::vector<FrozenProcess>> try_freeze(HostPid init, const Known& known, 
     TRY(hooks.last_pid());
     break;
   }
-  // What was there at the first look and is not at the last one has ended. Parents stand before children, as in the tree.
+  // What was there at the first look and is not at the last one has ended. Parents stand before children, as in the
+  // tree.
   std::vector<FrozenProcess> ordered;
   for (const auto& ids : tree) {
     const auto process = std::ranges::find_if(frozen, [&](const FrozenProcess& p) { return p.ids.host == ids.host; });
@@ -158,8 +166,8 @@ std::int64_t now_ns() {
   return now.tv_sec * 1'000'000'000LL + now.tv_nsec;
 }
 
-Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const Known& known, const FreezeHooks& hooks, std::chrono::milliseconds limit,
-                                              std::int64_t& stopped_at) {
+Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const Known& known, const FreezeHooks& hooks,
+                                              std::chrono::milliseconds limit, std::int64_t& stopped_at) {
   const auto give_up = std::chrono::steady_clock::now() + limit;
   for (;;) {
     stopped_at = now_ns();

@@ -11,8 +11,8 @@
 
 namespace godwit::migrate {
 
-/// SCHED_FIFO, for the freeze: we above the pod's threads. Steps of ours inside a thread run at the thread's own priority: with other load, milliseconds
-/// instead of microseconds.
+/// SCHED_FIFO, for the freeze: we above the pod's threads. Steps of ours inside a thread run at the thread's own
+/// priority: with other load, milliseconds instead of microseconds.
 inline constexpr int daemon_priority = 30, thread_priority = 20;
 
 /// A stopped thread of the pod.
@@ -37,16 +37,18 @@ struct Known {
 struct FreezeHooks {
   /// The number given out last in the pod, now.
   std::function<Result<PodPid>()> last_pid;
-  /// A thread has been asked to stop and runs no instruction of the program's any more: where it can be raised so that the program never sees it.
+  /// A thread has been asked to stop and runs no instruction of the program's any more: where it can be raised so that
+  /// the program never sees it.
   std::function<void(HostPid)> asked;
 };
 
-/// Stops every thread below `init` and returns them, parents before children. A vfork parent can't be stopped before its child is through, which runs on
-/// for a moment while all else is stopped; if that isn't enough, everything is let go and tried again, until `limit` is over (`busy`). `stopped_at` is when the first thread was asked to stop (CLOCK_MONOTONIC, ns).
-/// `known` are stopped first, before anything is looked for. As long as the last number is the known one, nobody has been born, and the threads of each
-/// process, which take longest to read, need not be.
-Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const Known& known, const FreezeHooks& hooks, std::chrono::milliseconds limit,
-                                              std::int64_t& stopped_at);
+/// Stops every thread below `init` and returns them, parents before children. A vfork parent can't be stopped before
+/// its child is through, which runs on for a moment while all else is stopped; if that isn't enough, everything is let
+/// go and tried again, until `limit` is over (`busy`). `stopped_at` is when the first thread was asked to stop
+/// (CLOCK_MONOTONIC, ns). `known` are stopped first, before anything is looked for. As long as the last number is the
+/// known one, nobody has been born, and the threads of each process, which take longest to read, need not be.
+Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const Known& known, const FreezeHooks& hooks,
+                                              std::chrono::milliseconds limit, std::int64_t& stopped_at);
 
 /// Lets everything go on.
 void thaw_all(std::vector<FrozenProcess>& frozen);

@@ -12,7 +12,8 @@ namespace godwit::migrate {
 
 namespace {
 
-/// VmFlags that a mapping can be given at the destination: growsdown, huge page advice, don't fork/dump/wipe, locked, no reserve.
+/// VmFlags that a mapping can be given at the destination: growsdown, huge page advice, don't fork/dump/wipe, locked,
+/// no reserve.
 constexpr std::array<std::string_view, 9> settable{"gd", "hg", "nh", "dc", "dd", "wf", "lo", "lf", "nr"};
 
 std::string settable_flags(std::string_view flags) {
@@ -22,7 +23,9 @@ std::string settable_flags(std::string_view flags) {
   return kept;
 }
 
-bool ends_with_deleted(std::string_view name) { return name.ends_with(" (deleted)"); }
+bool ends_with_deleted(std::string_view name) {
+  return name.ends_with(" (deleted)");
+}
 
 std::string without_deleted(std::string_view name) {
   if (ends_with_deleted(name)) name.remove_suffix(std::string_view(" (deleted)").size());
@@ -45,7 +48,7 @@ Result<ObjectInfo> object_of(const kernel::Mapping& mapping) {
   } else if (ends_with_deleted(name)) {
     info.kind = ObjectInfo::Kind::deleted;
     info.name = without_deleted(name);
-  } else if (name.starts_with("/dev/")  && !name.starts_with("/dev/shm/")) {
+  } else if (name.starts_with("/dev/") && !name.starts_with("/dev/shm/")) {
     return fail(ErrorKind::refused, "the device {} is mapped", name);
   } else {
     info.kind = ObjectInfo::Kind::file;
@@ -54,10 +57,13 @@ Result<ObjectInfo> object_of(const kernel::Mapping& mapping) {
   return info;
 }
 
-bool grows_down(const Area& area) { return area.flags.starts_with("gd"); }
+bool grows_down(const Area& area) {
+  return area.flags.starts_with("gd");
+}
 
 bool same_identity(const Area& a, const Area& b) {
-  return a.backing == b.backing && a.path == b.path && a.object == b.object && a.writable == b.writable && grows_down(a) == grows_down(b) &&
+  return a.backing == b.backing && a.path == b.path && a.object == b.object && a.writable == b.writable &&
+         grows_down(a) == grows_down(b) &&
          (a.backing == Backing::anonymous || a.offset - a.begin == b.offset - b.begin);
 }
 

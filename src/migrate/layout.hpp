@@ -24,16 +24,19 @@ struct Area {
   Backing backing = Backing::anonymous;
   std::uint64_t offset = 0;  ///< into the file or object
   std::uint64_t object = 0;  ///< Backing::object: its key. Backing::file: of a file that is deleted, else 0
-  std::string path;          ///< Backing::file: in the pod's root. Anonymous: the name given by PR_SET_VMA. vdso: "[vdso]", "[vvar]" …
-  std::string flags;         ///< advice and the like as smaps' VmFlags, only those that can be set: "gd hg nh dc dd wf lo nr"
-  bool writable = false;     ///< Backing::object: the file that is mapped was opened for writing, too
+  std::string
+      path;  ///< Backing::file: in the pod's root. Anonymous: the name given by PR_SET_VMA. vdso: "[vdso]", "[vvar]" …
+  std::string flags;  ///< advice and the like as smaps' VmFlags, only those that can be set: "gd hg nh dc dd wf lo nr"
+  bool writable = false;  ///< Backing::object: the file that is mapped was opened for writing, too
   [[nodiscard]] std::uint64_t size() const { return end - begin; }
   bool operator==(const Area&) const = default;
   MSGPACK_DEFINE_MAP(begin, end, protection, backing, offset, object, path, flags, writable)
 };
 
 /// All of it is in memory, by mlock without MLOCK_ONFAULT.
-[[nodiscard]] inline bool locked(const Area& area) { return area.flags.find("lo") != std::string::npos && area.flags.find("lf") == std::string::npos; }
+[[nodiscard]] inline bool locked(const Area& area) {
+  return area.flags.find("lo") != std::string::npos && area.flags.find("lf") == std::string::npos;
+}
 
 /// Sorted by address, not overlapping.
 using Layout = std::vector<Area>;
@@ -46,12 +49,13 @@ struct ObjectInfo {
   std::string name;  ///< memfd: its name; file: its path in the pod's root; deleted: the path it had
   std::uint64_t size = 0;
   bool writable = false;  ///< some mapping of it was made for writing
-  std::uint64_t descriptor_key = 0;  ///< deleted: the key that descriptors of it have; an overlay's stat says other numbers than its mappings
+  std::uint64_t descriptor_key =
+      0;  ///< deleted: the key that descriptors of it have; an overlay's stat says other numbers than its mappings
   MSGPACK_DEFINE_MAP(key, kind, name, size, writable, descriptor_key)
 };
 
-/// What the kernel says, as a layout. `leave_out` is a range of ours (the gadget). Objects met are added to `objects`. What can't be moved is `refused`,
-/// with the mapping's name.
+/// What the kernel says, as a layout. `leave_out` is a range of ours (the gadget). Objects met are added to `objects`.
+/// What can't be moved is `refused`, with the mapping's name.
 Result<Layout> layout_of(const std::vector<kernel::Mapping>& mappings, RemoteAddress leave_out_begin,
                          RemoteAddress leave_out_end, std::vector<ObjectInfo>& objects);
 

@@ -11,7 +11,8 @@ namespace godwit::migrate {
 /// What a process may have come to rely on in the machine under it.
 struct NodeFacts {
   std::string kernel;  ///< uname -r
-  std::string vdso;    ///< SHA-256 of the vdso's content and of the sizes of the kernel's mappings: programs keep addresses in it
+  std::string
+      vdso;  ///< SHA-256 of the vdso's content and of the sizes of the kernel's mappings: programs keep addresses in it
   std::uint64_t xfeatures = 0;  ///< XCR0
   std::vector<std::string> cpu_flags;
 

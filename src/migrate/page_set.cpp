@@ -56,8 +56,9 @@ std::vector<Range> PageSet::runs(Range range, bool members) const {
       if (!members) word = ~word;
       word >>= page % 64;
       const std::uint64_t in_word = std::min<std::uint64_t>(64 - page % 64, (until - at) / page_size);
-      const std::uint64_t length =
-          (word & 1) != 0 ? static_cast<std::uint64_t>(std::countr_one(word)) : static_cast<std::uint64_t>(word == 0 ? 64 : std::countr_zero(word));
+      const std::uint64_t length = (word & 1) != 0
+                                       ? static_cast<std::uint64_t>(std::countr_one(word))
+                                       : static_cast<std::uint64_t>(word == 0 ? 64 : std::countr_zero(word));
       const std::uint64_t pages = std::min(in_word, length);
       if ((word & 1) != 0) add(at, at + pages * page_size);
       at += pages * page_size;

@@ -17,7 +17,8 @@ struct Range {
   bool operator==(const Range&) const = default;
 };
 
-/// A set of pages of one address space: a bit a page, in blocks of 2 MiB, so that dense sets cost 32 KiB per GiB and sparse ones nothing.
+/// A set of pages of one address space: a bit a page, in blocks of 2 MiB, so that dense sets cost 32 KiB per GiB and
+/// sparse ones nothing.
 class PageSet {
  public:
   void add(Range range) { change(range, true); }

@@ -47,7 +47,8 @@ void split(std::uint64_t address, const std::uint8_t* data, std::size_t size, st
   }
 }
 
-/// Calls `emit(space, runs)` for all that can be read of the pieces. Many small ones are read and told in one call, at most max_piece at a time.
+/// Calls `emit(space, runs)` for all that can be read of the pieces. Many small ones are read and told in one call, at
+/// most max_piece at a time.
 template <typename Emit>
 Result<void> read_pieces(std::span<const Piece> pieces, const ReadPages& read, std::uint8_t* buffer, Emit&& emit) {
   std::vector<Range> group;
@@ -58,7 +59,9 @@ Result<void> read_pieces(std::span<const Piece> pieces, const ReadPages& read, s
     const SpaceId space = pieces[first].space;
     group.clear();
     std::uint64_t size = 0, skip = done;
-    for (std::size_t i = first; i < pieces.size() && pieces[i].space == space && group.size() < most_ranges && size < max_piece; ++i, skip = 0) {
+    for (std::size_t i = first;
+         i < pieces.size() && pieces[i].space == space && group.size() < most_ranges && size < max_piece;
+         ++i, skip = 0) {
       const std::uint64_t begin = pieces[i].range.begin + skip;
       group.push_back({begin, std::min(pieces[i].range.end, begin + (max_piece - size))});
       size += group.back().size();
@@ -160,10 +163,11 @@ Result<Sent> PageSender::send(std::span<const Piece> pieces) {
     Sent sent;
     const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
     const int socket = connections_[which].get();
-    TRY(read_pieces(hands[which], read_, buffer.get(), [&](SpaceId space, const std::vector<Run>& runs) -> Result<void> {
-      sent += count(runs);
-      return write_runs(socket, space, runs);
-    }));
+    TRY(read_pieces(hands[which], read_, buffer.get(),
+                    [&](SpaceId space, const std::vector<Run>& runs) -> Result<void> {
+                      sent += count(runs);
+                      return write_runs(socket, space, runs);
+                    }));
     return sent;
   };
   {
@@ -262,10 +266,12 @@ struct PageReceiver::Parts {
       switch (header.kind) {
         case PageHeader::data:
         case PageHeader::zero:
-          if (header.size == 0 || header.size % page_size != 0 || header.address % page_size != 0 || header.size > max_piece)
+          if (header.size == 0 || header.size % page_size != 0 || header.address % page_size != 0 ||
+              header.size > max_piece)
             return fail(ErrorKind::invalid, "malformed page record");
           if (header.kind == PageHeader::data) TRY(inflow->take(buffer.get(), header.size));
-          TRY(write(header.space, header.address, header.kind == PageHeader::data ? buffer.get() : nullptr, header.size));
+          TRY(write(header.space, header.address, header.kind == PageHeader::data ? buffer.get() : nullptr,
+                    header.size));
           break;
         case PageHeader::end:
         case PageHeader::close: {
@@ -325,7 +331,8 @@ Result<void> PageReceiver::decode(BytesView records, const WritePages& write) {
     if (records.size() - at < sizeof header) return fail(ErrorKind::invalid, "truncated page record");
     std::memcpy(&header, records.data() + at, sizeof header);
     at += sizeof header;
-    if (header.kind > PageHeader::zero || header.size % page_size != 0 || header.address % page_size != 0 || header.size > max_piece)
+    if (header.kind > PageHeader::zero || header.size % page_size != 0 || header.address % page_size != 0 ||
+        header.size > max_piece)
       return fail(ErrorKind::invalid, "malformed page record");
     const std::uint8_t* data = nullptr;
     if (header.kind == PageHeader::data) {

@@ -13,8 +13,8 @@
 #include "base/result.hpp"
 #include "migrate/page_set.hpp"
 
-/// Pages on the wire. A stream is a sequence of records: a header, then for `data` the bytes. An address is always served by the same
-/// connection (by 2 MiB blocks), so that a newer copy of a page never overtakes an older one.
+/// Pages on the wire. A stream is a sequence of records: a header, then for `data` the bytes. An address is always
+/// served by the same connection (by 2 MiB blocks), so that a newer copy of a page never overtakes an older one.
 namespace godwit::migrate {
 
 /// Which memory a page belongs to: a process (its pod pid) or a shared object (its index, with the top bit set).
@@ -34,7 +34,8 @@ struct PageHeader {
   std::uint64_t size = 0;
 };
 
-/// The largest piece that travels in one record: it stays in the second-level cache between recv and the copy into place.
+/// The largest piece that travels in one record: it stays in the second-level cache between recv and the copy into
+/// place.
 inline constexpr std::size_t max_piece = 256 * 1024;
 
 /// Pages to be sent.
@@ -43,8 +44,8 @@ struct Piece {
   Range range;
 };
 
-/// Reads ranges of one space's memory at the source, one behind the other. Returns how many bytes of the beginning could be read: when none, the first page is
-/// gone by now and is left out.
+/// Reads ranges of one space's memory at the source, one behind the other. Returns how many bytes of the beginning
+/// could be read: when none, the first page is gone by now and is left out.
 using ReadPages = std::function<std::size_t(SpaceId, std::span<const Range>, std::uint8_t* to)>;
 /// As many ranges as are read at once.
 inline constexpr std::size_t most_ranges = 64;

@@ -20,15 +20,17 @@ namespace godwit::migrate {
 
 namespace {
 
-/// One address space. A process that forks while it is owed pages becomes two, both served from the same pages of the source.
+/// One address space. A process that forks while it is owed pages becomes two, both served from the same pages of the
+/// source.
 struct Space {
   SpaceId source = 0;  ///< whose pages at the source
   kernel::Userfaultfd fault;
-  PageSet owed;        ///< by address here
+  PageSet owed;                                       ///< by address here
   std::vector<std::pair<Range, std::int64_t>> moved;  ///< mremap: address here minus address at the source, newest last
   [[nodiscard]] std::uint64_t at_source(std::uint64_t address) const {
     for (auto move = moved.rbegin(); move != moved.rend(); ++move)
-      if (address >= move->first.begin && address < move->first.end) return address - static_cast<std::uint64_t>(move->second);
+      if (address >= move->first.begin && address < move->first.end)
+        return address - static_cast<std::uint64_t>(move->second);
     return address;
   }
 };
@@ -37,18 +39,20 @@ struct Space {
 
 struct Pager::Parts {
   Fd reference;
-  Fd wake;  ///< eventfd: the end
-  std::mutex mutex;  ///< guards the spaces, the order of events, and what is put in place: an event is read and obeyed in one piece
+  Fd wake;           ///< eventfd: the end
+  std::mutex mutex;  ///< guards the spaces, the order of events, and what is put in place: an event is read and obeyed
+                     ///< in one piece
   std::deque<Space> spaces;
   std::jthread thread;
   bool ending = false;
 
-  /// Fills a stretch of owed pages from its beginning, as far as it goes in one piece: how many bytes are in place now. 0: the layout has changed or is
-  /// changing, and what is owed where has to be looked up anew. The mutex is held.
+  /// Fills a stretch of owed pages from its beginning, as far as it goes in one piece: how many bytes are in place now.
+  /// 0: the layout has changed or is changing, and what is owed where has to be looked up anew. The mutex is held.
   Result<std::uint64_t> fill(Space& space, Range run, const std::uint8_t* data) {
     const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(10);
     for (;;) {
-      auto done = data != nullptr ? space.fault.copy(run.begin, data, run.size(), true) : space.fault.zero(run.begin, run.size(), true);
+      auto done = data != nullptr ? space.fault.copy(run.begin, data, run.size(), true)
+                                  : space.fault.zero(run.begin, run.size(), true);
       if (done && *done == 0) {
         // A page is there: the fault, if there was one, is tried again.
         (void)space.fault.wake(run.begin, page_size);
@@ -71,7 +75,9 @@ struct Pager::Parts {
 
   /// Where the page that the source has at `origin` is owed now.
   static std::optional<std::uint64_t> owed_at(const Space& space, std::uint64_t origin) {
-    const auto here = [&](std::uint64_t address) { return space.owed.contains(address) && space.at_source(address) == origin; };
+    const auto here = [&](std::uint64_t address) {
+      return space.owed.contains(address) && space.at_source(address) == origin;
+    };
     if (here(origin)) return origin;
     for (auto move = space.moved.rbegin(); move != space.moved.rend(); ++move) {
       const auto address = origin + static_cast<std::uint64_t>(move->second);
@@ -157,7 +163,8 @@ struct Pager::Parts {
   struct Pending {
     Space* space;
     std::uint64_t address;
-    std::uint64_t origin;  ///< at the source, when it was asked for: by the time of the answer something else may stand at the address
+    std::uint64_t origin;  ///< at the source, when it was asked for: by the time of the answer something else may stand
+                           ///< at the address
   };
   std::deque<Pending> pending;  ///< asked for, in the order of the answers
 
@@ -169,7 +176,10 @@ struct Pager::Parts {
         continue;
       }
       const auto origin = space->at_source(address);
-      if (std::ranges::any_of(pending, [&](const Pending& p) { return p.space == space && p.address == address && p.origin == origin; })) continue;
+      if (std::ranges::any_of(pending, [&](const Pending& p) {
+            return p.space == space && p.address == address && p.origin == origin;
+          }))
+        continue;
       TRY(ask(*space, address));
       pending.push_back({space, address, origin});
     }
@@ -214,7 +224,9 @@ Pager::Pager(Fd reference) : parts_(std::make_unique<Parts>()) {
   parts_->wake.reset(::eventfd(0, EFD_CLOEXEC));
 }
 
-Pager::~Pager() { (void)end(); }
+Pager::~Pager() {
+  (void)end();
+}
 
 void Pager::add(SpaceId space, kernel::Userfaultfd fault, PageSet owed) {
   parts_->spaces.push_back({.source = space, .fault = std::move(fault), .owed = std::move(owed)});
@@ -233,7 +245,8 @@ Result<void> Pager::put(SpaceId space, std::uint64_t address, const void* data, 
   // A fork in between adds a space at the end, which is owed what its parent was.
   for (std::size_t i = 0; i < parts_->spaces.size(); ++i) {
     Space& candidate = parts_->spaces[i];
-    if (candidate.source == space) TRY(parts_->place(candidate, {address, address + size}, static_cast<const std::uint8_t*>(data)));
+    if (candidate.source == space)
+      TRY(parts_->place(candidate, {address, address + size}, static_cast<const std::uint8_t*>(data)));
   }
   return {};
 }

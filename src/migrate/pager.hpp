@@ -12,8 +12,9 @@
 
 namespace godwit::migrate {
 
-/// Post-copy at the destination: serves page faults from the source while the rest is pushed in the background. What is owed is known by page; the set of
-/// owed pages alone decides whether a page that comes in is put in place, so a page is never put over what the program has done meanwhile.
+/// Post-copy at the destination: serves page faults from the source while the rest is pushed in the background. What is
+/// owed is known by page; the set of owed pages alone decides whether a page that comes in is put in place, so a page
+/// is never put over what the program has done meanwhile.
 class Pager {
  public:
   /// `reference`: connection on which pages are asked for.
@@ -23,7 +24,8 @@ class Pager {
   Pager& operator=(const Pager&) = delete;
 
   /// UFFD_FEATURE_* that a userfaultfd must have been made with.
-  static constexpr std::uint64_t features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+  static constexpr std::uint64_t features =
+      UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
 
   /// Before `begin`: one address space and what it is owed.
   void add(SpaceId space, kernel::Userfaultfd fault, PageSet owed);

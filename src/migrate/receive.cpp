@@ -65,7 +65,8 @@ Result<void> Arrival::settle() {
     if (process.memory) process.memory->close();
   for (auto& restored : restores_) {
     auto back = restored.restore.running(restored.tid);
-    if (!back && back.error().kind != ErrorKind::gone) log::warn("{}: thread {}: {}", hello_.spec.name, restored.tid.value, back.error().message());
+    if (!back && back.error().kind != ErrorKind::gone)
+      log::warn("{}: thread {}: {}", hello_.spec.name, restored.tid.value, back.error().message());
   }
   remove_journal(*pod_);
   descriptors_.reset();
@@ -77,7 +78,8 @@ Result<void> Arrival::settle() {
     draining = std::jthread([this] {
       auto complete = pages_->wait(last_.round.number + 1);
       if (!complete) {
-        log::error("{}: pages are still owed and {} is out of reach: {}", hello_.spec.name, hello_.from, complete.error().message());
+        log::error("{}: pages are still owed and {} is out of reach: {}", hello_.spec.name, hello_.from,
+                   complete.error().message());
         return;
       }
       (void)pager_->end();
@@ -90,7 +92,8 @@ Result<void> Arrival::settle() {
     if (!message) return std::unexpected(message.error());
     switch (static_cast<wire::Type>(message->type)) {
       case wire::Type::frames:
-        for (const auto& frame : TRY(image::unpack<wire::Frames>(message->payload)).frames) (void)pod_->gate().deliver(frame);
+        for (const auto& frame : TRY(image::unpack<wire::Frames>(message->payload)).frames)
+          (void)pod_->gate().deliver(frame);
         break;
       case wire::Type::bye:
         report_.moved = true;

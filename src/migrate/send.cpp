@@ -38,7 +38,8 @@ Result<void> until_commit(Departure& departure, const Options& options) {
 
 }  // namespace
 
-Result<Report> send(pod::Pod& pod, const Options& options, const Connect& connect, const SourceSite& site, Report& report) {
+Result<Report> send(pod::Pod& pod, const Options& options, const Connect& connect, const SourceSite& site,
+                    Report& report) {
   Departure departure(pod, options, connect, site, report);
   auto outcome = until_commit(departure, options);
   if (!outcome) {
@@ -56,7 +57,8 @@ Result<Report> send(pod::Pod& pod, const Options& options, const Connect& connec
 
 Result<void> Departure::hand_over() {
   const auto drain = [&](std::vector<Bytes>& frames) {
-    for (auto frame = pod_.gate().next_held(); frame && !frame->empty() && frames.size() < 4096; frame = pod_.gate().next_held())
+    for (auto frame = pod_.gate().next_held(); frame && !frame->empty() && frames.size() < 4096;
+         frame = pod_.gate().next_held())
       frames.push_back(std::move(*frame));
   };
   if (!owed_.empty()) begin_pushing();
@@ -70,7 +72,8 @@ Result<void> Departure::hand_over() {
   be_patient(patience);
   // The dying are not to keep others off their processors.
   let_down();
-  report_.freeze_us = static_cast<std::uint64_t>(std::max<std::int64_t>(0, running.at - clock_difference_ - stopped_at_)) / 1000;
+  report_.freeze_us =
+      static_cast<std::uint64_t>(std::max<std::int64_t>(0, running.at - clock_difference_ - stopped_at_)) / 1000;
   for (const auto& span : running.spans) report_.freeze.push_back({"destination: " + span.name, span.us});
   report_.freeze.insert(report_.freeze.begin(), freeze_watch_.spans().begin(), freeze_watch_.spans().end());
   total_.lap("freeze");
@@ -84,7 +87,8 @@ Result<void> Departure::forward_frames(std::chrono::milliseconds quiet, std::chr
     pollfd wait{pod_.gate().held_fd(), POLLIN, 0};
     if (::poll(&wait, 1, static_cast<int>(quiet.count())) <= 0) return {};
     wire::Frames late;
-    for (auto frame = pod_.gate().next_held(); frame && !frame->empty() && late.frames.size() < 256; frame = pod_.gate().next_held())
+    for (auto frame = pod_.gate().next_held(); frame && !frame->empty() && late.frames.size() < 256;
+         frame = pod_.gate().next_held())
       if (!pod::Gate::for_a_group(*frame)) late.frames.push_back(std::move(*frame));
     if (late.frames.empty()) continue;
     TRY(control_->send(wire::Type::frames, late));
@@ -121,7 +125,8 @@ void Departure::begin_answering() {
       if (asked.kind != PageHeader::data || asked.size == 0 || asked.size > max_piece) return;
       const Range wanted{asked.address, asked.address + asked.size};
       asked.size = read(asked.space, {&wanted, 1}, buffer.get());
-      if (!send_all(reference_.get(), &asked, sizeof asked) || !send_all(reference_.get(), buffer.get(), asked.size)) return;
+      if (!send_all(reference_.get(), &asked, sizeof asked) || !send_all(reference_.get(), buffer.get(), asked.size))
+        return;
     }
   });
 }
@@ -144,7 +149,9 @@ void Departure::end_answering() {
   answering_.join();
 }
 
-Departure::~Departure() { end_answering(); }
+Departure::~Departure() {
+  end_answering();
+}
 
 Result<void> Departure::finish_serving() {
   tell("drain");
@@ -164,7 +171,8 @@ Result<void> Departure::release() {
   thaw_all(frozen_);
   TRY(forward_frames(std::chrono::milliseconds(20), std::chrono::milliseconds(100)));
   if (!owed_.empty()) {
-    report_.residuals.push_back({"pages", "the destination fetches them on reference", "when the last one has arrived"});
+    report_.residuals.push_back(
+        {"pages", "the destination fetches them on reference", "when the last one has arrived"});
     TRY(finish_serving());
     report_.residuals.clear();
   }

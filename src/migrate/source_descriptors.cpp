@@ -62,10 +62,12 @@ Result<SourceDescriptors> SourceDescriptors::open(const Pod& pod, const std::vec
       auto fd = kernel::pidfd_getfd(pidfd->get(), number);
       if (!fd) {
         if (fd.error().code == EBADF || fd.error().kind == ErrorKind::gone) continue;
-        return std::unexpected(std::move(fd).error().within(fmt::format("process {}, descriptor {}", process.pod.value, number)));
+        return std::unexpected(
+            std::move(fd).error().within(fmt::format("process {}, descriptor {}", process.pod.value, number)));
       }
       Entry entry{.process = process.pod, .number = number, .fd = std::move(*fd)};
-      if (::fstat(entry.fd.get(), &entry.status) != 0) return fail_errno("stat descriptor {} of process {}", number, process.pod.value);
+      if (::fstat(entry.fd.get(), &entry.status) != 0)
+        return fail_errno("stat descriptor {} of process {}", number, process.pod.value);
       entry.flags = ::fcntl(entry.fd.get(), F_GETFL);
       listed.push_back(number);
       all.entries_.push_back(std::move(entry));
@@ -78,7 +80,9 @@ Result<SourceDescriptors> SourceDescriptors::open(const Pod& pod, const std::vec
 void SourceDescriptors::group() {
   std::vector<Entry*> order;
   for (auto& entry : entries_) order.push_back(&entry);
-  const auto coarse = [](const Entry& e) { return std::tuple(e.status.st_dev, e.status.st_ino, e.status.st_mode, e.flags); };
+  const auto coarse = [](const Entry& e) {
+    return std::tuple(e.status.st_dev, e.status.st_ino, e.status.st_mode, e.flags);
+  };
   const auto same = [&](const Entry& a, const Entry& b) {
     if (coarse(a) != coarse(b)) return false;
     return S_ISSOCK(a.status.st_mode) || compare(a.fd.get(), b.fd.get()) == 0;
@@ -125,7 +129,8 @@ std::vector<std::string> SourceDescriptors::preflight() {
   for (const auto& descriptor : descriptors_) {
     const auto* kind = objects::kind_of(descriptor);
     if (kind == nullptr) {
-      refusals.push_back(fmt::format("{}: this kind of object can't be moved yet; close it or stop the process first", where(descriptor)));
+      refusals.push_back(fmt::format("{}: this kind of object can't be moved yet; close it or stop the process first",
+                                     where(descriptor)));
       continue;
     }
     auto checked = kind->preflight(descriptor, *this);
@@ -141,11 +146,13 @@ Result<std::vector<objects::Image>> SourceDescriptors::capture() {
   images.reserve(descriptors_.size());
   for (const auto& descriptor : descriptors_) {
     const auto* kind = objects::kind_of(descriptor);
-    if (kind == nullptr) return fail(ErrorKind::refused, "{}: this kind of object can't be moved yet", where(descriptor));
+    if (kind == nullptr)
+      return fail(ErrorKind::refused, "{}: this kind of object can't be moved yet", where(descriptor));
     auto state = kind->capture(descriptor, *this);
     if (!state) return std::unexpected(std::move(state).error().within(where(descriptor)));
     const auto common = TRY(objects::capture_common(descriptor, *this));
-    images.push_back({std::string(kind->name), std::move(*state), common.empty() ? Bytes{} : image::pack(common), descriptor.holders});
+    images.push_back({std::string(kind->name), std::move(*state), common.empty() ? Bytes{} : image::pack(common),
+                      descriptor.holders});
   }
   return images;
 }

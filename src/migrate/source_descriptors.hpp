@@ -11,8 +11,8 @@
 
 namespace godwit::migrate {
 
-/// Every open file description of a pod that is leaving, seen through duplicates of ours. They are held as short as can be: while the pod runs, a duplicate
-/// keeps a closed socket or pipe from telling its other end.
+/// Every open file description of a pod that is leaving, seen through duplicates of ours. They are held as short as can
+/// be: while the pod runs, a duplicate keeps a closed socket or pipe from telling its other end.
 class SourceDescriptors : public objects::Source {
  public:
   /// What stays the same for a whole migration.

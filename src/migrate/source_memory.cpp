@@ -30,7 +30,9 @@ kernel::PageQuery own_pages(const Area& area, bool written_only) {
 }
 
 /// By this process, through this mapping.
-bool never_written(const Area& area) { return area.backing == Backing::vdso || (area.backing == Backing::object && !area.writable); }
+bool never_written(const Area& area) {
+  return area.backing == Backing::vdso || (area.backing == Backing::object && !area.writable);
+}
 
 bool written_behind(const SourceObjects::Object& object, const struct stat& now) {
   return now.st_ctim.tv_sec != object.changed.tv_sec || now.st_ctim.tv_nsec != object.changed.tv_nsec;
@@ -84,7 +86,8 @@ Result<void> SourceObjects::seen(HostPid process, const Area& area, const std::v
     if (status.st_nlink != 0 || !S_ISREG(status.st_mode)) {
       const std::string name = object.info.name;
       objects_.erase(entry);
-      return fail(ErrorKind::refused, "the deleted {} is mapped, and {}", name, status.st_nlink != 0 ? "has another name" : "is no file");
+      return fail(ErrorKind::refused, "the deleted {} is mapped, and {}", name,
+                  status.st_nlink != 0 ? "has another name" : "is no file");
     }
   }
   return {};
@@ -101,9 +104,11 @@ Result<void> SourceObjects::collect(std::vector<Piece>& pieces) {
     if (::fstat(object.file.get(), &now) != 0) return fail_errno("stat shared memory {}", object.info.name);
     object.info.size = static_cast<std::uint64_t>(now.st_size);
     // A page written through a mapping that is gone by now shows clean in the others.
-    // Anonymous memory has no descriptor to be written through. (Its times can't say: a write to a page that was armed sets them, too.)
+    // Anonymous memory has no descriptor to be written through. (Its times can't say: a write to a page that was armed
+    // sets them, too.)
     const bool writable_elsewhere = object.info.kind != ObjectInfo::Kind::anonymous;
-    const bool unseen_writes = object.mappings < object.mappings_before || (writable_elsewhere && written_behind(object, now));
+    const bool unseen_writes =
+        object.mappings < object.mappings_before || (writable_elsewhere && written_behind(object, now));
     const bool travels_as_file = object.info.kind == ObjectInfo::Kind::file;
     if (!travels_as_file && (!object.sent || unseen_writes)) {
       add_data_ranges(object, object.info.size, pieces);
@@ -132,7 +137,8 @@ std::size_t SourceObjects::read(SpaceId space, std::span<const Range> offsets, s
     const ssize_t got = ::pread(object->second.file.get(), to + done, range.size(), static_cast<off_t>(range.begin));
     if (got <= 0) return done;
     // The last page of an object may be a part of one.
-    const auto end = std::min<std::size_t>((static_cast<std::size_t>(got) + page_size - 1) & ~(page_size - 1), range.size());
+    const auto end =
+        std::min<std::size_t>((static_cast<std::size_t>(got) + page_size - 1) & ~(page_size - 1), range.size());
     std::memset(to + done + got, 0, end - static_cast<std::size_t>(got));
     done += end;
     if (end < range.size()) return done;
@@ -163,8 +169,9 @@ void SourceMemory::track(kernel::Userfaultfd tracker) {
   refusing_.clear();
 }
 
-/// Everything at once, in stretches that end where nothing of the program can begin or end in between. A range taken from a layout read a moment ago could
-/// cut in two what the program has mapped there since, and mremap refuses to work on two mappings.
+/// Everything at once, in stretches that end where nothing of the program can begin or end in between. A range taken
+/// from a layout read a moment ago could cut in two what the program has mapped there since, and mremap refuses to work
+/// on two mappings.
 void SourceMemory::register_all() {
   constexpr std::uint64_t lowest = 0x10000, highest = 0x7ffffffff000;
   std::vector<Range> cuts = refusing_;
@@ -181,17 +188,20 @@ void SourceMemory::register_all() {
   for (const auto& cut : cuts) {
     const Range stretch{begin, std::max(begin, cut.begin)};
     begin = std::max(begin, cut.end);
-    if (stretch.size() == 0 || tracker_->register_range(stretch.begin, stretch.size(), UFFDIO_REGISTER_MODE_WP)) continue;
+    if (stretch.size() == 0 || tracker_->register_range(stretch.begin, stretch.size(), UFFDIO_REGISTER_MODE_WP))
+      continue;
     for (const auto& area : layout_) {
       if (area.begin < stretch.begin || area.end > stretch.end) continue;
       // EBUSY: a userfaultfd of the program's own is there; its pages travel in the freeze.
-      if (!tracker_->register_range(area.begin, area.size(), UFFDIO_REGISTER_MODE_WP)) refusing_.push_back({area.begin, area.end});
+      if (!tracker_->register_range(area.begin, area.size(), UFFDIO_REGISTER_MODE_WP))
+        refusing_.push_back({area.begin, area.end});
     }
   }
 }
 
 bool SourceMemory::maps(RemoteAddress address) const {
-  return std::ranges::any_of(mappings_, [&](const kernel::Mapping& mapping) { return mapping.begin <= address && address < mapping.end; });
+  return std::ranges::any_of(
+      mappings_, [&](const kernel::Mapping& mapping) { return mapping.begin <= address && address < mapping.end; });
 }
 
 Result<std::optional<SourceMemory::Reading>> SourceMemory::read_layout(bool with_advice, RemoteAddress leave_out_begin,
@@ -209,7 +219,8 @@ Result<std::optional<SourceMemory::Reading>> SourceMemory::read_layout(bool with
         return candidate.begin < mapping.end && mapping.begin < candidate.end;
       });
       if (old != mappings_.end()) mapping.vm_flags = old->vm_flags;
-      const bool same_file = old != mappings_.end() && old->shared && old->device == mapping.device && old->inode == mapping.inode;
+      const bool same_file =
+          old != mappings_.end() && old->shared && old->device == mapping.device && old->inode == mapping.inode;
       if (mapping.shared && !same_file) {
         // Gone by now: what stands there then is looked at anew.
         const bool writable = kernel::mapped_for_writing(process_, mapping).value_or(true);
@@ -231,7 +242,8 @@ Result<void> SourceMemory::look(SourceObjects& objects, bool with_advice, Remote
     const Layout& layout = read ? read->layout : layout_;
     Result<void> seen;
     for (const auto& area : layout)
-      if (area.object != 0 && seen) seen = objects.seen(process_, area, read ? read->objects : std::vector<ObjectInfo>{});
+      if (area.object != 0 && seen)
+        seen = objects.seen(process_, area, read ? read->objects : std::vector<ObjectInfo>{});
     if (!seen && (seen.error().code != ENOENT || tries == 20)) return seen;
     if (!seen) continue;
     if (!read) return {};
@@ -241,7 +253,8 @@ Result<void> SourceMemory::look(SourceObjects& objects, bool with_advice, Remote
   for (const auto& change : difference(layout_, now.layout)) {
     if (change.kind == Change::Kind::unmap) {
       sent_.remove({change.area.begin, change.area.end});
-      // The destination maps it anew, too: what stands there now may have been collected under the old mapping, and shows clean.
+      // The destination maps it anew, too: what stands there now may have been collected under the old mapping, and
+      // shows clean.
       postponed_.add({change.area.begin, change.area.end});
       lost_.remove({change.area.begin, change.area.end});
     }
@@ -318,7 +331,8 @@ void SourceMemory::take_postponed(std::vector<Piece>& pieces) {
   postponed_.clear();
 }
 
-void SourceMemory::note_written(Range range, std::span<const kernel::PageRange> there, std::vector<Piece>& pieces, std::vector<Range>& absent) {
+void SourceMemory::note_written(Range range, std::span<const kernel::PageRange> there, std::vector<Piece>& pieces,
+                                std::vector<Range>& absent) {
   const auto were_sent = sent_.runs(range);
   for (const auto& run : there) {
     pieces.push_back({space(), {run.begin, run.end}});
@@ -342,7 +356,8 @@ void SourceMemory::note_written(Range range, std::span<const kernel::PageRange> 
 }
 
 Result<std::vector<kernel::PageRange>> SourceMemory::written_ranges() const {
-  // Mask and result being the same single category takes the kernel's fast path: a fifth of the time of any other query.
+  // Mask and result being the same single category takes the kernel's fast path: a fifth of the time of any other
+  // query.
   constexpr kernel::PageQuery fast{.mask = page::written, .returned = page::written, .check = true};
   std::vector<kernel::PageRange> found;
   // False: something there isn't registered.
@@ -358,15 +373,19 @@ Result<std::vector<kernel::PageRange>> SourceMemory::written_ranges() const {
     next = first + 1;
     if (layout_[first].backing == Backing::vdso) continue;
     // Neighbours in one walk: a call costs as much as a hundred pages.
-    while (next < layout_.size() && layout_[next].backing != Backing::vdso && !(layout_[next - 1].end <= left_out_.begin && left_out_.begin < layout_[next].begin)) ++next;
+    while (next < layout_.size() && layout_[next].backing != Backing::vdso &&
+           !(layout_[next - 1].end <= left_out_.begin && left_out_.begin < layout_[next].begin))
+      ++next;
     if (TRY(walk(layout_[first].begin, layout_[next - 1].end))) continue;
     for (std::size_t i = first; i < next; ++i)
-      if (!TRY(walk(layout_[i].begin, layout_[i].end))) found.push_back({layout_[i].begin, layout_[i].end, page::written});
+      if (!TRY(walk(layout_[i].begin, layout_[i].end)))
+        found.push_back({layout_[i].begin, layout_[i].end, page::written});
   }
   return found;
 }
 
-Result<void> SourceMemory::collect_last(SourceObjects& objects, std::vector<Piece>& pieces, std::vector<Range>& absent) {
+Result<void> SourceMemory::collect_last(SourceObjects& objects, std::vector<Piece>& pieces,
+                                        std::vector<Range>& absent) {
   std::vector<kernel::PageRange> there;
   const auto written = tracker_ ? TRY(written_ranges()) : std::vector<kernel::PageRange>{};
   auto from = written.begin();
@@ -382,7 +401,8 @@ Result<void> SourceMemory::collect_last(SourceObjects& objects, std::vector<Piec
       auto end = std::next(at);
       while (end != written.end() && end->begin < area.end && end->begin - std::prev(end)->end <= MiB) ++end;
       there.clear();
-      TRY(pagemap_->scan(std::max(at->begin, area.begin), std::min(std::prev(end)->end, area.end), own_pages(area, true), there));
+      TRY(pagemap_->scan(std::max(at->begin, area.begin), std::min(std::prev(end)->end, area.end),
+                         own_pages(area, true), there));
       if (area.backing == Backing::object) {
         for (const auto& run : there)
           objects.mark_dirty(area.object, {run.begin - area.begin + area.offset, run.end - area.begin + area.offset});

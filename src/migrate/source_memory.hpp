@@ -25,11 +25,11 @@ class SourceObjects {
   struct Object {
     ObjectInfo info;
     SpaceId space = 0;
-    Fd file;                   ///< read-only, from /proc/PID/map_files
-    timespec changed{};        ///< ctime when it was last sent whole: write(2) isn't seen by write-protection, but moves it
+    Fd file;             ///< read-only, from /proc/PID/map_files
+    timespec changed{};  ///< ctime when it was last sent whole: write(2) isn't seen by write-protection, but moves it
     std::uint64_t mappings = 0, mappings_before = 0;
     bool sent = false;
-    PageSet dirty;             ///< offsets, since the last collection
+    PageSet dirty;  ///< offsets, since the last collection
   };
 
   /// Begins a look at all processes' layouts.
@@ -37,7 +37,8 @@ class SourceObjects {
   /// A process maps the object here (which opens it at first sight).
   Result<void> seen(HostPid, const Area&, const std::vector<ObjectInfo>&);
   void mark_dirty(std::uint64_t key, Range offsets);
-  /// What has to be sent now: all of what is new or was written behind our back, dirty pages otherwise. Clears the dirty sets.
+  /// What has to be sent now: all of what is new or was written behind our back, dirty pages otherwise. Clears the
+  /// dirty sets.
   Result<void> collect(std::vector<Piece>& pieces);
   /// Pages dirty and not collected yet.
   [[nodiscard]] std::uint64_t dirty_pages() const;
@@ -67,17 +68,18 @@ class SourceMemory {
   /// False when the process has executed another program since `open`: nothing that is known about its memory holds.
   [[nodiscard]] bool alive() const { return pagemap_->alive(); }
 
-  /// Starts asynchronous write-protection with a userfaultfd that was made inside the process. From here on `collect` knows what was written.
+  /// Starts asynchronous write-protection with a userfaultfd that was made inside the process. From here on `collect`
+  /// knows what was written.
   void track(kernel::Userfaultfd tracker);
   /// Stops tracking; the process pays nothing any more.
   void untrack() { tracker_.reset(); }
 
-  /// Reads the mappings. `with_advice` also reads their flags (smaps: slow, only while the process runs); otherwise flags are carried over from before, if
-  /// there is a before.
-  /// What was unmapped counts as not sent any more; what is new is registered.
+  /// Reads the mappings. `with_advice` also reads their flags (smaps: slow, only while the process runs); otherwise
+  /// flags are carried over from before, if there is a before. What was unmapped counts as not sent any more; what is
+  /// new is registered.
   Result<void> look(SourceObjects&, bool with_advice, RemoteAddress leave_out_begin, RemoteAddress leave_out_end);
-  /// Private pages to send: present, and written since they were sent or never sent. Counts them as sent, and re-arms. Dirty pages of shared
-  /// objects are noted there.
+  /// Private pages to send: present, and written since they were sent or never sent. Counts them as sent, and re-arms.
+  /// Dirty pages of shared objects are noted there.
   Result<void> collect(SourceObjects&, std::vector<Piece>& pieces);
   /// The same with every thread stopped, without re-arming; `absent` gets what was sent and is no longer there.
   Result<void> collect_last(SourceObjects&, std::vector<Piece>& pieces, std::vector<Range>& absent);
@@ -85,7 +87,8 @@ class SourceMemory {
   Result<std::uint64_t> dirty_pages();
   /// Pages in memory (or swapped out) that will have to travel.
   Result<std::uint64_t> resident_pages();
-  /// Copies from the process; what can't be read normally (PROT_NONE) is read as a debugger would. Returns how many bytes of the beginning were read.
+  /// Copies from the process; what can't be read normally (PROT_NONE) is read as a debugger would. Returns how many
+  /// bytes of the beginning were read.
   [[nodiscard]] std::size_t read(std::span<const Range>, std::uint8_t* to) const;
   /// These were collected but not sent after all: the next collection has them again, written or not.
   void postpone(Range range) {
@@ -106,7 +109,8 @@ class SourceMemory {
   void take_postponed(std::vector<Piece>& pieces);
   void register_all();
   /// Nothing: all is as it was at the last look.
-  Result<std::optional<Reading>> read_layout(bool with_advice, RemoteAddress leave_out_begin, RemoteAddress leave_out_end) const;
+  Result<std::optional<Reading>> read_layout(bool with_advice, RemoteAddress leave_out_begin,
+                                             RemoteAddress leave_out_end) const;
   Result<void> scan(const Area&, bool all, SourceObjects&, std::vector<Piece>& pieces);
   /// Ranges with written pages, present or not, of all areas. Nothing is re-armed.
   Result<std::vector<kernel::PageRange>> written_ranges() const;

@@ -8,11 +8,11 @@ namespace godwit::migrate {
 namespace {
 
 constexpr std::array<std::pair<std::string_view, Strategy>, 6> names{{{"freeze", Strategy::freeze},
-                                                                       {"precopy", Strategy::precopy},
-                                                                       {"postcopy", Strategy::postcopy},
-                                                                       {"hybrid", Strategy::hybrid},
-                                                                       {"eager-dirty", Strategy::eager_dirty},
-                                                                       {"auto", Strategy::automatic}}};
+                                                                      {"precopy", Strategy::precopy},
+                                                                      {"postcopy", Strategy::postcopy},
+                                                                      {"hybrid", Strategy::hybrid},
+                                                                      {"eager-dirty", Strategy::eager_dirty},
+                                                                      {"auto", Strategy::automatic}}};
 
 /// So few pages cost less than the overhead of another round.
 constexpr std::uint64_t few_pages = 32;
@@ -21,7 +21,9 @@ constexpr std::uint64_t tolerable_pages = 256;
 constexpr std::uint32_t most_rounds = 30;
 
 /// Another round would leave no fewer than this one did: the program writes as fast as we send.
-bool stuck(const Standing& at) { return at.round >= 2 && at.dirty * 4 > at.dirty_before * 3; }
+bool stuck(const Standing& at) {
+  return at.round >= 2 && at.dirty * 4 > at.dirty_before * 3;
+}
 
 }  // namespace
 

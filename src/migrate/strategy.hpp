@@ -29,11 +29,11 @@ enum class Strategy : std::uint8_t {
 struct Standing {
   std::uint32_t round = 1;
   bool round_complete = true;
-  std::uint64_t resident = 0;     ///< pages that have to travel
-  std::uint64_t sent = 0;         ///< pages sent in this round so far
-  std::uint64_t in_vain = 0;      ///< pages sent more than once so far, or written again already since they were sent
-  std::uint64_t dirty = 0;        ///< pages that another round would send
-  std::uint64_t dirty_before = 0; ///< the same at the end of the round before; 0 in the first
+  std::uint64_t resident = 0;      ///< pages that have to travel
+  std::uint64_t sent = 0;          ///< pages sent in this round so far
+  std::uint64_t in_vain = 0;       ///< pages sent more than once so far, or written again already since they were sent
+  std::uint64_t dirty = 0;         ///< pages that another round would send
+  std::uint64_t dirty_before = 0;  ///< the same at the end of the round before; 0 in the first
 };
 
 enum class Next : std::uint8_t {

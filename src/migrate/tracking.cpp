@@ -22,12 +22,14 @@ namespace {
 
 constexpr long restart_block = -516;  // the kernel's ERESTART_RESTARTBLOCK
 
-/// A vfork parent stops only when its child is through. It stands still until then anyway, and once asked it can't be let go before it has stopped.
+/// A vfork parent stops only when its child is through. It stands still until then anyway, and once asked it can't be
+/// let go before it has stopped.
 constexpr auto stop_limit = std::chrono::seconds(5);
 
-/// Stops one thread, does `work` with it, and lets it go on so that it can't tell. Returns how long it stood still (us).
-Result<std::uint64_t> borrow_thread(HostPid process, const objects::PodClock& clock, kernel::Gadget& gadget, bool leave_gadget,
-                                    const std::function<Result<void>(kernel::Tracee&)>& work) {
+/// Stops one thread, does `work` with it, and lets it go on so that it can't tell. Returns how long it stood still
+/// (us).
+Result<std::uint64_t> borrow_thread(HostPid process, const objects::PodClock& clock, kernel::Gadget& gadget,
+                                    bool leave_gadget, const std::function<Result<void>(kernel::Tracee&)>& work) {
   const auto threads = TRY(kernel::list_threads(process));
   objects::SleepClock sleep_clock(clock);
   for (std::size_t i = 0; i < threads.size(); ++i) {
@@ -72,8 +74,10 @@ Result<std::uint64_t> borrow_thread(HostPid process, const objects::PodClock& cl
 
 Result<Fd> make_userfaultfd(kernel::Gadget& gadget, kernel::Tracee& helper) {
   long number = TRY(gadget.call(helper, SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK}));
-  // A process without CAP_SYS_PTRACE may only have this kind; write-protection sees the kernel's own writes with it too.
-  if (number == -EPERM) number = TRY(gadget.call(helper, SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY}));
+  // A process without CAP_SYS_PTRACE may only have this kind; write-protection sees the kernel's own writes with it
+  // too.
+  if (number == -EPERM)
+    number = TRY(gadget.call(helper, SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY}));
   if (number < 0) {
     errno = static_cast<int>(-number);
     return fail_errno("make a userfaultfd in thread {}", helper.tid().value);
@@ -91,7 +95,8 @@ Result<Tracking> begin_tracking(HostPid process, const objects::PodClock& clock)
     tracking.gadget = TRY(kernel::Gadget::install(thread));
     clone_args arguments{};
     arguments.flags = CLONE_VM | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
-    auto helper = TRY(tracking.gadget.clone(thread, {reinterpret_cast<const std::uint8_t*>(&arguments), sizeof arguments}, {}));
+    auto helper =
+        TRY(tracking.gadget.clone(thread, {reinterpret_cast<const std::uint8_t*>(&arguments), sizeof arguments}, {}));
     auto fd = make_userfaultfd(tracking.gadget, helper);
     // The call never returns: that the thread is gone is its success.
     (void)tracking.gadget.call(helper, SYS_exit, {0});
@@ -101,7 +106,8 @@ Result<Tracking> begin_tracking(HostPid process, const objects::PodClock& clock)
   auto pause = borrow_thread(process, clock, tracking.gadget, true, work);
   if (!pause) return std::unexpected(std::move(pause).error());
   tracking.pause_us = *pause;
-  tracking.tracker = TRY(kernel::Userfaultfd::handshake(std::move(made), UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_PAGEFAULT_FLAG_WP));
+  tracking.tracker =
+      TRY(kernel::Userfaultfd::handshake(std::move(made), UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_PAGEFAULT_FLAG_WP));
   return tracking;
 }
 

@@ -10,15 +10,16 @@
 
 namespace godwit::migrate {
 
-/// A userfaultfd made inside a running process, for asynchronous write-protection, and the gadget that stays there until the process has moved.
+/// A userfaultfd made inside a running process, for asynchronous write-protection, and the gadget that stays there
+/// until the process has moved.
 struct Tracking {
   kernel::Userfaultfd tracker;
   kernel::Gadget gadget;
   std::uint64_t pause_us = 0;  ///< for which one thread stood still
 };
 
-/// Stops one thread of the process for as long as it takes, the others run on. The userfaultfd is made by a short-lived thread with a descriptor table of its own, so
-/// that no number in the program's table is taken even for a moment.
+/// Stops one thread of the process for as long as it takes, the others run on. The userfaultfd is made by a short-lived
+/// thread with a descriptor table of its own, so that no number in the program's table is taken even for a moment.
 Result<Tracking> begin_tracking(HostPid process, const objects::PodClock&);
 
 /// Takes the gadget out again. Returns how long a thread stood still (us).

@@ -14,10 +14,14 @@ namespace godwit::migrate {
 
 namespace {
 
-PodPid innermost(const std::vector<pid_t>& ids) { return PodPid{ids.empty() ? 0 : ids.back()}; }
+PodPid innermost(const std::vector<pid_t>& ids) {
+  return PodPid{ids.empty() ? 0 : ids.back()};
+}
 
 /// Whether two processes have one and the same table (kcmp(2)).
-bool shares(HostPid a, HostPid b, int what) { return ::syscall(SYS_kcmp, a.value, b.value, what, 0, 0) == 0; }
+bool shares(HostPid a, HostPid b, int what) {
+  return ::syscall(SYS_kcmp, a.value, b.value, what, 0, 0) == 0;
+}
 
 /// Children of every thread of the process, zombies included (/proc/PID/task/TID/children).
 Result<std::vector<HostPid>> read_children(HostPid process) {
@@ -51,7 +55,8 @@ Result<std::vector<ThreadIds>> read_threads(HostPid process) {
     if (status->state == 'Z' || status->state == 'X') continue;
     threads.push_back({tid, innermost(status->ns_pid)});
   }
-  std::ranges::stable_sort(threads, [&](const ThreadIds& a, const ThreadIds& b) { return (a.host == process) > (b.host == process); });
+  std::ranges::stable_sort(
+      threads, [&](const ThreadIds& a, const ThreadIds& b) { return (a.host == process) > (b.host == process); });
   return threads;
 }
 
@@ -77,7 +82,8 @@ Result<std::vector<ProcessIds>> read_tree(HostPid init) {
   std::vector<ProcessIds> tree;
   std::map<pid_t, PodPid> known{{init.value, PodPid{1}}};
   std::vector<HostPid> parents{init};
-  // Children of one that ends while the tree is walked turn up where it has been already: it is walked until nobody new is found.
+  // Children of one that ends while the tree is walked turn up where it has been already: it is walked until nobody new
+  // is found.
   for (std::size_t before = 0; before != parents.size();) {
     before = parents.size();
     for (std::size_t next = 0; next < parents.size(); ++next) {

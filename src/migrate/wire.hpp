@@ -22,7 +22,8 @@
 ///            <------------------------------------ Welcome  or Refused, with every reason
 ///     Clock  ------------------------------------>          a few times: how the two clocks stand to each other
 ///            <------------------------------------ Clock
-///     Prepare ----------------------------------->          the pod's namespaces, root and network port are made; its gate holds
+///     Prepare ----------------------------------->          the pod's namespaces, root and network port are made; its
+///     gate holds
 ///            <------------------------------------ Ready
 ///     Files … ----------------------------------->          the upper layer, while the pod runs
 ///     Round  ------------------------------------>          processes and their layouts now; stubs follow suit
@@ -36,7 +37,8 @@
 ///     Objects ----------------------------------->          descriptors
 ///     Last   ------------------------------------>          layouts, last pages, what is owed
 ///     State  ------------------------------------>          processes and threads
-///     Log … LogEnd ------------------------------>          the end of the output written here; what is older came with the files
+///     Log … LogEnd ------------------------------>          the end of the output written here; what is older came
+///     with the files
 ///            <------------------------------------ Rebuilt  complete, pinned by the freezer, silent
 ///     … commit: the store says the destination owns it …
 ///     Go     ------------------------------------>          with the frames held so far
@@ -51,8 +53,28 @@ namespace godwit::migrate::wire {
 inline constexpr std::uint32_t protocol = 1;
 
 enum class Type : std::uint8_t {
-  hello = 1, welcome, refused, clock, prepare, ready, files, round, done, last, state, objects, rebuilt, go, running, frames, log,
-  drained, bye, abort, freezing, log_end,
+  hello = 1,
+  welcome,
+  refused,
+  clock,
+  prepare,
+  ready,
+  files,
+  round,
+  done,
+  last,
+  state,
+  objects,
+  rebuilt,
+  go,
+  running,
+  frames,
+  log,
+  drained,
+  bye,
+  abort,
+  freezing,
+  log_end,
   probe  ///< of a dry run: answered by another without content
 };
 
@@ -60,16 +82,17 @@ struct Hello {
   std::uint32_t version = protocol;
   std::string from;
   pod::Spec spec;
-  std::string kernel;      ///< uname -r
-  std::string vdso;        ///< SHA-256 of the vdso and the sizes of its mappings
-  std::uint64_t xfeatures = 0;  ///< XCR0: register state that may be in use
-  std::vector<std::string> cpu_flags;  ///< of /proc/cpuinfo
-  std::uint64_t resident = 0;   ///< bytes that will live there
+  std::string kernel;                     ///< uname -r
+  std::string vdso;                       ///< SHA-256 of the vdso and the sizes of its mappings
+  std::uint64_t xfeatures = 0;            ///< XCR0: register state that may be in use
+  std::vector<std::string> cpu_flags;     ///< of /proc/cpuinfo
+  std::uint64_t resident = 0;             ///< bytes that will live there
   std::vector<pod::ManifestEntry> files;  ///< of the node's own root that the pod uses
   std::string strategy;
   bool dry_run = false;
   std::uint32_t connections = 1;  ///< for pages; one more is for pages fetched on reference
-  MSGPACK_DEFINE_MAP(version, from, spec, kernel, vdso, xfeatures, cpu_flags, resident, files, strategy, dry_run, connections)
+  MSGPACK_DEFINE_MAP(version, from, spec, kernel, vdso, xfeatures, cpu_flags, resident, files, strategy, dry_run,
+                     connections)
 };
 
 struct Refused {
@@ -84,8 +107,8 @@ struct Clock {
 };
 
 struct Prepare {
-  pod::Clocks clocks;    ///< the pod's, at `at`
-  std::int64_t at = 0;   ///< the destination's CLOCK_MONOTONIC
+  pod::Clocks clocks;   ///< the pod's, at `at`
+  std::int64_t at = 0;  ///< the destination's CLOCK_MONOTONIC
   MSGPACK_DEFINE_MAP(clocks, at)
 };
 
@@ -97,13 +120,14 @@ struct Process {
   int exit_code = 0;
   std::string name;
   bool shares_files = false, shares_filesystem = false;  ///< with its parent
-  PodPid forked_from;          ///< shares pages copy-on-write with this one (0: none): forked from it as it is at this point
-  std::vector<PodPid> threads; ///< leader first, unless it has exited
+  PodPid forked_from;  ///< shares pages copy-on-write with this one (0: none): forked from it as it is at this point
+  std::vector<PodPid> threads;  ///< leader first, unless it has exited
   bool leader_exited = false;
-  bool fresh = false;  ///< its address space is not the one of the round before (exec): begin with nothing
+  bool fresh = false;      ///< its address space is not the one of the round before (exec): begin with nothing
   bool unchanged = false;  ///< its layout is the round before's, and isn't said again
   Layout layout;
-  MSGPACK_DEFINE_MAP(pid, parent, group, session, exit_signal, zombie, exit_code, name, shares_files, shares_filesystem, forked_from, threads, leader_exited, fresh, unchanged, layout)
+  MSGPACK_DEFINE_MAP(pid, parent, group, session, exit_signal, zombie, exit_code, name, shares_files, shares_filesystem,
+                     forked_from, threads, leader_exited, fresh, unchanged, layout)
 };
 
 struct Round {
@@ -167,7 +191,8 @@ struct Files {
   MSGPACK_DEFINE_MAP(tree, message)
 };
 
-/// Trees of files that travel with a pod, by their place in its root: its own writes, and what lies in its shared memory file system.
+/// Trees of files that travel with a pod, by their place in its root: its own writes, and what lies in its shared
+/// memory file system.
 inline constexpr std::array<std::string_view, 2> trees{"/", "/dev/shm"};
 
 struct Frames {

@@ -92,7 +92,8 @@ Result<Fd> descriptor_of(HostPid tid, int number) {
   return kernel::pidfd_getfd(process.get(), number);
 }
 
-/// Calls that we have made restartable ourselves, by thread and place in the program: once they have been restarted, the kernel shows only that.
+/// Calls that we have made restartable ourselves, by thread and place in the program: once they have been restarted,
+/// the kernel shows only that.
 class RestartedCalls {
  public:
   void remember(HostPid tid, RemoteAddress where, long number) {
@@ -226,8 +227,7 @@ Result<Interrupted> describe_leaked(HostPid tid, const kernel::Registers& regist
 
 /// The call that makes the restart block anew: the program's arguments, but for the time that is left.
 Result<kernel::Registers> shortened_call(const kernel::Gadget& gadget, std::size_t slot, kernel::Tracee& thread,
-                                         const Interrupted& call, const kernel::Registers& program,
-                                         std::int64_t left) {
+                                         const Interrupted& call, const kernel::Registers& program, std::int64_t left) {
   kernel::Registers registers = program;
   registers.rip = gadget.syscall_instruction();
   registers.rax = static_cast<std::uint64_t>(call.number);
@@ -245,7 +245,8 @@ Result<kernel::Registers> shortened_call(const kernel::Gadget& gadget, std::size
   return registers;
 }
 
-/// Through process_vm_writev where the memory is writable: it waits for a page that is fetched on reference, /proc/PID/mem doesn't.
+/// Through process_vm_writev where the memory is writable: it waits for a page that is fetched on reference,
+/// /proc/PID/mem doesn't.
 Result<void> overwrite(HostPid tid, RemoteAddress to, const void* from, std::size_t size) {
   if (kernel::write_memory(tid, to, from, size).value_or(0) == size) return {};
   return TRY(kernel::MemoryFile::open(tid)).write(to, from, size);
@@ -385,7 +386,8 @@ Result<void> rearm_at_rest(Rearming& one, const PodClock& clock) {
   if (call.how == "shorter") {
     // epoll_pwait2 differs from epoll_pwait only in where its time stands: this way it needs no memory of ours.
     if (call.number == epoll_pwait2) registers.orig_rax = SYS_epoll_pwait;
-    registers.r10 = static_cast<std::uint64_t>(std::min<std::int64_t>((left + millisecond - 1) / millisecond, INT32_MAX));
+    registers.r10 =
+        static_cast<std::uint64_t>(std::min<std::int64_t>((left + millisecond - 1) / millisecond, INT32_MAX));
   } else if (call.how == "lent") {
     TRY(lend(*one.thread, call, registers, left));
   } else if (call.how != "again") {
@@ -434,7 +436,8 @@ Result<void> rearm(kernel::Gadget& gadget, std::span<Rearming> threads, const Po
       TRY(rearm_at_rest(one, clock));
   }
   for (std::size_t at = 0; at < blocks.size(); at += kernel::Gadget::slots)
-    TRY(remake_blocks(gadget, std::span(blocks).subspan(at, std::min(blocks.size() - at, kernel::Gadget::slots)), clock));
+    TRY(remake_blocks(gadget, std::span(blocks).subspan(at, std::min(blocks.size() - at, kernel::Gadget::slots)),
+                      clock));
   return {};
 }
 

@@ -53,9 +53,9 @@ struct ProcessState {
   std::int32_t oom_score_adjustment = 0;
   std::uint64_t coredump_filter = 0;
   bool amx_permitted = false;  ///< the program may use AMX tiles (ARCH_REQ_XCOMP_PERM)
-  MSGPACK_DEFINE_MAP(pid, umask, cwd, root, exe, limits, actions, pending, timers,
-                     layout, membarrier, subreaper, huge_pages_disabled, memory_merge, dumpable,
-                     memory_deny_write_execute, oom_score_adjustment, coredump_filter, amx_permitted)
+  MSGPACK_DEFINE_MAP(pid, umask, cwd, root, exe, limits, actions, pending, timers, layout, membarrier, subreaper,
+                     huge_pages_disabled, memory_merge, dumpable, memory_deny_write_execute, oom_score_adjustment,
+                     coredump_filter, amx_permitted)
 };
 
 /// What can't move, named, while the pod runs; from /proc only. An error is returned only when the process can't be
@@ -69,7 +69,8 @@ Result<void> check_limits(const ProcessState&);
 /// threads, then `take`.
 class ProcessCapture {
  public:
-  /// From outside. `thread`: any living thread of the process, also when the leader has exited. `status`: the process's.
+  /// From outside. `thread`: any living thread of the process, also when the leader has exited. `status`: the
+  /// process's.
   Result<void> look(HostPid process, const kernel::Tracee& thread, const kernel::Status& status);
   void ask(kernel::Batch&);
   Result<ProcessState> take(const kernel::Batch&, const PodClock&);

@@ -112,8 +112,7 @@ Result<void> set_scheduling(HostPid tid, const Scheduling& wanted) {
   if (::syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, tid.value, wanted.io_priority) < 0)
     return fail_errno("set the I/O priority of thread {}", tid.value);
   // A real-time or idle thread keeps a nice value for the day when it is none any more; sched_setattr doesn't set it.
-  if (wanted.policy != SCHED_DEADLINE &&
-      ::setpriority(PRIO_PROCESS, static_cast<id_t>(tid.value), wanted.nice) != 0)
+  if (wanted.policy != SCHED_DEADLINE && ::setpriority(PRIO_PROCESS, static_cast<id_t>(tid.value), wanted.nice) != 0)
     return fail_errno("set the nice value of thread {}", tid.value);
   if (::syscall(SYS_sched_setattr, tid.value, &attributes, 0) < 0)
     return fail_errno("set the scheduling policy of thread {}", tid.value);

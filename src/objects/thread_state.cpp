@@ -226,7 +226,8 @@ Result<void> ThreadRestore::rearm(kernel::Gadget& gadget, std::span<ThreadRestor
   std::vector<Rearming> all;
   for (std::size_t i = 0; i < restores.size(); ++i) {
     const ThreadState& state = restores[i]->state_;
-    all.push_back({threads[i], &state.interrupted, TRY(from_bytes<kernel::Registers>(state.registers, "a register set"))});
+    all.push_back(
+        {threads[i], &state.interrupted, TRY(from_bytes<kernel::Registers>(state.registers, "a register set"))});
     if (state.interrupted.how == "block") TRY(threads[i]->set_signal_mask(~0ULL));
   }
   TRY(objects::rearm(gadget, all, clock));
@@ -249,7 +250,8 @@ Result<void> ThreadRestore::settle(kernel::Tracee& thread, std::uint64_t timer_s
   if (!state_.dispatch.empty()) TRY(set_dispatch(thread.tid(), TRY(from_bytes<Dispatch>(state_.dispatch, "dispatch"))));
   TRY(set_scheduling(thread.tid(), state_.scheduling));
   // Leaving a real-time class resets it.
-  if (state_.timer_slack != 0 && state_.timer_slack != timer_slack) return kernel::set_timer_slack(thread.tid(), state_.timer_slack);
+  if (state_.timer_slack != 0 && state_.timer_slack != timer_slack)
+    return kernel::set_timer_slack(thread.tid(), state_.timer_slack);
   return {};
 }
 

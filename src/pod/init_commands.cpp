@@ -160,7 +160,8 @@ Result<void> Init::launch(const Request& request, const std::vector<Fd>& descrip
   launching.first = request.first;
   if (static_cast<Command>(request.command) == Command::stub) {
     const auto builder = deposits_.find("builder");
-    launching.launched = TRY(launch_stub(request.pid, cgroups_, builder == deposits_.end() ? -1 : builder->second.get()));
+    launching.launched =
+        TRY(launch_stub(request.pid, cgroups_, builder == deposits_.end() ? -1 : builder->second.get()));
   } else {
     if (request.first && first_ != 0) return fail(ErrorKind::refused, "the pod has its first program already");
     auto stdio = streams_.stdio(request.first);

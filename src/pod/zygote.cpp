@@ -30,9 +30,9 @@ Result<void> join(int cgroup_procs) {
   return {};
 }
 
-/// The network namespace that is made next gets a table of TCP connections of its own, and a small one. The node's has a
-/// quarter of a million entries, and all of them are walked in a freeze to find the pod's sockets: 3 ms when the table is
-/// not in the cache. (net.ipv4.tcp_child_ehash_entries, Linux 6.1.)
+/// The network namespace that is made next gets a table of TCP connections of its own, and a small one. The node's has
+/// a quarter of a million entries, and all of them are walked in a freeze to find the pod's sockets: 3 ms when the
+/// table is not in the cache. (net.ipv4.tcp_child_ehash_entries, Linux 6.1.)
 class SmallConnectionTable {
  public:
   SmallConnectionTable() : setting_(::open("/proc/sys/net/ipv4/tcp_child_ehash_entries", O_RDWR | O_CLOEXEC)) {

@@ -210,10 +210,12 @@ Result<std::unique_ptr<Store>> open_sqlite(const std::string& path) {
   if (code != SQLITE_OK) return fail(ErrorKind::failed, "store {}: {}", path, sqlite3_errstr(code));
   sqlite3_busy_timeout(raw, busy_timeout_ms);
   TRY(execute(raw, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL"));
-  // A commit that is written over blocks which the log file has already is one flush of the disk; where the file grows, its
-  // file system writes a journal too. The log is as long as it ever gets from here on (wal_autocheckpoint: 1,000 pages).
-  TRY(execute(raw, "DROP TABLE IF EXISTS room; CREATE TABLE room(bytes); INSERT INTO room VALUES(zeroblob(4300000));"
-                   "DROP TABLE room; PRAGMA wal_checkpoint(RESTART)"));
+  // A commit that is written over blocks which the log file has already is one flush of the disk; where the file grows,
+  // its file system writes a journal too. The log is as long as it ever gets from here on (wal_autocheckpoint: 1,000
+  // pages).
+  TRY(execute(raw,
+              "DROP TABLE IF EXISTS room; CREATE TABLE room(bytes); INSERT INTO room VALUES(zeroblob(4300000));"
+              "DROP TABLE room; PRAGMA wal_checkpoint(RESTART)"));
   const int version = TRY(user_version(raw));
   if (version > schema_version)
     return fail(ErrorKind::refused, "store {} was written by a newer godwit (version {}, this one knows {})", path,

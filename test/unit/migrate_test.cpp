@@ -94,7 +94,8 @@ class MigrateTest : public ::testing::TestWithParam<std::string> {
     nodes["a"].pod = std::move(*created);
     auto started = nodes["a"].pod->start(spec.program, true);
     ASSERT_TRUE(started) << started.error().message();
-    ASSERT_TRUE(store->create({.pod = spec.name, .id = spec.id, .owner = "a", .epoch = 1, .address = "x", .home = "a"}));
+    ASSERT_TRUE(
+        store->create({.pod = spec.name, .id = spec.id, .owner = "a", .epoch = 1, .address = "x", .home = "a"}));
   }
 
   Result<Report> move(const std::string& from, const std::string& to, const std::string& strategy) {
@@ -111,7 +112,8 @@ class MigrateTest : public ::testing::TestWithParam<std::string> {
     };
     const Accept accept = [&](std::chrono::milliseconds limit) -> Result<Fd> {
       std::unique_lock lock(mutex);
-      if (!changed.wait_for(lock, limit, [&] { return !offered.empty(); })) return fail(ErrorKind::timeout, "no connection");
+      if (!changed.wait_for(lock, limit, [&] { return !offered.empty(); }))
+        return fail(ErrorKind::timeout, "no connection");
       Fd next = std::move(offered.front());
       offered.pop_front();
       return next;
@@ -120,8 +122,11 @@ class MigrateTest : public ::testing::TestWithParam<std::string> {
     std::jthread destination([&] {
       auto control = accept(std::chrono::seconds(10));
       if (!control) return;
-      const DestinationSite site{.site = nodes[to].site, .store = *store, .memory_available = 8 * GiB,
-                                 .arrived = [&](std::shared_ptr<pod::Pod> pod) { nodes[to].pod = std::move(pod); }, .progress = {}};
+      const DestinationSite site{.site = nodes[to].site,
+                                 .store = *store,
+                                 .memory_available = 8 * GiB,
+                                 .arrived = [&](std::shared_ptr<pod::Pod> pod) { nodes[to].pod = std::move(pod); },
+                                 .progress = {}};
       received = receive(std::move(*control), accept, site);
     });
     std::atomic<bool> cancelled = false;
@@ -171,7 +176,8 @@ class MigrateTest : public ::testing::TestWithParam<std::string> {
 std::unique_ptr<pod::Zygote> MigrateTest::zygote;
 
 TEST_P(MigrateTest, AShellGoesThereAndBack) {
-  start({"/bin/sh", "-c", "echo ready; i=0; while [ $i -lt 60 ]; do sleep 0.05; i=$((i+1)); done; echo counted $i; exit 7"});
+  start({"/bin/sh", "-c",
+         "echo ready; i=0; while [ $i -lt 60 ]; do sleep 0.05; i=$((i+1)); done; echo counted $i; exit 7"});
   ASSERT_TRUE(wait_for("a", "ready"));
   auto there = move("a", "b", GetParam());
   ASSERT_TRUE(there) << there.error().message();
@@ -186,7 +192,8 @@ TEST_P(MigrateTest, AShellGoesThereAndBack) {
   EXPECT_EQ(output("a"), "ready\ncounted 60\n");
 }
 
-INSTANTIATE_TEST_SUITE_P(Strategies, MigrateTest, ::testing::Values("freeze", "precopy", "postcopy", "hybrid", "eager-dirty", "auto"),
+INSTANTIATE_TEST_SUITE_P(Strategies, MigrateTest,
+                         ::testing::Values("freeze", "precopy", "postcopy", "hybrid", "eager-dirty", "auto"),
                          [](const auto& info) {
                            std::string name = info.param;
                            std::erase(name, '-');
