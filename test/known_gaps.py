@@ -5,10 +5,7 @@ import fnmatch
 
 GAPS = {
     "moved/cow_shared/*": "pages that parent and child share copy-on-write become pages of each one's own; their content is right",
-    "moved/deleted_map/*": "a mapping of a deleted file is refused by name instead of moved",
     "moved/wild_processes/*": "a program that forks and execs all the time while it is copied may be refused, or lose a child",
-    "moved/scheduling/*": "a program that asks for its own scheduling class at the moment of the freeze may see the freeze's, SCHED_FIFO",
-    "programs/nginx*": "a server that opens and closes files all the time may be refused, wrongly, for one that it has just closed; trying again helps",
 }
 
 

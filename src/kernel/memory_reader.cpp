@@ -1,3 +1,5 @@
+// Also offered under the MIT licence and the GPL, version 2: what it makes is loaded into the kernel.
+
 #include "kernel/memory_reader.hpp"
 
 #include <fcntl.h>
