@@ -102,8 +102,17 @@ Result<bool> Arrival::negotiate() {
     }
     return false;
   }
-  for (std::uint32_t i = 0; i < hello_.connections; ++i) connections_.push_back(TRY(accept_(std::chrono::seconds(10))));
-  reference_ = TRY(accept_(std::chrono::seconds(10)));
+  constexpr auto limit = std::chrono::seconds(10);
+  connections_.resize(hello_.connections);
+  for (std::uint32_t i = 0; i <= hello_.connections; ++i) {
+    // They may come in another order than they were made: each says first what it is.
+    Fd connection = TRY(accept_(limit));
+    std::uint8_t role = 0;
+    TRY(receive_all(connection.get(), &role, sizeof role, limit));
+    Fd& place = role < hello_.connections ? connections_[role] : reference_;
+    if (place) return fail(ErrorKind::invalid, "two connections for one purpose");
+    place = std::move(connection);
+  }
   return true;
 }
 

@@ -215,8 +215,15 @@ Result<void> Departure::negotiate() {
   if (options_.dry_run) return expect_cost();
 
   std::vector<Fd> connections;
-  for (std::uint32_t i = 0; i < hello.connections; ++i) connections.push_back(TRY(connect_()));
-  reference_ = TRY(connect_());
+  // The destination may get them in another order than they are made: each says first what it is.
+  const auto open = [this](std::uint32_t number) -> Result<Fd> {
+    Fd connection = TRY(connect_());
+    const auto role = static_cast<std::uint8_t>(number);
+    TRY(send_all(connection.get(), &role, sizeof role));
+    return connection;
+  };
+  for (std::uint32_t i = 0; i < hello.connections; ++i) connections.push_back(TRY(open(i)));
+  reference_ = TRY(open(hello.connections));
   pages_ = std::make_unique<PageSender>(
       std::move(connections),
       [this](SpaceId space, std::span<const Range> ranges, std::uint8_t* to) { return read(space, ranges, to); });
