@@ -41,8 +41,7 @@ Result<Message> Arrival::next(std::chrono::milliseconds limit) {
   return message;
 }
 
-// --- negotiate
-// ------------------------------------------------------------------------------------------------------------------------------------
+// --- negotiate -------------------------------------------------------------------------------------------------------
 
 std::vector<std::string> Arrival::refusals(const wire::Hello& hello) {
   std::vector<std::string> reasons;
@@ -125,8 +124,7 @@ Result<void> Arrival::answer_clock() {
   return control_.send(wire::Type::clock, now);
 }
 
-// --- prepare
-// --------------------------------------------------------------------------------------------------------------------------------------
+// --- prepare ---------------------------------------------------------------------------------------------------------
 
 Result<void> Arrival::prepare() {
   for (;;) {
@@ -202,8 +200,7 @@ void Arrival::raise_threads() {
   }
 }
 
-// --- pages
-// ----------------------------------------------------------------------------------------------------------------------------------------
+// --- pages -----------------------------------------------------------------------------------------------------------
 
 Result<void> Arrival::write(SpaceId space, std::uint64_t address, const void* data, std::size_t size) {
   const std::shared_lock lock(spaces_mutex_);

@@ -77,8 +77,7 @@ Result<Message> Departure::expect(wire::Type type, std::chrono::milliseconds lim
               static_cast<int>(type));
 }
 
-// --- negotiate and preflight
-// ----------------------------------------------------------------------------------------------------------------------
+// --- negotiate and preflight -----------------------------------------------------------------------------------------
 
 Result<wire::Hello> Departure::introduce() {
   wire::Hello hello{
@@ -267,8 +266,7 @@ Result<void> Departure::prepare() {
   return {};
 }
 
-// --- pre-copy
-// -------------------------------------------------------------------------------------------------------------------------------------
+// --- pre-copy --------------------------------------------------------------------------------------------------------
 
 Result<void> Departure::follow_processes() {
   const auto tree = TRY(read_tree(pod_.init()));

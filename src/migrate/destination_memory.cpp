@@ -69,8 +69,7 @@ void map_area(kernel::Batch& batch, const Area& area, int object_fd, int builder
 
 }  // namespace
 
-// --- shared objects
-// -------------------------------------------------------------------------------------------------------------------------------
+// --- shared objects --------------------------------------------------------------------------------------------------
 
 DestinationObjects::~DestinationObjects() {
   let_go();
@@ -184,8 +183,7 @@ Result<void> DestinationObjects::write(SpaceId space, std::uint64_t offset, cons
   return {};
 }
 
-// --- address spaces
-// -------------------------------------------------------------------------------------------------------------------------------
+// --- address spaces --------------------------------------------------------------------------------------------------
 
 Result<kernel::Userfaultfd> DestinationMemory::make_userfaultfd(HostPid process, std::uint64_t features, Hand hand) {
   const long number = TRY(hand.gadget.call(hand.thread, SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK}));

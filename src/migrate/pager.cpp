@@ -258,12 +258,6 @@ std::uint64_t Pager::owed_pages() {
   return pages;
 }
 
-std::vector<int> Pager::descriptors() const {
-  std::vector<int> found;
-  for (const auto& space : parts_->spaces) found.push_back(space.fault.fd());
-  return found;
-}
-
 Result<void> Pager::end() {
   if (parts_->thread.joinable()) {
     const std::uint64_t one = 1;

@@ -34,8 +34,6 @@ class Pager {
   /// Pages that were pushed. Any thread. Pages that are not owed (any more) are left alone.
   Result<void> put(SpaceId space, std::uint64_t address, const void* data, std::size_t size);
   [[nodiscard]] std::uint64_t owed_pages();
-  /// Duplicates of the descriptors that must outlive us (held by the pod's init).
-  [[nodiscard]] std::vector<int> descriptors() const;
   /// All is in place: no more faults are served, the address spaces are let go.
   Result<void> end();
 

@@ -37,8 +37,7 @@ std::vector<HostPid> processes_of(pod::Pod& pod) {
   return found ? std::move(*found) : std::vector<HostPid>{};
 }
 
-// --- sockets and threads
-// --------------------------------------------------------------------------------------------------------------------------
+// --- sockets and threads ---------------------------------------------------------------------------------------------
 
 /// Whether it was in repair mode. One that has arrived tells its peer its window, as it would have after the commit;
 /// one that never left stays silent.
@@ -95,8 +94,7 @@ void recover_threads(pod::Pod& pod, const Journal& journal) {
   if (found > 0) log::info("{}: {} threads were in the freeze's real-time class", pod.spec().name, found);
 }
 
-// --- the gadget
-// -----------------------------------------------------------------------------------------------------------------------------------
+// --- the gadget ------------------------------------------------------------------------------------------------------
 
 /// Whether a thread of the process stands in the range, blocked in a call of ours. A running one is out of it before
 /// anybody could look: a batch ends by itself.

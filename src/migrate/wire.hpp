@@ -48,9 +48,12 @@
 ///     Bye    ------------------------------------>
 ///
 /// Either side may say Abort with a reason up to the commit.
+///
+/// The other connections are made after Welcome. They may be handed over in another order than they were made: the
+/// first byte of each says what it is, its number among the page connections, or their count for the one on reference.
 namespace godwit::migrate::wire {
 
-inline constexpr std::uint32_t protocol = 1;
+inline constexpr std::uint32_t protocol = 2;
 
 enum class Type : std::uint8_t {
   hello = 1,
