@@ -43,40 +43,39 @@ class Unit(Suite):
                 group = line
             elif line.startswith("  "):
                 names.append(group + line.strip())
-        self._results: dict | None = None
-        self._asked: set[str] = set()
+        self._names, self._results, self._asked = names, None, set()
         self._lock = threading.Lock()
         return [Case(name, lambda name=name: self._result_of(name)) for name in names]
 
-    def _run(self, only: str | None = None) -> dict:
-        with tempfile.TemporaryDirectory() as directory:
-            report = pathlib.Path(directory) / "report.json"
-            done = command([self.binary, f"--gtest_output=json:{report}", *self.arguments, *([f"--gtest_filter={only}"] if only else [])], seconds=600, check=False, cwd=directory)
-            if not report.exists():
-                raise Failure(f"unit-tests ended with {done.returncode} and without a report:\n{(done.stdout + done.stderr)[-4000:]}")
-            suites = json.loads(report.read_text())["testsuites"]
-        return {f"{group['name']}.{test['name']}": test for group in suites for test in group["testsuite"]}
+    def _run(self, names: list[str]) -> dict[str, tuple[str, str]]:
+        """Of each test its verdict and what it printed. One that takes the program down with it costs only itself."""
+        results = {}
+        while left := [name for name in names if name not in results]:
+            with tempfile.TemporaryDirectory() as directory:
+                done = command([self.binary, *self.arguments, f"--gtest_filter={':'.join(left)}"], seconds=600, check=False, cwd=directory)
+            text = done.stdout + done.stderr
+            ran = re.findall(r"^\[ RUN      \] (\S+)\n(.*?)(?:^\[ (      OK|  FAILED|  SKIPPED) \] \1\b|\Z)", text, re.M | re.S)
+            results |= {name: (verdict.strip(), printed) for name, printed, verdict in ran}
+            if not ran:
+                raise Failure(f"the tests ended with {done.returncode}, none was run:\n{text[-4000:]}")
+            if not ran[-1][2]:
+                results[ran[-1][0]] = (f"ended the whole program ({done.returncode})", ran[-1][1])
+            elif done.returncode not in (0, 1):
+                raise Failure(f"the tests ended with {done.returncode} after the last one:\n{text[-4000:]}")
+        return results
 
     def _result_of(self, name: str) -> None:
         with self._lock:
             if self._results is None:
-                try:
-                    self._results = self._run()
-                except Failure as failure:
-                    self._results = {"": str(failure)}
-            if name in self._asked:  # tried once more, alone
-                self._results.pop("", None)
-                self._results |= self._run(name)
+                self._results = self._run(self._names)
+            elif name in self._asked:  # tried once more, alone
+                self._results |= self._run([name])
             self._asked.add(name)
-        if "" in self._results:
-            raise Failure(self._results[""])
-        test = self._results.get(name)
-        if test is None or test.get("status") == "NOTRUN":
-            raise Failure("was not run")
-        if test.get("failures"):
-            raise Failure("\n".join(failure["failure"] for failure in test["failures"]))
-        if test.get("result") == "SKIPPED":
+        verdict, printed = self._results[name]
+        if verdict == "SKIPPED":
             raise harness.Skip("the test says that it can't run here")
+        if verdict != "OK":
+            raise Failure(printed[-4000:].strip() if verdict == "FAILED" else f"{verdict}:\n{printed[-4000:]}")
 
 
 class Sanitized(Unit):

@@ -123,8 +123,14 @@ Result<Devices> all_devices(nl_sock* socket) {
   Devices found;
   ifinfomsg header{};
   nl_socket_modify_cb(socket, NL_CB_VALID, NL_CB_CUSTOM, collect, &found);
-  int error = nl_send_simple(socket, RTM_GETLINK, NLM_F_DUMP, &header, sizeof header);
-  if (error >= 0) error = nl_recvmsgs_default(socket);
+  int error = 0;
+  for (int attempt = 0; attempt < 100; ++attempt) {
+    found.clear();
+    error = nl_send_simple(socket, RTM_GETLINK, NLM_F_DUMP, &header, sizeof header);
+    if (error >= 0) error = nl_recvmsgs_default(socket);
+    // Devices came or went between two parts of the answer (NLM_F_DUMP_INTR).
+    if (error != -NLE_DUMP_INTR) break;
+  }
   nl_socket_modify_cb(socket, NL_CB_VALID, NL_CB_DEFAULT, nullptr, nullptr);
   if (error < 0) return fail(ErrorKind::failed, "list the network devices: {}", nl_geterror(error));
   return found;

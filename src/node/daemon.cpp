@@ -77,12 +77,15 @@ struct Daemon::Parts {
     prepare_tcp(connection.fd.get());
     const auto caller = respond(
         connection.fd.get(), links.identity(), [this](const std::string& name) { return config.peer(name) != nullptr; },
-        [this](const std::string& name) { return offers(name); }, in(handshake_time));
+        [&](const std::string& name) {
+          connection.trust();
+          return offers(name);
+        },
+        in(handshake_time));
     if (!caller) {
       if (caller.error().kind == ErrorKind::refused) log::warn("peers: {}", caller.error().message());
       return;
     }
-    connection.trust();
     if (caller->service == service::api) return api->serve(connection.fd.get());
     if (caller->service == service::store) return serve_store(connection.fd.get(), *store);
     moves->incoming(std::move(connection.fd), caller->peer, caller->service.substr(service::migration.size()));

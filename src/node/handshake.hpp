@@ -38,7 +38,8 @@ struct Caller {
   std::string service;
 };
 
-/// The other half. `known` says whether a name is that of a listed peer, `offers` whether we have that service.
+/// The other half. `known` says whether a name is that of a listed peer; `offers` whether we have that service: it is
+/// asked once the peer has proved itself, and before the peer learns of it.
 Result<Caller> respond(int fd, const Identity&, const std::function<bool(const std::string&)>& known,
                        const std::function<bool(const std::string&)>& offers, Deadline);
 

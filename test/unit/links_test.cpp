@@ -44,10 +44,13 @@ class PeerServerTest : public testing::Test {
     server_ = std::make_unique<Server>(std::move(*listener), most, 64, [this](Tasks::Connection& connection) {
       const auto caller = respond(
           connection.fd.get(), {"b", config_.key}, [](const std::string& peer) { return peer == "a"; },
-          [](const std::string& service) { return service == service::store; }, in(5s));
+          [&connection](const std::string& service) {
+            connection.trust();
+            return service == service::store;
+          },
+          in(5s));
       if (!caller) return;
       shaken_++;
-      connection.trust();
       serve_store(connection.fd.get(), *store_);
     });
   }

@@ -471,7 +471,7 @@ TEST(Remote, DeadProcessIsGone) {
   EXPECT_EQ(outcome.error().kind, ErrorKind::gone);
 }
 
-/// Stays in a restartable sequence until it is aborted, and then ends with 0.
+/// Stays in a restartable sequence until it is aborted or told to go on; `value` is then 1 or 10. Ends when told to.
 int stay_in_a_sequence(Shared& shared) {
   auto* area = reinterpret_cast<std::uint64_t*>(static_cast<char*>(__builtin_thread_pointer()) + __rseq_offset);
   struct alignas(32) Section {
@@ -487,12 +487,13 @@ int stay_in_a_sequence(Shared& shared) {
       "1: pause\n cmpl $0, (%3)\n je 1b\n"
       "2: movl $10, %%eax\n jmp 4f\n"
       ".long 0x53053053\n"
-      "3: movl $0, %%eax\n"
+      "3: movl $1, %%eax\n"
       "4: movl %%eax, (%4)\n"
       :
       : "r"(&section), "r"(area), "r"(&shared.ready), "r"(&shared.go), "r"(&shared.value[0])
       : "rax", "rcx", "memory", "cc");
-  return static_cast<int>(shared.value[0]);
+  while (shared.go == 0) std::this_thread::yield();
+  return 0;
 }
 
 TEST(Remote, ARestartableSequenceIsAborted) {
@@ -511,10 +512,10 @@ TEST(Remote, ARestartableSequenceIsAborted) {
     must(thread.detach());
     // Forgotten by the kernel, the sequence would go on until it is told to end, and yield 10.
     const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(2);
-    while (must(read_stat(child.pid())).state != 'Z' && std::chrono::steady_clock::now() < patience)
-      std::this_thread::yield();
+    while (child.shared().value[0] == 0 && std::chrono::steady_clock::now() < patience) std::this_thread::yield();
     child.shared().go = 1;
     EXPECT_EQ(child.exit_status(), 0);
+    EXPECT_EQ(child.shared().value[0], 1);
   }
   EXPECT_GE(caught, 1);
 }
