@@ -57,6 +57,8 @@ class Pagemap {
 /// Bits of a raw pagemap entry (Documentation/admin-guide/mm/pagemap.rst).
 inline constexpr std::uint64_t pagemap_present = 1ULL << 63;
 inline constexpr std::uint64_t pagemap_swapped = 1ULL << 62;
+inline constexpr std::uint64_t pagemap_file = 1ULL << 61;       ///< of a file, or shared
+inline constexpr std::uint64_t pagemap_exclusive = 1ULL << 56;  ///< nobody else maps it
 inline constexpr std::uint64_t pagemap_frame = (1ULL << 55) - 1;
 
 }  // namespace godwit::kernel

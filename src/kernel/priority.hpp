@@ -1,5 +1,7 @@
 #pragma once
 
+#include <pthread.h>
+
 #include <cstdint>
 #include <utility>
 
@@ -23,6 +25,26 @@ Result<std::uint64_t> timer_slack_of(HostPid tid);
 Result<void> set_timer_slack(HostPid tid, std::uint64_t nanoseconds);
 /// Nice and a slice of the thread's own (sched_setattr) stay as they are: that call would reset the slice.
 Result<void> set_policy(HostPid tid, const Policy&);
+
+/// For a thread of ours that works in the background: its share of the processors stays what it is, but whoever wakes
+/// up runs at once and not at the end of the thread's slice (a slice longer than others', sched_setattr(2);
+/// Linux 6.12).
+void take_long_slices(HostPid tid);
+
+/// A mutex whose holder runs at the priority of the highest thread that waits for it. Lockable.
+class InheritingMutex {
+ public:
+  InheritingMutex();
+  ~InheritingMutex() { pthread_mutex_destroy(&mutex_); }
+  InheritingMutex(const InheritingMutex&) = delete;
+  InheritingMutex& operator=(const InheritingMutex&) = delete;
+  void lock() { pthread_mutex_lock(&mutex_); }
+  void unlock() { pthread_mutex_unlock(&mutex_); }
+  bool try_lock() { return pthread_mutex_trylock(&mutex_) == 0; }
+
+ private:
+  pthread_mutex_t mutex_{};
+};
 
 /// A thread in SCHED_FIFO for as long as this object lives: steps of the freeze run in the target at its own priority,
 /// and with other load they would take milliseconds instead of microseconds. Only for the freeze itself, and taken back

@@ -249,7 +249,7 @@ Result<void> Arrival::apply_round(const wire::Round& round) {
         return std::unexpected(std::move(made).error().within(fmt::format("make process {}", wanted.pid.value)));
     }
     Arriving& process = processes_.at(wanted.pid.value);
-    const bool begin_anew = wanted.fresh && !process.wanted.layout.empty();
+    const bool begin_anew = known && wanted.fresh;
     Layout before = std::move(process.wanted.layout);
     process.wanted = wanted;
     if (wanted.unchanged) process.wanted.layout = std::move(before);
@@ -351,6 +351,7 @@ Result<void> Arrival::begin_references(const wire::Last& last) {
     TRY(pod_->deposit(fmt::format("pager-{}", pid), fault.fd()));
     pager->add(static_cast<SpaceId>(pid), std::move(fault), std::move(pages));
   }
+  for (const auto thread : pages_->threads()) kernel::take_long_slices(thread);
   const std::unique_lock lock(spaces_mutex_);
   pager_ = std::move(pager);
   // Rebuilding touches memory too: faults are served from here on.

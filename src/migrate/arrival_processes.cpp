@@ -97,7 +97,9 @@ Result<void> Arrival::make_from(Arriving& parent, const wire::Process& wanted, A
   made.host = thread.tid();
   made.gadget = parent.gadget.inherited();
   made.threads.push_back({wanted.pid, std::move(thread)});
-  if (wanted.forked_from == parent.wanted.pid) {
+  if (wanted.forked_from.value != 0) {
+    if (sibling || wanted.forked_from != parent.wanted.pid || !parent.memory)
+      return fail(ErrorKind::invalid, "it can't be forked from {}", wanted.forked_from.value);
     made.memory = TRY(DestinationMemory::forked(made.host, wanted.pid, *parent.memory, made.hand()));
   } else {
     made.memory = TRY(DestinationMemory::empty(made.host, wanted.pid, made.hand()));

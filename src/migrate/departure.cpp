@@ -21,6 +21,9 @@ namespace {
 
 constexpr std::uint64_t slice_bytes = 32 * MiB;
 constexpr auto building_limit = std::chrono::seconds(60);
+/// Processes wait so long for what they share with their parents; a program that forks all the time would have us wait
+/// for ever.
+constexpr std::uint32_t most_rounds_for_sharing = 8;
 
 std::vector<PodPid> pod_ids(const std::vector<ThreadIds>& threads) {
   std::vector<PodPid> ids;
@@ -301,21 +304,10 @@ Result<void> Departure::follow_processes() {
         leaving.memory = std::move(*memory);
         leaving.gadget = {};
         leaving.fresh = true;
-        if (copies_before(strategy_)) {
-          auto tracking = begin_tracking(ids.host, clock_);
-          const auto now_is = kernel::read_status(ids.host);
-          if (!tracking && (!now_is || now_is->state == 'Z' || now_is->state == 'X') && !ids.leader_exited)
-            continue;  // it has just ended
-          if (!tracking && tracking.error().kind != ErrorKind::gone && tracking.error().kind != ErrorKind::timeout)
-            return std::unexpected(std::move(tracking).error().within(fmt::format("track process {}", ids.pod.value)));
-          if (tracking) {
-            report_.pauses_us.push_back(tracking->pause_us);
-            leaving.memory->track(std::move(tracking->tracker));
-            leaving.gadget = tracking->gadget;
-          }
-        }
+        leaving.asked_to_track = false;
         leaving.same_capabilities = objects::same_capability_sets(ids.host).value_or(false);
       }
+      if (tracking_ && !TRY(track(leaving))) continue;
     }
     passing.erase(ids.pod);
     now.emplace(ids.host.value, std::move(leaving));
@@ -325,10 +317,30 @@ Result<void> Departure::follow_processes() {
   return {};
 }
 
+/// False: the process has just ended.
+Result<bool> Departure::track(Leaving& leaving) {
+  if (std::exchange(leaving.asked_to_track, true)) return true;
+  const ProcessIds& ids = leaving.ids;
+  auto tracking = begin_tracking(ids.host, clock_);
+  if (tracking) {
+    report_.pauses_us.push_back(tracking->pause_us);
+    leaving.memory->track(std::move(tracking->tracker));
+    leaving.gadget = tracking->gadget;
+    return true;
+  }
+  const auto now_is = kernel::read_status(ids.host);
+  if ((!now_is || now_is->state == 'Z' || now_is->state == 'X') && !ids.leader_exited) return false;
+  if (tracking.error().kind != ErrorKind::gone && tracking.error().kind != ErrorKind::timeout)
+    return std::unexpected(std::move(tracking).error().within(fmt::format("track process {}", ids.pod.value)));
+  return true;
+}
+
 Result<std::vector<wire::Process>> Departure::describe_processes() {
   std::vector<wire::Process> described;
   for (const auto host : order_) {
     Leaving& leaving = processes_.at(host);
+    if (leaving.waits) continue;
+    leaving.announced = true;
     const ProcessIds& ids = leaving.ids;
     wire::Process process{.pid = ids.pod,
                           .parent = ids.parent,
@@ -339,7 +351,8 @@ Result<std::vector<wire::Process>> Departure::describe_processes() {
                           .exit_code = ids.exit_code,
                           .name = ids.name,
                           .shares_files = ids.shares_files,
-                          .shares_filesystem = ids.shares_filesystem};
+                          .shares_filesystem = ids.shares_filesystem,
+                          .forked_from = leaving.forks ? ids.parent : PodPid{}};
     process.threads = pod_ids(ids.threads);
     process.leader_exited = ids.leader_exited;
     process.fresh = std::exchange(leaving.fresh, false);
@@ -361,7 +374,8 @@ Result<void> Departure::begin_round(std::uint32_t number) {
                                        leaving.gadget ? leaving.gadget.begin() + leaving.gadget.size() : 0);
     if (!looked && looked.error().kind != ErrorKind::gone && looked.error().code != ENOENT) return looked;
   }
-  wire::Round round{.number = number, .processes = TRY(describe_processes()), .objects = objects_.infos()};
+  find_forks(number <= most_rounds_for_sharing);
+  const wire::Round round{.number = number, .processes = TRY(describe_processes()), .objects = objects_.infos()};
   TRY(control_->send(wire::Type::round, round));
   TRY(expect(wire::Type::ready, building_limit));
   return {};
@@ -378,20 +392,22 @@ Result<void> Departure::end_round(std::uint32_t number, const Sent& sent, const 
 Result<Next> Departure::copy_round(std::uint32_t number, std::uint64_t resident, std::uint64_t& dirty_before,
                                    std::uint64_t& in_vain) {
   std::vector<Piece> pieces;
-  for (const auto host : order_) {
-    auto& leaving = processes_.at(host);
-    if (!leaving.memory) continue;
-    auto collected = leaving.memory->collect(objects_, pieces);
-    if (!collected && collected.error().kind != ErrorKind::gone) return std::unexpected(collected.error());
-  }
+  in_vain += TRY(collect(pieces, [this](Leaving& leaving, std::vector<Piece>& found) -> Result<void> {
+    auto collected = leaving.memory->collect(objects_, found);
+    if (!collected && collected.error().kind == ErrorKind::gone) return {};
+    return collected;
+  }));
+  const std::uint64_t private_pages = page_count(pieces);
   TRY(objects_.collect(pieces));
   const std::uint64_t all = page_count(pieces);
-  if (number > 1) in_vain += all;
+  if (number > 1) in_vain += all - private_pages;
+  // What is shared goes before the freeze: on reference it would come once for each, and be each one's own.
+  const bool sharing = any(&Leaving::waits) || any(&Leaving::forks);
   const auto dirty_now = [&]() -> std::uint64_t {
     std::uint64_t pages = 0;
     for (const auto host : order_) {
       auto& leaving = processes_.at(host);
-      if (leaving.memory) pages += leaving.memory->dirty_pages().value_or(0);
+      if (leaving.memory && !leaving.waits) pages += leaving.memory->dirty_pages().value_or(0);
     }
     return pages;
   };
@@ -423,7 +439,7 @@ Result<Next> Departure::copy_round(std::uint32_t number, std::uint64_t resident,
                       .bytes_per_second = total.bytes * 1'000'000 / std::max<std::uint64_t>(watch.total_us(), 1),
                       .bytes_left = (all - done) * page_size});
     }
-    if (next < pieces.size()) {
+    if (next < pieces.size() && !sharing) {
       const std::uint64_t dirty = strategy_ == Strategy::automatic ? dirty_now() : 0;
       const auto choice = decide(strategy_, {.round = number,
                                              .round_complete = false,
@@ -452,7 +468,7 @@ Result<Next> Departure::copy_round(std::uint32_t number, std::uint64_t resident,
                                          .dirty = dirty,
                                          .dirty_before = dirty_before});
   dirty_before = dirty;
-  return choice;
+  return any(&Leaving::waits) ? Next::again : choice;
 }
 
 Result<void> Departure::send_files() {
@@ -479,12 +495,17 @@ Result<void> Departure::copy_while_running() {
   TRY(send_files());
   TRY(send_logs());
   total_.lap("files");
-  if (!copies_before(strategy_)) {
+  tracking_ = copies_before(strategy_);
+  if (!tracking_) {
     TRY(begin_round(1));
     TRY(pages_->end_round(1));
     TRY(expect(wire::Type::done));
     ending_ = decide(strategy_, {});
     total_.lap("layout");
+    if (strategy_ == Strategy::postcopy && any(&Leaving::waits)) TRY(copy_shared());
+    if (strategy_ == Strategy::postcopy)
+      for (const auto host : order_)
+        if (auto& memory = processes_.at(host).memory) (void)memory->note_dense();
     return {};
   }
   std::uint64_t dirty_before = 0, in_vain = 0, resident = 0;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -30,6 +31,10 @@ struct Leaving {
   kernel::Gadget gadget;
   bool same_capabilities = false;  ///< all threads have the same bounding and ambient sets
   bool fresh = true;               ///< the destination must begin its address space anew
+  bool asked_to_track = false;     ///< that was tried, whatever came of it
+  bool announced = false;          ///< the destination has made it
+  bool waits = false;              ///< isn't announced yet: what it shares with its parent has to be there before
+  bool forks = false;              ///< is made in this round, from its parent's memory as it is there
 };
 
 /// One thread's capture, between being asked and being answered; kept for putting it back.
@@ -75,20 +80,35 @@ class Departure {
   Result<void> align_clocks();
   Result<void> check_cancelled();
   Result<void> follow_processes();
+  Result<bool> track(Leaving&);
   Result<void> begin_round(std::uint32_t number);
   Result<Next> copy_round(std::uint32_t number, std::uint64_t resident, std::uint64_t& dirty_before,
                           std::uint64_t& in_vain);
   Result<void> end_round(std::uint32_t number, const Sent& sent, const Stopwatch& watch);
+  Leaving* leaving(PodPid pid);
+  [[nodiscard]] bool any(bool Leaving::*property) const;
+  [[nodiscard]] bool shares_with_parent(const Leaving& child, const Leaving& parent) const;
+  void find_forks(bool may_wait);
+  using Collect = std::function<Result<void>(Leaving&, std::vector<Piece>&)>;
+  Result<std::uint64_t> collect(std::vector<Piece>& pieces, const Collect& collect_one);
+  Result<void> collect_forking(Leaving& child, std::vector<Piece>& pieces, const Collect& collect_one);
+  Result<void> collect_shared(Leaving&, std::vector<Piece>& pieces);
+  Result<void> copy_shared();
+  Result<void> send_ahead(const std::vector<Piece>& pieces);
   Result<std::vector<wire::Process>> describe_processes();
   Result<void> freeze_once();
   void let_go();
   Result<void> match_frozen();
+  Result<void> look_last();
+  Result<std::vector<Piece>> collect_last(wire::Last& last);
   [[nodiscard]] bool shares_memory(const ProcessIds&) const;
   Result<wire::ProcessImage> capture_process(FrozenProcess&, Leaving&);
   Result<void> forward_frames(std::chrono::milliseconds quiet, std::chrono::milliseconds most);
   Result<void> send_logs();
+  [[nodiscard]] bool owes() const { return !owed_.empty() || !owed_unseen_.empty(); }
   void begin_answering();
   void end_answering();
+  Result<Sent> push();
   void begin_pushing();
   Result<void> finish_serving();
   std::size_t read(SpaceId space, std::span<const Range> ranges, std::uint8_t* to);
@@ -108,6 +128,7 @@ class Departure {
   Report& report_;
   Strategy strategy_ = Strategy::automatic;
   Next ending_ = Next::freeze;
+  bool tracking_ = false;  ///< write-protection tells what is written before the freeze
   objects::PodClock clock_;
   store::Record record_;
   std::unique_ptr<Channel> control_;
@@ -132,6 +153,7 @@ class Departure {
   std::optional<SourceDescriptors> descriptors_;
   std::vector<objects::Image> images_;
   std::vector<Piece> owed_;
+  std::vector<Piece> owed_unseen_;               ///< owed as a whole, whatever is there of it
   std::map<std::string, std::uint64_t> logged_;  ///< bytes sent of the log's segments
   Stopwatch total_, freeze_watch_;
   std::int64_t stopped_at_ = 0;

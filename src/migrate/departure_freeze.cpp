@@ -38,8 +38,9 @@ Range shown_in_proc(HostPid process) {
 }
 
 void append(std::vector<wire::Ranges>& list, PodPid process, Range range) {
-  if (list.empty() || list.back().process != process) list.push_back({process, {}});
-  auto& edges = list.back().edges;
+  auto entry = std::ranges::find(list, process, &wire::Ranges::process);
+  if (entry == list.end()) entry = list.insert(entry, {process, {}});
+  auto& edges = entry->edges;
   if (!edges.empty() && edges.back() == range.begin) {
     edges.back() = range.end;
     return;
@@ -192,10 +193,7 @@ Result<void> Departure::match_frozen() {
   return {};
 }
 
-Result<void> Departure::send_last_pages() {
-  wire::Last last;
-  std::vector<Piece> pieces;
-  std::vector<Piece> now;
+Result<void> Departure::look_last() {
   objects_.begin_look();
   for (const auto host : order_) {
     Leaving& leaving = processes_.at(host);
@@ -210,37 +208,70 @@ Result<void> Departure::send_last_pages() {
       leaving.fresh = true;
       TRY(leaving.memory->look(objects_, false, 0, 0));
     }
-    pieces.clear();
-    std::vector<Range> absent;
-    TRY(leaving.memory->collect_last(objects_, pieces, absent));
-    for (const auto& range : absent) append(last.absent, leaving.ids.pod, range);
-    const Range shown = ending_ == Next::reference ? shown_in_proc(leaving.ids.body()) : Range{};
-    for (const auto& piece : pieces) {
-      const Area* area = area_at(leaving.memory->layout(), piece.range.begin);
-      // Locked memory never has to be waited for.
-      const bool on_reference =
-          ending_ == Next::reference && area != nullptr && area->backing == Backing::anonymous && !locked(*area);
-      if (!on_reference || strategy_ == Strategy::eager_dirty) {
-        now.push_back(piece);
-        continue;
-      }
-      const Range at_once{std::clamp(shown.begin, piece.range.begin, piece.range.end),
-                          std::clamp(shown.end, piece.range.begin, piece.range.end)};
-      if (at_once.size() > 0) now.push_back({piece.space, at_once});
-      for (const Range& owed : {Range{piece.range.begin, at_once.begin}, Range{at_once.end, piece.range.end}}) {
-        if (owed.size() == 0) continue;
-        append(last.owed, leaving.ids.pod, owed);
-        owed_.push_back({piece.space, owed});
-      }
-    }
   }
+  return {};
+}
+
+/// What is collected in the freeze: the pages to be sent now. The others are owed.
+Result<std::vector<Piece>> Departure::collect_last(wire::Last& last) {
+  const bool on_reference = ending_ == Next::reference && strategy_ != Strategy::eager_dirty;
+  std::vector<Piece> pieces, now, unseen;
+  const auto collect_one = [&](Leaving& leaving, std::vector<Piece>& found) -> Result<void> {
+    std::vector<Range> absent, dense;
+    TRY(leaving.memory->collect_last(objects_, found, absent, on_reference ? &dense : nullptr));
+    for (const auto& range : absent) append(last.absent, leaving.ids.pod, range);
+    for (const auto& range : dense) unseen.push_back({leaving.memory->space(), range});
+    return {};
+  };
+  // Where all pages go now, what processes share with their children goes before those are made.
+  constexpr int most_generations = 16;
+  for (int generation = 1;; ++generation) {
+    find_forks(!on_reference && generation < most_generations);
+    pieces.clear();
+    TRY(collect(pieces, collect_one));
+    if (!any(&Leaving::waits)) break;
+    TRY(send_ahead(pieces));
+  }
+  if (!on_reference) return pieces;
+  std::map<SpaceId, std::pair<const Leaving*, Range>> spaces;
+  for (const auto host : order_) {
+    const Leaving& leaving = processes_.at(host);
+    if (leaving.memory) spaces[leaving.memory->space()] = {&leaving, shown_in_proc(leaving.ids.body())};
+  }
+  const auto owe = [&](const Piece& piece, std::vector<Piece>& owed_here) {
+    const auto& [leaving, shown] = spaces.at(piece.space);
+    const Range at_once{std::clamp(shown.begin, piece.range.begin, piece.range.end),
+                        std::clamp(shown.end, piece.range.begin, piece.range.end)};
+    if (at_once.size() > 0) now.push_back({piece.space, at_once});
+    for (const Range& owed : {Range{piece.range.begin, at_once.begin}, Range{at_once.end, piece.range.end}}) {
+      if (owed.size() == 0) continue;
+      append(last.owed, leaving->ids.pod, owed);
+      owed_here.push_back({piece.space, owed});
+    }
+  };
+  for (const auto& piece : pieces) {
+    const Area* area = area_at(spaces.at(piece.space).first->memory->layout(), piece.range.begin);
+    // Locked memory never has to be waited for.
+    if (area == nullptr || area->backing != Backing::anonymous || locked(*area))
+      now.push_back(piece);
+    else
+      owe(piece, owed_);
+  }
+  for (const auto& piece : unseen) owe(piece, owed_unseen_);
+  return now;
+}
+
+Result<void> Departure::send_last_pages() {
+  wire::Last last;
+  TRY(look_last());
+  auto now = TRY(collect_last(last));
   TRY(objects_.collect(now));
   freeze_watch_.lap("final scan");
   std::uint64_t bytes = 0;
   for (const auto& piece : now) bytes += piece.range.size();
   last.more_pages = bytes > inline_bytes;
   last.round = {.number = round_ + 1, .processes = TRY(describe_processes()), .objects = objects_.infos()};
-  if (!owed_.empty()) begin_answering();
+  if (owes()) begin_answering();
   if (!last.more_pages) {
     const Stopwatch watch;
     const Sent sent = PageSender::encode(

@@ -11,6 +11,7 @@
 
 #include "kernel/pidfd.hpp"
 #include "kernel/procfs.hpp"
+#include "migrate/sharing.hpp"
 
 #ifndef UFFD_USER_MODE_ONLY
 #define UFFD_USER_MODE_ONLY 1
@@ -229,9 +230,9 @@ Result<std::unique_ptr<DestinationMemory>> DestinationMemory::forked(HostPid pro
   auto memory =
       std::unique_ptr<DestinationMemory>(new DestinationMemory(process, pod, TRY(kernel::MemoryFile::open(process))));
   memory->filler_ = TRY(make_userfaultfd(process, 0, hand));
-  memory->layout_ = parent.layout_;
+  memory->layout_ = layout_after_fork(parent.layout_);
   memory->kernel_pages_ = parent.kernel_pages_;
-  memory->present_ = parent.present_;
+  memory->present_ = pages_after_fork(parent.present_, parent.layout_, memory->layout_);
   for (const auto& area : memory->layout_) TRY(memory->register_area(area));
   return memory;
 }

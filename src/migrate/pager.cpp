@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "base/log.hpp"
+#include "kernel/priority.hpp"
 #include "migrate/channel.hpp"
 
 namespace godwit::migrate {
@@ -39,9 +40,10 @@ struct Space {
 
 struct Pager::Parts {
   Fd reference;
-  Fd wake;           ///< eventfd: the end
-  std::mutex mutex;  ///< guards the spaces, the order of events, and what is put in place: an event is read and obeyed
-                     ///< in one piece
+  Fd wake;  ///< eventfd: the end
+  /// Who puts pushed pages in place has no priority, and must not keep the faults waiting for it.
+  kernel::InheritingMutex mutex;  ///< guards the spaces, the order of events, and what is put in place: an event is
+                                  ///< read and obeyed in one piece
   std::deque<Space> spaces;
   std::jthread thread;
   bool ending = false;
@@ -241,12 +243,19 @@ Result<void> Pager::begin() {
 }
 
 Result<void> Pager::put(SpaceId space, std::uint64_t address, const void* data, std::size_t size) {
-  const std::scoped_lock lock(parts_->mutex);
-  // A fork in between adds a space at the end, which is owed what its parent was.
-  for (std::size_t i = 0; i < parts_->spaces.size(); ++i) {
-    Space& candidate = parts_->spaces[i];
-    if (candidate.source == space)
-      TRY(parts_->place(candidate, {address, address + size}, static_cast<const std::uint8_t*>(data)));
+  const auto* bytes = static_cast<const std::uint8_t*>(data);
+  // A fault waits for no more than one of these.
+  constexpr std::uint64_t most_at_once = 32 * KiB;
+  for (std::uint64_t done = 0; done < size;) {
+    const std::uint64_t part = std::min<std::uint64_t>(size - done, most_at_once);
+    const Range range{address + done, address + done + part};
+    const std::scoped_lock lock(parts_->mutex);
+    // A fork in between adds a space at the end, which is owed what its parent was.
+    for (std::size_t i = 0; i < parts_->spaces.size(); ++i) {
+      Space& candidate = parts_->spaces[i];
+      if (candidate.source == space) TRY(parts_->place(candidate, range, bytes != nullptr ? bytes + done : nullptr));
+    }
+    done += part;
   }
   return {};
 }

@@ -61,7 +61,7 @@ Result<void> Departure::hand_over() {
          frame = pod_.gate().next_held())
       frames.push_back(std::move(*frame));
   };
-  if (!owed_.empty()) begin_pushing();
+  if (owes()) begin_pushing();
   wire::Frames held;
   drain(held.frames);
   report_.moved = true;
@@ -131,15 +131,31 @@ void Departure::begin_answering() {
   });
 }
 
+/// Sends all that is owed. What isn't there of memory that is owed as a whole is zeros, by the kernel's own hand, as
+/// soon as the destination has been told that this was all.
+Result<Sent> Departure::push() {
+  std::vector<Piece> pieces = owed_;
+  for (const auto& piece : owed_unseen_)
+    for (const auto& [host, leaving] : processes_)
+      if (leaving.memory && leaving.memory->space() == piece.space) TRY(leaving.memory->present(piece.range, pieces));
+  std::uint64_t pages = 0;
+  for (const auto& piece : pieces) pages += piece.range.size() / page_size;
+  const Sent sent = TRY(pages_->send(pieces));
+  if (sent.pages + sent.zero_pages < pages)
+    return fail(ErrorKind::failed, "{} pages of {} can't be read", pages - sent.pages - sent.zero_pages, report_.pod);
+  TRY(pages_->end_round(round_ + 2));
+  return sent;
+}
+
 void Departure::begin_pushing() {
   pushing_ = std::jthread([this] {
     // Begun in the freeze, it would inherit its priority, and keep off the processors who answers faults.
-    (void)kernel::set_policy(HostPid{::gettid()}, {SCHED_OTHER, 0, 0});
-    Stopwatch watch;
-    pushed_ = pages_->send(owed_);
-    if (pushed_) report_.rounds.push_back({pushed_->pages, pushed_->zero_pages, pushed_->bytes, watch.total_us()});
-    if (pushed_) report_.bytes_sent += pushed_->bytes;
-    if (pushed_) (void)pages_->end_round(round_ + 2);
+    kernel::take_long_slices(HostPid{::gettid()});
+    const Stopwatch watch;
+    pushed_ = push();
+    if (!pushed_) return;
+    report_.rounds.push_back({pushed_->pages, pushed_->zero_pages, pushed_->bytes, watch.total_us()});
+    report_.bytes_sent += pushed_->bytes;
   });
 }
 
@@ -170,7 +186,7 @@ Result<void> Departure::release() {
   // The freezer holds them from here on; they never run again.
   thaw_all(frozen_);
   TRY(forward_frames(std::chrono::milliseconds(20), std::chrono::milliseconds(100)));
-  if (!owed_.empty()) {
+  if (owes()) {
     report_.residuals.push_back(
         {"pages", "the destination fetches them on reference", "when the last one has arrived"});
     TRY(finish_serving());

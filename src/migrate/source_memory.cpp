@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 
+#include "migrate/sharing.hpp"
 #include "objects/memory_object.hpp"
 
 namespace godwit::migrate {
@@ -308,7 +309,48 @@ Result<void> SourceMemory::collect(SourceObjects& objects, std::vector<Piece>& p
     TRY(scan(area, !tracker_, objects, pieces));
   }
   take_postponed(pieces);
+  ++collections_;
   return {};
+}
+
+Result<void> SourceMemory::collect_only(const PageSet& pages, SourceObjects& objects, std::vector<Piece>& pieces) {
+  for (const auto& area : layout_) {
+    if (area.backing != Backing::anonymous && area.backing != Backing::file) continue;
+    for (const auto& run : pages.runs({area.begin, area.end})) {
+      Area part = area;
+      part.begin = run.begin;
+      part.end = run.end;
+      TRY(scan(part, !tracker_, objects, pieces));
+    }
+  }
+  ++collections_;
+  return {};
+}
+
+PageSet SourceMemory::begin_from(const SourceMemory& base) {
+  PageSet there = base.sent_;
+  for (const auto& run : base.lost_.all()) there.add(run);
+  return lost_ = pages_after_fork(there, base.layout_, layout_);
+}
+
+Result<PageSet> SourceMemory::settled() const {
+  if (last_) return sent_;
+  // Only write-protection can tell.
+  if (!tracker_) return PageSet{};
+  PageSet unchanged = sent_;
+  for (const auto& range : TRY(written_ranges())) unchanged.remove({range.begin, range.end});
+  return unchanged;
+}
+
+Result<std::vector<Range>> SourceMemory::own_ranges() const {
+  std::vector<kernel::PageRange> found;
+  for (const auto& area : layout_)
+    if (area.backing == Backing::anonymous || area.backing == Backing::file)
+      TRY(pagemap_->scan(area.begin, area.end, own_pages(area, false), found));
+  std::vector<Range> ranges;
+  ranges.reserve(found.size());
+  for (const auto& range : found) ranges.push_back({range.begin, range.end});
+  return ranges;
 }
 
 void SourceMemory::take_postponed(std::vector<Piece>& pieces) {
@@ -384,15 +426,50 @@ Result<std::vector<kernel::PageRange>> SourceMemory::written_ranges() const {
   return found;
 }
 
-Result<void> SourceMemory::collect_last(SourceObjects& objects, std::vector<Piece>& pieces,
-                                        std::vector<Range>& absent) {
+Result<void> SourceMemory::note_dense() {
+  dense_.clear();
+  std::vector<kernel::PageRange> found;
+  for (const auto& area : layout_) {
+    if (area.backing != Backing::anonymous || locked(area)) continue;
+    found.clear();
+    TRY(pagemap_->scan(area.begin, area.end, own_pages(area, false), found));
+    std::uint64_t there = 0;
+    for (const auto& range : found) there += range.size();
+    // A quarter of a mebibyte takes as long as the call.
+    if (there >= 256 * KiB && there * 2 > area.size()) dense_.push_back({area.begin, area.end});
+  }
+  return {};
+}
+
+Result<void> SourceMemory::present(Range range, std::vector<Piece>& pieces) const {
+  std::vector<kernel::PageRange> found;
+  TRY(pagemap_->scan(range.begin, range.end, {.any_of = resident}, found));
+  for (const auto& there : found) pieces.push_back({space(), {there.begin, there.end}});
+  return {};
+}
+
+Result<void> SourceMemory::collect_last(SourceObjects& objects, std::vector<Piece>& pieces, std::vector<Range>& absent,
+                                        std::vector<Range>* unseen) {
+  if (std::exchange(last_, true)) return {};
+  ++collections_;
   std::vector<kernel::PageRange> there;
   const auto written = tracker_ ? TRY(written_ranges()) : std::vector<kernel::PageRange>{};
   auto from = written.begin();
   for (const auto& area : layout_) {
     if (never_written(area)) continue;
     if (!tracker_) {
-      TRY(scan(area, true, objects, pieces));
+      Area rest = area;
+      for (const auto& dense : dense_) {
+        if (unseen == nullptr || area.backing != Backing::anonymous || locked(area)) break;
+        const Range range{std::max(dense.begin, rest.begin), std::min(dense.end, area.end)};
+        if (range.begin >= range.end) continue;
+        unseen->push_back(range);
+        rest.end = range.begin;
+        if (rest.size() > 0) TRY(scan(rest, true, objects, pieces));
+        rest.begin = range.end;
+        rest.end = area.end;
+      }
+      if (rest.size() > 0) TRY(scan(rest, true, objects, pieces));
       continue;
     }
     while (from != written.end() && from->end <= area.begin) ++from;
@@ -425,12 +502,35 @@ Result<void> SourceMemory::collect_last(SourceObjects& objects, std::vector<Piec
   return {};
 }
 
+/// Nobody else has these pages.
+bool SourceMemory::own_alone(std::span<const Range> ranges) const {
+  for (const auto& range : ranges) {
+    const auto entries = pagemap_->entries(range.begin, range.end);
+    if (!entries) return false;
+    for (const auto entry : *entries)
+      if ((entry & kernel::pagemap_present) != 0 && (entry & kernel::pagemap_exclusive) == 0) return false;
+  }
+  return true;
+}
+
 std::size_t SourceMemory::read(std::span<const Range> ranges, std::uint8_t* to) const {
-  std::array<iovec, most_ranges> pieces;
-  const std::size_t count = std::min(ranges.size(), pieces.size());
-  for (std::size_t i = 0; i < count; ++i) pieces[i] = {reinterpret_cast<void*>(ranges[i].begin), ranges[i].size()};
-  const auto got = kernel::read_memory(process_, std::span(pieces).first(count), to);
-  if (got && *got >= page_size) return *got;
+  ranges = ranges.first(std::min(ranges.size(), most_ranges));
+  // process_vm_readv pins what it reads, and a page that is pinned is no longer shared copy-on-write (since 5.19: the
+  // kernel gives the reader's process a copy). A debugger's way of reading is slower and leaves it alone.
+  if (may_share_ && !own_alone(ranges)) {
+    std::size_t done = 0;
+    for (const auto& range : ranges) {
+      if (!file_->read(range.begin, to + done, range.size())) break;
+      done += range.size();
+    }
+    if (done > 0) return done;
+  } else {
+    std::array<iovec, most_ranges> pieces;
+    for (std::size_t i = 0; i < ranges.size(); ++i)
+      pieces[i] = {reinterpret_cast<void*>(ranges[i].begin), ranges[i].size()};
+    const auto got = kernel::read_memory(process_, std::span(pieces).first(ranges.size()), to);
+    if (got && *got >= page_size) return *got;
+  }
   // PROT_NONE, or gone by now.
   return !ranges.empty() && file_->read(ranges.front().begin, to, page_size) ? page_size : 0;
 }
@@ -449,14 +549,8 @@ Result<std::uint64_t> SourceMemory::dirty_pages() {
 }
 
 Result<std::uint64_t> SourceMemory::resident_pages() {
-  std::vector<kernel::PageRange> found;
   std::uint64_t pages = 0;
-  for (const auto& area : layout_) {
-    if (area.backing != Backing::anonymous && area.backing != Backing::file) continue;
-    found.clear();
-    TRY(pagemap_->scan(area.begin, area.end, own_pages(area, false), found));
-    for (const auto& range : found) pages += range.size() / page_size;
-  }
+  for (const auto& range : TRY(own_ranges())) pages += range.size() / page_size;
   return pages;
 }
 

@@ -81,8 +81,27 @@ class SourceMemory {
   /// Private pages to send: present, and written since they were sent or never sent. Counts them as sent, and re-arms.
   /// Dirty pages of shared objects are noted there.
   Result<void> collect(SourceObjects&, std::vector<Piece>& pieces);
-  /// The same with every thread stopped, without re-arming; `absent` gets what was sent and is no longer there.
-  Result<void> collect_last(SourceObjects&, std::vector<Piece>& pieces, std::vector<Range>& absent);
+  /// The same, but of these pages only.
+  Result<void> collect_only(const PageSet& pages, SourceObjects&, std::vector<Piece>& pieces);
+  /// All with every thread stopped, without re-arming; `absent` gets what was sent and is no longer there. Nothing when
+  /// it is called once more.
+  /// `unseen`, if any, gets what was dense and is private memory that needn't be looked through: it may all be owed.
+  Result<void> collect_last(SourceObjects&, std::vector<Piece>& pieces, std::vector<Range>& absent,
+                            std::vector<Range>* unseen = nullptr);
+  /// While the program runs: which areas are in memory for the most part.
+  Result<void> note_dense();
+  /// What is there of a range.
+  Result<void> present(Range, std::vector<Piece>& pieces) const;
+  /// How often pages of it were collected, by whichever of these three.
+  [[nodiscard]] std::uint32_t collections() const { return collections_; }
+  /// The destination forks it from `base`: whatever is there of `base` is there of it too, right or not. Returns where.
+  PageSet begin_from(const SourceMemory& base);
+  /// Pages that the destination has exactly as they are here, once it has all that was collected: sent, and not written
+  /// since, as far as that is known.
+  Result<PageSet> settled() const;
+  /// Private pages that are the process's own: all in memory, but those of a file that it hasn't written.
+  Result<std::vector<Range>> own_ranges() const;
+  [[nodiscard]] const kernel::Pagemap& pagemap() const { return *pagemap_; }
   /// How many pages `collect` would give now. Nothing is re-armed.
   Result<std::uint64_t> dirty_pages();
   /// Pages in memory (or swapped out) that will have to travel.
@@ -90,13 +109,14 @@ class SourceMemory {
   /// Copies from the process; what can't be read normally (PROT_NONE) is read as a debugger would. Returns how many
   /// bytes of the beginning were read.
   [[nodiscard]] std::size_t read(std::span<const Range>, std::uint8_t* to) const;
+  /// Whether another process may have some of its pages, copy-on-write: reading must leave them shared.
+  void may_share(bool may) { may_share_ = may; }
   /// These were collected but not sent after all: the next collection has them again, written or not.
   void postpone(Range range) {
     sent_.remove(range);
     postponed_.add(range);
+    lost_.add(range);
   }
-  /// Forgets that these were sent: they'll be fetched on reference.
-  PageSet& sent() { return sent_; }
 
  private:
   SourceMemory() = default;
@@ -106,6 +126,7 @@ class SourceMemory {
     Layout layout;
     std::vector<ObjectInfo> objects;
   };
+  [[nodiscard]] bool own_alone(std::span<const Range>) const;
   void take_postponed(std::vector<Piece>& pieces);
   void register_all();
   /// Nothing: all is as it was at the last look.
@@ -129,8 +150,12 @@ class SourceMemory {
   bool told_ = false;
   std::vector<Range> refusing_;  ///< mappings that the tracker can't be registered with
   PageSet sent_;
-  PageSet lost_;  ///< were sent, and by now something else is mapped there
+  PageSet lost_;  ///< the destination may have something there that was never sent, or means nothing any more
   PageSet postponed_;
+  std::vector<Range> dense_;
+  bool may_share_ = false;
+  std::uint32_t collections_ = 0;
+  bool last_ = false;  ///< the last collection has been
 };
 
 }  // namespace godwit::migrate

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/sched.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -93,6 +94,8 @@ Result<Tracking> begin_tracking(HostPid process, const objects::PodClock& clock)
   Fd made;
   const auto work = [&](kernel::Tracee& thread) -> Result<void> {
     tracking.gadget = TRY(kernel::Gadget::install(thread));
+    // A child that the process forks from now on has nothing of ours.
+    TRY(tracking.gadget.call(thread, SYS_madvise, {tracking.gadget.begin(), tracking.gadget.size(), MADV_DONTFORK}));
     clone_args arguments{};
     arguments.flags = CLONE_VM | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
     auto helper =

@@ -123,7 +123,7 @@ struct Process {
   int exit_code = 0;
   std::string name;
   bool shares_files = false, shares_filesystem = false;  ///< with its parent
-  PodPid forked_from;  ///< shares pages copy-on-write with this one (0: none): forked from it as it is at this point
+  PodPid forked_from;  ///< its parent, if they share pages copy-on-write: forked from it as it is at this point. Else 0
   std::vector<PodPid> threads;  ///< leader first, unless it has exited
   bool leader_exited = false;
   bool fresh = false;      ///< its address space is not the one of the round before (exec): begin with nothing

@@ -10,11 +10,20 @@ enum { MS = 1500, EARLY = 30, LATE = 700, KINDS = 6 };
 static volatile bool over;
 static int quiet[2], woken[2];
 
+/// An epoll that watches the descriptor.
+static int watching(int fd) {
+  struct epoll_event event = {.events = EPOLLIN};
+  int epoll = MUST(epoll_create1(0));
+  MUST(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event));
+  return epoll;
+}
+static int quiet_epoll, woken_epoll;
+
 static long wait_for(int kind, int fd, int ms) {
   struct pollfd entry = {.fd = fd, .events = POLLIN};
   struct timespec limit = {ms / 1000, ms % 1000 * 1000000};
   struct timeval old = {ms / 1000, ms % 1000 * 1000};
-  struct epoll_event event = {.events = EPOLLIN}, got;
+  struct epoll_event got;
   fd_set set;
   FD_ZERO(&set);
   FD_SET(fd, &set);
@@ -22,14 +31,9 @@ static long wait_for(int kind, int fd, int ms) {
   if (kind == 1) return ppoll(&entry, 1, ms < 0 ? NULL : &limit, NULL);
   if (kind == 2) return select(fd + 1, &set, NULL, NULL, ms < 0 ? NULL : &old);
   if (kind == 3) return pselect(fd + 1, &set, NULL, NULL, ms < 0 ? NULL : &limit, NULL);
-  int epoll = MUST(epoll_create1(0));
-  MUST(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event));
-  long result = kind == 4 ? epoll_wait(epoll, &got, 1, ms)
-                          : syscall(SYS_epoll_pwait2, epoll, &got, 1, ms < 0 ? NULL : &limit, NULL, 8);
-  int saved = errno;
-  close(epoll);
-  errno = saved;
-  return result;
+  int epoll = fd == quiet[0] ? quiet_epoll : woken_epoll;
+  if (kind == 4) return epoll_wait(epoll, &got, 1, ms);
+  return syscall(SYS_epoll_pwait2, epoll, &got, 1, ms < 0 ? NULL : &limit, NULL, 8);
 }
 static void* timed(void* argument) {
   int kind = (int)(intptr_t)argument;
@@ -54,6 +58,8 @@ int main(void) {
   watch();
   MUST(pipe(quiet));
   MUST(pipe(woken));
+  quiet_epoll = watching(quiet[0]);
+  woken_epoll = watching(woken[0]);
   pthread_t threads[2 * KINDS];
   for (intptr_t i = 0; i < KINDS; i++) {
     threads[i] = thread(timed, (void*)i);
