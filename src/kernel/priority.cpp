@@ -57,7 +57,17 @@ Result<void> set_policy(HostPid tid, const Policy& wanted) {
   return {};
 }
 
-void take_long_slices(HostPid tid) {
+void work_in_background(HostPid tid) {
+  cpu_set_t allowed;
+  if (::sched_getaffinity(tid.value, sizeof allowed, &allowed) == 0) {
+    int leave = CPU_COUNT(&allowed) / 2;
+    for (int cpu = 0; cpu < CPU_SETSIZE && leave > 0; ++cpu) {
+      if (!CPU_ISSET(cpu, &allowed)) continue;
+      CPU_CLR(cpu, &allowed);
+      --leave;
+    }
+    (void)::sched_setaffinity(tid.value, sizeof allowed, &allowed);
+  }
   constexpr std::uint64_t longest = 100'000'000;  // ns
   struct {
     std::uint32_t size = 48, policy = SCHED_OTHER;

@@ -26,10 +26,11 @@ Result<void> set_timer_slack(HostPid tid, std::uint64_t nanoseconds);
 /// Nice and a slice of the thread's own (sched_setattr) stay as they are: that call would reset the slice.
 Result<void> set_policy(HostPid tid, const Policy&);
 
-/// For a thread of ours that works in the background: its share of the processors stays what it is, but whoever wakes
-/// up runs at once and not at the end of the thread's slice (a slice longer than others', sched_setattr(2);
-/// Linux 6.12).
-void take_long_slices(HostPid tid);
+/// For a thread of ours that works in the background. It keeps to the upper half of the processors that it may run on,
+/// so that whoever is to be disturbed least finds one without it (a share of the processors is divided between groups
+/// first: a nice value counts only within one). And there whoever wakes up runs at once, not at the end of the thread's
+/// slice (a slice longer than others', sched_setattr(2); Linux 6.12).
+void work_in_background(HostPid tid);
 
 /// A mutex whose holder runs at the priority of the highest thread that waits for it. Lockable.
 class InheritingMutex {

@@ -351,7 +351,7 @@ Result<void> Arrival::begin_references(const wire::Last& last) {
     TRY(pod_->deposit(fmt::format("pager-{}", pid), fault.fd()));
     pager->add(static_cast<SpaceId>(pid), std::move(fault), std::move(pages));
   }
-  for (const auto thread : pages_->threads()) kernel::take_long_slices(thread);
+  for (const auto thread : pages_->threads()) kernel::work_in_background(thread);
   const std::unique_lock lock(spaces_mutex_);
   pager_ = std::move(pager);
   // Rebuilding touches memory too: faults are served from here on.

@@ -150,7 +150,7 @@ Result<Sent> Departure::push() {
 void Departure::begin_pushing() {
   pushing_ = std::jthread([this] {
     // Begun in the freeze, it would inherit its priority, and keep off the processors who answers faults.
-    kernel::take_long_slices(HostPid{::gettid()});
+    kernel::work_in_background(HostPid{::gettid()});
     const Stopwatch watch;
     pushed_ = push();
     if (!pushed_) return;

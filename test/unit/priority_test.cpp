@@ -7,8 +7,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
+#include <fstream>
+#include <mutex>
 #include <optional>
+#include <sstream>
+#include <thread>
 
 namespace godwit::kernel {
 namespace {
@@ -90,6 +95,48 @@ TEST(Priority, ADeadThreadIsNothingToRestore) {
   ASSERT_FALSE(policy);
   EXPECT_EQ(policy.error().kind, ErrorKind::gone);
   EXPECT_FALSE(RaisedPriority(gone, 20).raised());
+}
+
+/// The priority that the kernel gives a thread now, as /proc/PID/stat shows it: below -1 is a real-time one.
+int effective_priority(HostPid tid) {
+  std::ifstream file(fmt::format("/proc/{}/stat", tid.value));
+  std::string text;
+  std::getline(file, text);
+  std::istringstream after(text.substr(text.rfind(')') + 2));
+  std::string field;
+  for (int number = 3; number <= 18; ++number) after >> field;
+  return std::stoi(field);
+}
+
+TEST(Priority, WhoHoldsAMutexIsRaisedByWhoWaitsForIt) {
+  if (!may_raise()) GTEST_SKIP() << "this machine refuses SCHED_FIFO";
+  InheritingMutex mutex;
+  const HostPid self{::gettid()};
+  mutex.lock();
+  EXPECT_GE(effective_priority(self), 0);
+  std::thread waiting([&] {
+    ASSERT_TRUE(set_policy(HostPid{::gettid()}, {SCHED_FIFO, 20, 0}));
+    const std::scoped_lock lock(mutex);
+  });
+  for (int i = 0; i < 2000 && effective_priority(self) >= 0; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  EXPECT_LT(effective_priority(self), -1);
+  mutex.unlock();
+  waiting.join();
+  EXPECT_GE(effective_priority(self), 0);
+}
+
+TEST(Priority, BackgroundLeavesTheClassAsItIsAndHalfOfTheProcessors) {
+  std::thread background([] {
+    const HostPid self{::gettid()};
+    cpu_set_t before, after;
+    ASSERT_EQ(::sched_getaffinity(0, sizeof before, &before), 0);
+    work_in_background(self);
+    ASSERT_EQ(::sched_getaffinity(0, sizeof after, &after), 0);
+    EXPECT_EQ(CPU_COUNT(&after), CPU_COUNT(&before) - CPU_COUNT(&before) / 2);
+    EXPECT_EQ(policy_of(self).value(), (Policy{SCHED_OTHER, 0}));
+  });
+  background.join();
 }
 
 }  // namespace
