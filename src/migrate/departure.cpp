@@ -450,10 +450,12 @@ Result<Next> Departure::copy_round(std::uint32_t number, std::uint64_t resident,
                                              .dirty_before = dirty_before});
       if (choice != Next::again) {
         // What of this round wasn't sent isn't there yet.
-        for (; next < pieces.size(); ++next)
+        for (; next < pieces.size(); ++next) {
+          if ((pieces[next].space & object_space) != 0) objects_.postpone(pieces[next]);
           for (auto& [host, leaving] : processes_)
             if (leaving.memory && leaving.memory->space() == pieces[next].space)
               leaving.memory->postpone(pieces[next].range);
+        }
         TRY(end_round(number, total, watch));
         return choice;
       }

@@ -55,6 +55,18 @@ void add_data_ranges(const SourceObjects::Object& object, std::uint64_t size, st
 
 }  // namespace
 
+/// Whether what was opened is what was mapped there when the mappings were read.
+Result<bool> SourceObjects::is_mapped_object(const Object& object, const Area& area, const struct stat& status) {
+  if (objects::memory_object_key(status.st_dev, status.st_ino) == area.object) return true;
+  const auto kind = object.info.kind;
+  if (kind == ObjectInfo::Kind::anonymous || kind == ObjectInfo::Kind::memfd) return false;
+  // The numbers that an overlay's stat tells are others than those of its mappings. The maps write some names
+  // otherwise.
+  if (object.info.name.find('\\') != std::string::npos) return true;
+  const std::string name = TRY(kernel::read_link(HostPid{::getpid()}, fmt::format("fd/{}", object.file.get())));
+  return name.ends_with(object.info.name) || name.ends_with(object.info.name + " (deleted)");
+}
+
 void SourceObjects::begin_look() {
   for (auto& [key, object] : objects_) {
     object.mappings_before = object.mappings;
@@ -78,9 +90,15 @@ Result<void> SourceObjects::seen(HostPid process, const Area& area, const std::v
     return std::unexpected(file.error());
   }
   object.file = std::move(*file);
-  object.space = object_space | next_space_++;
   struct stat status {};
   if (::fstat(object.file.get(), &status) != 0) return fail_errno("stat shared memory {}", object.info.name);
+  if (!TRY(is_mapped_object(object, area, status))) {
+    // Another one stands there by now, just as large.
+    objects_.erase(entry);
+    errno = ENOENT;
+    return fail_errno("open the shared memory at {:#x}", area.begin);
+  }
+  object.space = object_space | next_space_++;
   object.info.size = static_cast<std::uint64_t>(status.st_size);
   if (object.info.kind == ObjectInfo::Kind::deleted) {
     object.info.descriptor_key = objects::memory_object_key(status.st_dev, status.st_ino);
@@ -122,6 +140,16 @@ Result<void> SourceObjects::collect(std::vector<Piece>& pieces) {
     object.dirty.clear();
   }
   return {};
+}
+
+void SourceObjects::postpone(const Piece& piece) {
+  for (auto& [key, object] : objects_)
+    if (object.space == piece.space) object.dirty.add(piece.range);
+}
+
+void SourceObjects::distrust(std::uint64_t key) {
+  const auto object = objects_.find(key);
+  if (object != objects_.end()) object->second.sent = false;
 }
 
 std::uint64_t SourceObjects::dirty_pages() const {
@@ -259,6 +287,11 @@ Result<void> SourceMemory::look(SourceObjects& objects, bool with_advice, Remote
       postponed_.add({change.area.begin, change.area.end});
       lost_.remove({change.area.begin, change.area.end});
     }
+    // Likewise, as pages of what stood there before.
+    if (change.kind == Change::Kind::map && change.area.backing == Backing::object &&
+        std::ranges::any_of(
+            layout_, [&](const Area& old) { return old.begin < change.area.end && change.area.begin < old.end; }))
+      objects.distrust(change.area.object);
   }
   told_ = told_ && layout_ == now.layout;
   layout_ = std::move(now.layout);

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/stat.h>
+
 #include <map>
 #include <memory>
 #include <optional>
@@ -40,6 +42,10 @@ class SourceObjects {
   /// What has to be sent now: all of what is new or was written behind our back, dirty pages otherwise. Clears the
   /// dirty sets.
   Result<void> collect(std::vector<Piece>& pieces);
+  /// These were collected but not sent after all: the next collection has them again.
+  void postpone(const Piece&);
+  /// Some of its writes may have been taken for another's: the next collection has all of it.
+  void distrust(std::uint64_t key);
   /// Pages dirty and not collected yet.
   [[nodiscard]] std::uint64_t dirty_pages() const;
   [[nodiscard]] std::size_t read(SpaceId, std::span<const Range> offsets, std::uint8_t* to) const;
@@ -47,6 +53,7 @@ class SourceObjects {
   [[nodiscard]] bool empty() const { return objects_.empty(); }
 
  private:
+  static Result<bool> is_mapped_object(const Object&, const Area&, const struct stat&);
   std::map<std::uint64_t, Object> objects_;
   SpaceId next_space_ = 0;
 };

@@ -14,8 +14,12 @@ static size_t bytes(int i) {
   return slots[i].pages * 4096;
 }
 static void check(int i) {
-  for (size_t page = 0; page < slots[i].pages; page++)
-    verify("slot", slots[i].memory + page * 4096, 4096, slots[i].turn + page);
+  char what[100];
+  for (size_t page = 0; page < slots[i].pages; page++) {
+    snprintf(what, sizeof what, "slot %d, page %zu of %zu, protection %x, turn %lu", i, page, slots[i].pages,
+             (unsigned)slots[i].protection, (unsigned long)slots[i].turn);
+    verify(what, slots[i].memory + page * 4096, 4096, slots[i].turn + page);
+  }
 }
 static void write_all(int i, uint64_t turn) {
   slots[i].turn = turn;
