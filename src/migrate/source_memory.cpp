@@ -39,6 +39,11 @@ bool written_behind(const SourceObjects::Object& object, const struct stat& now)
   return now.st_ctim.tv_sec != object.changed.tv_sec || now.st_ctim.tv_nsec != object.changed.tv_nsec;
 }
 
+bool overlap(const Layout& layout) {
+  return std::ranges::adjacent_find(layout, [](const Area& one, const Area& next) { return next.begin < one.end; }) !=
+         layout.end();
+}
+
 void add_data_ranges(const SourceObjects::Object& object, std::uint64_t size, std::vector<Piece>& pieces) {
   off_t at = 0;
   while (static_cast<std::uint64_t>(at) < size) {
@@ -265,15 +270,21 @@ Result<void> SourceMemory::look(SourceObjects& objects, bool with_advice, Remote
                                 RemoteAddress leave_out_end) {
   left_out_ = {leave_out_begin, leave_out_end};
   Reading now;
-  // A mapping may be gone again by the time its object is opened: what is there then is looked at anew.
+  // The kernel tells the mappings one after the other while the program goes on: one that grows or joins its neighbour
+  // may be told twice, and one may be gone by the time its object is opened. What is there then is looked at anew.
+  constexpr int most_tries = 20;
   for (int tries = 0;; ++tries) {
     auto read = TRY(read_layout(with_advice, leave_out_begin, leave_out_end));
     const Layout& layout = read ? read->layout : layout_;
+    if (overlap(layout)) {
+      if (tries == most_tries) return fail(ErrorKind::busy, "process {} maps and unmaps all the time", pod_.value);
+      continue;
+    }
     Result<void> seen;
     for (const auto& area : layout)
       if (area.object != 0 && seen)
         seen = objects.seen(process_, area, read ? read->objects : std::vector<ObjectInfo>{});
-    if (!seen && (seen.error().code != ENOENT || tries == 20)) return seen;
+    if (!seen && (seen.error().code != ENOENT || tries == most_tries)) return seen;
     if (!seen) continue;
     if (!read) return {};
     now = std::move(*read);
