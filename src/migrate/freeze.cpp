@@ -130,6 +130,20 @@ bool all_stopped(const std::vector<ProcessIds>& tree, const std::vector<FrozenPr
   });
 }
 
+/// One whose last thread has ended by itself: how it ended is known as soon as it is a zombie. `gone` when its parent
+/// knows already.
+Result<void> learn_end(ProcessIds& ids) {
+  const auto give_up = std::chrono::steady_clock::now() + stop_limit;
+  for (;;) {
+    const auto stat = TRY(kernel::read_stat(ids.host));
+    ids.exit_code = stat.exit_code;
+    if (stat.state == 'Z') return {};
+    if (std::chrono::steady_clock::now() > give_up)
+      return fail(ErrorKind::busy, "process {} doesn't come to its end", ids.pod.value);
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+}
+
 /// One attempt. `busy` when some thread doesn't stop; `frozen` has what did.
 Result<std::vector<FrozenProcess>> try_freeze(HostPid init, const Known& known, const FreezeHooks& hooks,
                                               std::vector<FrozenProcess>& frozen) {
@@ -147,6 +161,11 @@ Result<std::vector<FrozenProcess>> try_freeze(HostPid init, const Known& known, 
     // Again: when it was asked first, somebody may still have been running.
     TRY(hooks.last_pid());
     break;
+  }
+  for (auto process = frozen.begin(); process != frozen.end();) {
+    auto ended = process->threads.empty() && !process->ids.zombie ? learn_end(process->ids) : Result<void>{};
+    if (!ended && !is_gone(ended.error())) return std::unexpected(std::move(ended).error());
+    process = ended ? process + 1 : frozen.erase(process);
   }
   // What was there at the first look and is not at the last one has ended. Parents stand before children, as in the
   // tree.

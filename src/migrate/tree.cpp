@@ -107,6 +107,8 @@ Result<std::vector<ProcessIds>> read_tree(HostPid init) {
         auto threads = read_threads(child);
         if (threads) process.threads = std::move(*threads);
         process.zombie = process.threads.empty();
+        // It may have ended since its state was read.
+        if (process.zombie) process.exit_code = kernel::read_stat(child).value_or(*stat).exit_code;
         process.leader_exited = !process.zombie && process.threads.front().host != child;
         if (!process.zombie && parents[next] != init) {
           process.shares_files = shares(child, parents[next], KCMP_FILES);
