@@ -309,6 +309,8 @@ Result<void> Arrival::follow_until_last() {
 
 Result<void> Arrival::apply_last(const wire::Last& last) {
   TRY(apply_round(last.round));
+  for (const auto& [pid, process] : processes_)
+    if (process.memory) TRY(process.memory->check_kernel_pages(process.wanted.layout));
   raise_threads();
   // Processes have their final numbers: descriptors are built beside the last pages.
   TRY(begin_descriptors());

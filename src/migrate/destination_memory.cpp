@@ -242,15 +242,26 @@ Result<void> DestinationMemory::register_area(const Area& area) {
   return filler_->register_range(area.begin, area.size(), UFFDIO_REGISTER_MODE_MISSING);
 }
 
+std::unexpected<Error> DestinationMemory::refuse_kernel_pages(std::size_t wanted) const {
+  return fail(ErrorKind::refused, "process {} has {} kernel mappings, this node gives {}", pod_.value, wanted,
+              kernel_pages_.size());
+}
+
+Result<void> DestinationMemory::check_kernel_pages(const Layout& wanted) const {
+  const auto count = static_cast<std::size_t>(
+      std::ranges::count(wanted, Backing::vdso, [](const Area& area) { return area.backing; }));
+  // Who has unmapped all of them doesn't miss any.
+  if (count != 0 && count != kernel_pages_.size()) return refuse_kernel_pages(count);
+  return {};
+}
+
 Result<void> DestinationMemory::move_kernel_pages(const Layout& wanted, Hand hand) {
   Layout targets;
   for (const auto& area : wanted)
     if (area.backing == Backing::vdso) targets.push_back(area);
-  // A process in the middle of exec shows none yet.
-  if (targets == kernel_pages_ || targets.empty()) return {};
-  if (targets.size() != kernel_pages_.size())
-    return fail(ErrorKind::refused, "process {} has {} kernel mappings, this node gives {}", pod_.value, targets.size(),
-                kernel_pages_.size());
+  // A process in the middle of exec shows not all of them yet.
+  if (targets == kernel_pages_ || targets.size() < kernel_pages_.size()) return {};
+  if (targets.size() != kernel_pages_.size()) return refuse_kernel_pages(targets.size());
   const auto overlaps = [&](const Area& target) {
     return std::ranges::any_of(kernel_pages_,
                                [&](const Area& now) { return now.begin < target.end && target.begin < now.end; });

@@ -73,6 +73,9 @@ class DestinationMemory {
 
   /// Turns the address space into `wanted`. `builder` is the number, in the stub's table, of a pidfd of this daemon.
   Result<void> apply(const Layout& wanted, const DestinationObjects&, int builder, Hand);
+  /// Of the final layout: the kernel's own pages are as many as this node gives. A process in the middle of exec, which
+  /// `apply` may meet while the pod runs, doesn't have all of them yet.
+  [[nodiscard]] Result<void> check_kernel_pages(const Layout& wanted) const;
   /// Puts pages in place; null data is zeros. Any thread.
   Result<void> write(std::uint64_t address, const void* data, std::size_t size);
   /// mlock, once all pages are in place or known to be owed: those that are owed are fetched by it.
@@ -93,6 +96,7 @@ class DestinationMemory {
   DestinationMemory(HostPid process, PodPid pod, kernel::MemoryFile file)
       : process_(process), pod_(pod), file_(std::move(file)) {}
   Result<void> register_area(const Area&);
+  [[nodiscard]] std::unexpected<Error> refuse_kernel_pages(std::size_t wanted) const;
   Result<void> move_kernel_pages(const Layout& wanted, Hand);
   [[nodiscard]] const Area* area_at(std::uint64_t address) const;
   Result<void> write_run(const Area&, std::uint64_t address, const std::uint8_t* data, std::size_t size);
