@@ -27,15 +27,6 @@ std::unexpected<Error> fail_gone(HostPid tid) {
   return fail(ErrorKind::gone, "thread {} has ended", tid.value);
 }
 
-/// struct ptrace_rseq_configuration of linux/ptrace.h.
-struct RseqConfiguration {
-  std::uint64_t address;
-  std::uint32_t size;
-  std::uint32_t signature;
-  std::uint32_t flags;
-  std::uint32_t pad;
-};
-
 /// struct rseq_cs of linux/rseq.h.
 struct RseqSection {
   std::uint32_t version;
@@ -121,6 +112,7 @@ Tracee& Tracee::operator=(Tracee&& other) noexcept {
   sequence_left_ = other.sequence_left_;
   known_registers_ = other.known_registers_;
   known_mask_ = other.known_mask_;
+  known_rseq_ = other.known_rseq_;
   return *this;
 }
 
@@ -150,6 +142,7 @@ Result<WaitStatus> Tracee::wait(std::chrono::milliseconds limit) {
   sequence_left_ = false;
   known_registers_.reset();
   known_mask_.reset();
+  known_rseq_.reset();
   if (!stopped_) attached_ = false;
   if (stopped_ && status.event() == 0 && status.signal() != (SIGTRAP | 0x80)) signal_ = status.signal();
   if (status.event() == PTRACE_EVENT_STOP) group_stopped_ = status.signal() != SIGTRAP;
@@ -224,6 +217,15 @@ Result<void> Tracee::set_signal_mask(std::uint64_t mask) {
   return {};
 }
 
+Result<RseqRegistration> Tracee::rseq() const {
+  if (known_rseq_) return *known_rseq_;
+  RseqRegistration registration;
+  if (ptrace_call(get_rseq_configuration, tid_, sizeof registration, &registration) < 0)
+    return fail_errno("read the rseq registration of thread {}", tid_.value);
+  known_rseq_ = registration;
+  return registration;
+}
+
 Result<std::vector<siginfo_t>> Tracee::pending_signals(bool shared) const {
   constexpr int at_once = 32;
   constexpr std::size_t most = 65'536;  // RLIMIT_SIGPENDING can be set higher; nobody means to keep that many
@@ -250,6 +252,7 @@ Result<void> Tracee::go_on(int request, int signal) {
   signal_ = 0;
   known_registers_.reset();
   known_mask_.reset();
+  known_rseq_.reset();
   return {};
 }
 
@@ -282,10 +285,10 @@ Result<void> Tracee::set_options(int options) {
 Result<void> Tracee::leave_restartable_sequence() {
   if (sequence_left_) return {};
   sequence_left_ = true;
-  RseqConfiguration configuration{};
+  const auto asked = rseq();
   // EINVAL: a kernel without rseq.
-  if (ptrace_call(get_rseq_configuration, tid_, sizeof configuration, &configuration) < 0 || configuration.address == 0)
-    return {};
+  if (!asked || asked->address == 0) return {};
+  const RseqRegistration& configuration = *asked;
   std::uint64_t where = 0;
   const auto pointer = read_memory(tid_, configuration.address + rseq_section_offset, &where, sizeof where);
   if (!pointer || *pointer != sizeof where || where == 0) return {};

@@ -33,6 +33,12 @@ class WaitStatus {
   int raw_;
 };
 
+/// A thread's registration for restartable sequences (struct ptrace_rseq_configuration); address 0: it has none.
+struct RseqRegistration {
+  std::uint64_t address = 0;
+  std::uint32_t size = 0, signature = 0, flags = 0, padding = 0;
+};
+
 /// One thread of another process, seized by the calling thread. ptrace is bound to a thread: every call must come from
 /// the thread that seized. A tracee that has died is an `Error` of kind `gone` everywhere.
 ///
@@ -70,6 +76,7 @@ class Tracee {
   /// Blocked signals (PTRACE_GETSIGMASK), bit n-1 for signal n.
   Result<std::uint64_t> signal_mask() const;
   Result<void> set_signal_mask(std::uint64_t);
+  Result<RseqRegistration> rseq() const;
   /// Queued signals (PTRACE_PEEKSIGINFO), oldest first, not consumed. `shared`: those of the whole process.
   Result<std::vector<siginfo_t>> pending_signals(bool shared) const;
 
@@ -106,6 +113,7 @@ class Tracee {
   /// What the thread is known to have while it stays stopped: a system call to read them costs 0.6 to 1.2 us.
   mutable std::optional<Registers> known_registers_;
   mutable std::optional<std::uint64_t> known_mask_;
+  mutable std::optional<RseqRegistration> known_rseq_;
 };
 
 }  // namespace godwit::kernel

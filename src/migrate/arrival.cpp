@@ -173,7 +173,14 @@ Result<void> Arrival::open_trees() {
 /// What needn't be done while the pod stands still. Said once more when the source has had to let the pod go on for a
 /// moment.
 Result<void> Arrival::expect_freeze(const wire::Freezing& freezing) {
-  if (!raised_.empty()) return {};
+  said_.clear();
+  for (const auto& process : freezing.processes) TRY(tell_ahead(process));
+  if (raised_.empty()) TRY(raise_ourselves(freezing));
+  raise_threads();
+  return {};
+}
+
+Result<void> Arrival::raise_ourselves(const wire::Freezing& freezing) {
   TRY(pod_->set_first(freezing.first));
   for (const auto pid : order_) TRY(make_session(processes_.at(pid.value)));
   auto journal = Journal::begin(true);
@@ -186,7 +193,50 @@ Result<void> Arrival::expect_freeze(const wire::Freezing& freezing) {
     return {};
   }));
   for (const auto thread : pages_->threads()) raised_receivers_.emplace_back(thread, daemon_priority);
-  raise_threads();
+  return {};
+}
+
+/// All but the first thread of a process, which needs its privileges for what is still to be done in it.
+Result<void> Arrival::tell_ahead(const wire::ProcessAhead& ahead) {
+  for (const auto& thread : ahead.threads) said_[thread.tid.value] = thread.settings;
+  Arriving* process = find(ahead.pid);
+  if (process == nullptr || process->ended) return {};
+  const auto each = [&](const auto& step) {
+    for (const auto& said : ahead.threads) {
+      const auto thread = std::ranges::find(process->threads, said.tid, &ArrivingThread::pod);
+      if (thread == process->threads.end() || thread == process->threads.begin()) continue;
+      if (auto done = step(*thread, said); !done)
+        log::warn("{}: thread {}: {}", hello_.spec.name, said.tid.value, done.error().message());
+    }
+  };
+  kernel::Relay relay(process->gadget);
+  each([&](ArrivingThread& thread, const wire::ThreadAhead& said) -> Result<void> {
+    if (thread.told) return {};
+    if (thread.timer_slack == 0) thread.timer_slack = TRY(kernel::timer_slack_of(thread.tracee.tid()));
+    auto batch = TRY(relay.batch());
+    TRY(objects::apply_settings(batch, thread.tracee, said.tid, said.settings));
+    return relay.begin(thread.tracee, std::move(batch), [&](const kernel::Batch&) {
+      thread.told = said.settings;
+      return Result<void>{};
+    });
+  });
+  if (const auto done = relay.finish(); !done)
+    log::warn("{}: process {}: {}", hello_.spec.name, ahead.pid.value, done.error().message());
+  // One that was told otherwise, or in part, has no privileges any more to be told anew: another takes its place.
+  std::erase_if(process->threads, [&](ArrivingThread& thread) {
+    const auto said = std::ranges::find(ahead.threads, thread.pod, &wire::ThreadAhead::tid);
+    if (said == ahead.threads.end() || thread.pod == process->threads.front().pod || thread.told == said->settings)
+      return false;
+    objects::end_thread(process->gadget, thread.tracee, thread.told ? thread.told : said->settings);
+    return true;
+  });
+  TRY(make_threads(*process));
+  each([&](ArrivingThread& thread, const wire::ThreadAhead& said) -> Result<void> {
+    if (!said.sleeps || !thread.told || thread.parked) return {};
+    TRY(objects::park(process->gadget, thread.tracee));
+    thread.parked = true;
+    return {};
+  });
   return {};
 }
 
@@ -194,7 +244,7 @@ void Arrival::raise_threads() {
   for (auto& [pid, process] : processes_) {
     for (auto& thread : process.threads) {
       if (std::exchange(thread.raised, true)) continue;
-      thread.timer_slack = kernel::timer_slack_of(thread.tracee.tid()).value_or(0);
+      if (thread.timer_slack == 0) thread.timer_slack = kernel::timer_slack_of(thread.tracee.tid()).value_or(0);
       (void)kernel::set_policy(thread.tracee.tid(), {SCHED_FIFO, thread_priority});
     }
   }
@@ -254,6 +304,13 @@ Result<void> Arrival::apply_round(const wire::Round& round) {
     process.wanted = wanted;
     if (wanted.unchanged) process.wanted.layout = std::move(before);
     if (process.ended) continue;
+    if (begin_anew) {
+      // Whatever is registered of theirs goes with the memory.
+      process.wanted.threads.clear();
+      end_threads(process);
+      process.wanted.threads = wanted.threads;
+    }
+    end_threads(process);
     if (begin_anew) process.memory = TRY(DestinationMemory::empty(process.host, wanted.pid, process.hand()));
     Result<void> applied;
     if (!known || begin_anew || !wanted.unchanged)

@@ -27,8 +27,10 @@ namespace godwit::migrate {
 struct ArrivingThread {
   PodPid pod;
   kernel::Tracee tracee;
-  std::uint64_t timer_slack = 0;  ///< ns, before it was raised; what it has again when it is let down
-  bool raised = false;            ///< to SCHED_FIFO, for the freeze
+  std::uint64_t timer_slack = 0;                ///< ns, before it was raised; what it has again when it is let down
+  bool raised = false;                          ///< to SCHED_FIFO, for the freeze
+  std::optional<objects::ThreadSettings> told;  ///< what has been applied before the freeze
+  bool parked = false;                          ///< where a call begins (objects::park)
 };
 
 /// A process of the pod that is arriving.
@@ -67,6 +69,8 @@ class Arrival {
   Result<void> answer_clock();
   Result<void> open_trees();
   Result<void> expect_freeze(const wire::Freezing&);
+  Result<void> raise_ourselves(const wire::Freezing&);
+  Result<void> tell_ahead(const wire::ProcessAhead&);
   void raise_threads();
   Result<void> apply_round(const wire::Round&);
   Result<void> end_process(Arriving&);
@@ -75,12 +79,14 @@ class Arrival {
   Result<void> make_from(Arriving& parent, const wire::Process&, Arriving&, bool sibling);
   Result<void> make_session(Arriving&);
   Result<void> make_groups();
+  void end_threads(Arriving&);
   Result<void> make_threads(Arriving&);
   Result<void> make_zombie(const wire::Process&, Arriving&);
   Result<void> apply_last(const wire::Last&);
   Result<void> begin_references(const wire::Last&);
   Result<void> begin_descriptors();
   void serve(const std::function<bool()>& until);
+  Result<void> match_said();
   Result<void> restore_process(const wire::ProcessImage&, int builder);
   Result<void> restore_threads(const wire::ProcessImage&, Arriving&, objects::ProcessRestore&, kernel::Batch);
   Result<void> write(SpaceId space, std::uint64_t address, const void* data, std::size_t size);
@@ -111,7 +117,8 @@ class Arrival {
   std::unique_ptr<Pager> pager_;
   std::map<pid_t, kernel::Userfaultfd> pagers_made_;
   RemoteAddress gadget_place_ = 0;
-  static constexpr int builder_ = 0;  ///< number of our pidfd in every stub
+  static constexpr int builder_ = 0;               ///< number of our pidfd in every stub
+  std::map<pid_t, objects::ThreadSettings> said_;  ///< before the freeze
   wire::Last last_;
   wire::State state_;
   std::vector<objects::Image> images_;

@@ -157,8 +157,8 @@ Result<void> Arrival::make_groups() {
   return {};
 }
 
-Result<void> Arrival::make_threads(Arriving& process) {
-  if (process.ended) return {};
+/// Threads that are no longer wanted. While the memory is still there in which something of theirs is registered.
+void Arrival::end_threads(Arriving& process) {
   const auto& wanted = process.wanted.threads;
   // The thread the process was made with is its leader, living or not: it goes last.
   for (std::size_t i = 1; i < process.threads.size();) {
@@ -166,10 +166,13 @@ Result<void> Arrival::make_threads(Arriving& process) {
       ++i;
       continue;
     }
-    (void)process.gadget.call(process.threads[i].tracee, SYS_exit, {0});
+    objects::end_thread(process.gadget, process.threads[i].tracee, process.threads[i].told);
     process.threads.erase(process.threads.begin() + static_cast<std::ptrdiff_t>(i));
   }
-  for (const auto tid : wanted) {
+}
+
+Result<void> Arrival::make_threads(Arriving& process) {
+  for (const auto tid : process.wanted.threads) {
     if (std::ranges::any_of(process.threads, [&](const ArrivingThread& thread) { return thread.pod == tid; })) continue;
     clone_args arguments{};
     arguments.flags = thread_flags;

@@ -59,6 +59,7 @@ Result<void> Arrival::rebuild() {
   if (static_cast<wire::Type>(message.type) != wire::Type::state)
     return fail(ErrorKind::invalid, "expected the state, got message {}", message.type);
   state_ = TRY(image::unpack<wire::State>(message.payload));
+  TRY(match_said());
   TRY(make_groups());
   TRY(begin_references(last_));
   watch_.lap("threads");
@@ -77,6 +78,33 @@ Result<void> Arrival::rebuild() {
   }
   TRY(workshop_->wait());
   watch_.lap("processes");
+  return {};
+}
+
+/// What was said ahead of the freeze holds unless it is said again. A thread for which it doesn't is made anew: it has
+/// no privileges any more to be told otherwise.
+Result<void> Arrival::match_said() {
+  for (auto& image : state_.processes) {
+    Arriving* process = find(image.process.pid);
+    if (process == nullptr) continue;
+    bool anew = false;
+    for (auto& state : image.threads) {
+      if (!state.settings) {
+        const auto said = said_.find(state.tid.value);
+        if (said == said_.end())
+          return fail(ErrorKind::invalid, "thread {} comes without its settings", state.tid.value);
+        state.settings = said->second;
+      }
+      const auto thread = std::ranges::find(process->threads, state.tid, &ArrivingThread::pod);
+      if (thread != process->threads.end() && thread->told && *thread->told != *state.settings) {
+        objects::end_thread(process->gadget, thread->tracee, thread->told);
+        process->threads.erase(thread);
+        anew = true;
+      }
+    }
+    if (anew) TRY(make_threads(*process));
+  }
+  raise_threads();
   return {};
 }
 
@@ -138,17 +166,26 @@ Result<void> Arrival::restore_threads(const wire::ProcessImage& image, Arriving&
   const std::size_t begin = restores_.size();
   std::vector<kernel::Tracee*> threads;
   std::vector<std::uint64_t> slack;
+  std::vector<bool> told;
   for (const auto& state : image.threads) {
     const auto thread = std::ranges::find(process.threads, state.tid, &ArrivingThread::pod);
     if (thread == process.threads.end()) return fail(ErrorKind::invalid, "its thread {} was not made", state.tid.value);
     threads.push_back(&thread->tracee);
     slack.push_back(thread->timer_slack);
-    restores_.push_back({objects::ThreadRestore(state), thread->tracee.tid()});
+    told.push_back(thread->told.has_value());
+    // A batch that is still to run in it takes it from where it is parked.
+    const bool parked = thread->parked && &state != &image.threads.front() && state.pending.empty();
+    if (thread->parked && !parked) {
+      auto away = process.gadget.batch();
+      away.call(SYS_getpid);
+      TRY(process.gadget.run(thread->tracee, away));
+    }
+    restores_.push_back({objects::ThreadRestore(state, told.back(), parked), thread->tracee.tid()});
   }
   const auto prepare = [&](std::size_t i, kernel::Batch& batch) -> Result<void> {
     auto& restore = restores_[begin + i].restore;
-    restore.tell(batch);
-    TRY(restore.credentials(batch, threads[i]->tid()));
+    if (!told[i]) restore.tell(batch);
+    if (!told[i]) TRY(restore.credentials(batch, threads[i]->tid()));
     if (i == 0) whole.last(batch);
     return {};
   };
@@ -156,6 +193,7 @@ Result<void> Arrival::restore_threads(const wire::ProcessImage& image, Arriving&
     TRY(process.gadget.run(process.threads.front().tracee, batch));
     kernel::Relay relay(process.gadget);
     for (std::size_t i = 1; i < threads.size(); ++i) {
+      if (told[i]) continue;
       auto own = TRY(relay.batch());
       TRY(prepare(i, own));
       TRY(relay.begin(*threads[i], std::move(own)));
@@ -191,15 +229,8 @@ Result<void> Arrival::restore_threads(const wire::ProcessImage& image, Arriving&
 }
 
 Result<void> Arrival::pin() {
+  // Stopped as they are, the freezer holds them too: were we to die, they would not run.
   TRY(pod_->workload().freeze());
-  for (auto& [pid, process] : processes_)
-    for (auto& thread : process.threads) TRY(thread.tracee.detach());
-  // What job control had stopped is stopped again before its first instruction.
-  for (const auto& image : state_.processes) {
-    if (!image.stopped) continue;
-    const Fd pidfd = TRY(kernel::pidfd_open(processes_.at(image.process.pid.value).host));
-    TRY(kernel::pidfd_send_signal(pidfd.get(), SIGSTOP));
-  }
   watch_.lap("pin");
   TRY(await_log());
   watch_.lap("log");
@@ -207,6 +238,19 @@ Result<void> Arrival::pin() {
   // From here on it may be ours without our hearing of it: its init must outlive us. Until the store says so it stays
   // frozen.
   if (const auto kept = pod_->keep(); !kept) log::error("{}: keep: {}", hello_.spec.name, kept.error().message());
+  // While the source commits, from the tracer to the freezer alone. Nothing here may end the move any more: it may be
+  // ours already.
+  const auto note = [&](const Result<void>& outcome) {
+    if (!outcome) log::error("{}: {}", hello_.spec.name, outcome.error().message());
+  };
+  for (auto& [pid, process] : processes_)
+    for (auto& thread : process.threads) note(thread.tracee.detach());
+  // What job control had stopped is stopped again before its first instruction.
+  for (const auto& image : state_.processes) {
+    if (!image.stopped) continue;
+    const auto pidfd = kernel::pidfd_open(processes_.at(image.process.pid.value).host);
+    note(pidfd ? kernel::pidfd_send_signal(pidfd->get(), SIGSTOP) : std::unexpected(pidfd.error()));
+  }
   return {};
 }
 
@@ -282,13 +326,15 @@ Result<void> Arrival::restart() {
   note("open the gate", pod_->gate().set(pod::Gate::State::pause));
   note("open", workshop_->run([&] { return descriptors_->open(); }));
   watch_.lap("open");
+  // What comes because of it waits at the gate until what the source has held is delivered.
+  workshop_->begin([&] { return pod_->announce(); });
   note("thaw", pod_->workload().thaw());
   for (const auto& frame : held_) note("deliver a held frame", pod_->gate().deliver(frame));
   auto released = pod_->gate().release();
   if (!released) note("release the gate", std::unexpected(released.error()));
   raised_.clear();
   watch_.lap("thaw");
-  note("announce", pod_->announce());
+  note("announce", workshop_->wait());
   watch_.lap("announce");
   const auto at = now_ns();
   site_.arrived(pod_);

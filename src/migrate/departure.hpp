@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernel/priority.hpp"
+#include "kernel/task_reader.hpp"
 #include "migrate/channel.hpp"
 #include "migrate/freeze.hpp"
 #include "migrate/migrate.hpp"
@@ -103,6 +104,8 @@ class Departure {
   Result<std::vector<Piece>> collect_last(wire::Last& last);
   [[nodiscard]] bool shares_memory(const ProcessIds&) const;
   Result<wire::ProcessImage> capture_process(FrozenProcess&, Leaving&);
+  std::vector<wire::ProcessAhead> tell_ahead(const Known&);
+  std::map<pid_t, kernel::TaskFacts> read_tasks(const std::vector<HostPid>&);
   Result<void> forward_frames(std::chrono::milliseconds quiet, std::chrono::milliseconds most);
   Result<void> send_logs();
   [[nodiscard]] bool owes() const { return !owed_.empty() || !owed_unseen_.empty(); }
@@ -149,6 +152,9 @@ class Departure {
   std::vector<kernel::RaisedPriority> raised_;              ///< ours and the init's, for the freeze only
   std::map<pid_t, kernel::RaisedPriority> raised_threads_;  ///< of the pod, from when they are asked to stop
   std::vector<FrozenProcess> frozen_;
+  std::optional<kernel::TaskReader> tasks_;        ///< none where the kernel can't be read
+  std::map<pid_t, kernel::TaskFacts> facts_of_;    ///< of the stopped threads
+  std::map<pid_t, objects::ThreadSettings> told_;  ///< before the freeze
   std::vector<ThreadInHand> in_hand_;
   std::optional<SourceDescriptors> descriptors_;
   std::vector<objects::Image> images_;

@@ -82,27 +82,35 @@ Result<void> Departure::freeze() {
 }
 
 Result<void> Departure::freeze_once() {
-  TRY(control_->send(wire::Type::freezing, wire::Freezing{first_}));
-  TRY(expect(wire::Type::ready));
-  objects::SleepClock sleep_clock(clock_);
   Known known{.processes = {}, .last_pid = TRY(pod_.last_pid())};
   known.processes = TRY(read_tree(pod_.init()));
+  TRY(control_->send(wire::Type::freezing, wire::Freezing{first_, tell_ahead(known)}));
+  TRY(expect(wire::Type::ready));
+  if (const auto last = TRY(pod_.last_pid()); last != known.last_pid) {
+    known.last_pid = last;
+    known.processes = TRY(read_tree(pod_.init()));
+  }
   TRY(write_down(known));
+  objects::SleepClock sleep_clock(clock_);
   for (const auto& process : known.processes)
     for (const auto& thread : process.threads)
       if (auto sleeping = sleep_clock.mark(thread.host)) marks_[thread.host.value] = *sleeping;
   raise_priorities(known);
-  const FreezeHooks hooks{.last_pid = [this]() -> Result<PodPid> { return last_pid_ = TRY(pod_.last_pid()); },
-                          .asked =
-                              [this](HostPid thread) {
-                                if (const auto raised = raised_threads_.find(thread.value);
-                                    raised != raised_threads_.end())
-                                  raised->second.raise();
-                              }};
-  freeze_watch_.restart();
-  // What the threads and the kernel still answer goes out until they have stopped.
-  TRY(pod_.gate().set(pod::Gate::State::pause));
-  holding_ = true;
+  const FreezeHooks hooks{
+      .last_pid = [this]() -> Result<PodPid> { return last_pid_ = TRY(pod_.last_pid()); },
+      .begin = [this]() -> Result<void> {
+        freeze_watch_.restart();
+        // What the threads and the kernel still answer goes out until they have stopped.
+        TRY(pod_.gate().set(pod::Gate::State::pause));
+        holding_ = true;
+        return {};
+      },
+      .asked =
+          [this](HostPid thread) {
+            if (const auto raised = raised_threads_.find(thread.value); raised != raised_threads_.end())
+              raised->second.raise();
+          },
+  };
   frozen_ = TRY(freeze_all(pod_.init(), known, hooks, std::chrono::seconds(5), stopped_at_));
   // From here nothing may be acknowledged that the image doesn't have.
   TRY(pod_.gate().set(pod::Gate::State::hold));
@@ -118,6 +126,30 @@ Result<void> Departure::freeze_once() {
   images_ = TRY(descriptors_->capture());
   freeze_watch_.lap("capture objects");
   return {};
+}
+
+/// What the threads have now, read from outside while they run. Only where all memory has been copied: some of it is
+/// registered with the kernel, which writes there.
+std::vector<wire::ProcessAhead> Departure::tell_ahead(const Known& known) {
+  told_.clear();
+  if (auto tasks = kernel::TaskReader::open(); !tasks_ && tasks) tasks_ = std::move(*tasks);
+  std::vector<HostPid> threads;
+  for (const auto& process : known.processes)
+    for (const auto& thread : process.threads) threads.push_back(thread.host);
+  const auto facts = read_tasks(threads);
+  std::vector<wire::ProcessAhead> ahead;
+  if (ending_ != Next::freeze || !copies_before(strategy_)) return ahead;
+  for (const auto& process : known.processes) {
+    wire::ProcessAhead& said = ahead.emplace_back(process.pod);
+    for (const auto& thread : process.threads) {
+      const auto found = facts.find(thread.host.value);
+      auto scheduling = objects::scheduling_of(thread.host);
+      if (found == facts.end() || !scheduling) continue;
+      auto& told = told_[thread.host.value] = objects::settings_of(found->second, std::move(*scheduling));
+      said.threads.push_back({thread.pod, told, objects::sleeps_with_block(thread.host)});
+    }
+  }
+  return ahead;
 }
 
 /// Nothing of ours has run in any thread yet: they go on, and what came in meanwhile is delivered.
@@ -312,6 +344,7 @@ Result<wire::ProcessImage> Departure::capture_process(FrozenProcess& frozen, Lea
   if (!leaving.gadget) leaving.gadget = TRY(kernel::Gadget::install(first));
   const auto& numbers = descriptors_->numbers(leaving.ids.pod);
   std::vector<kernel::Batch::Call> flags;
+  const bool own_sets = !leaving.same_capabilities;
   image.threads.resize(frozen.threads.size());
   kernel::Relay relay(leaving.gadget);
   for (std::size_t i = 0; i < frozen.threads.size(); ++i) {
@@ -319,46 +352,68 @@ Result<wire::ProcessImage> Departure::capture_process(FrozenProcess& frozen, Lea
     const HostPid tid = thread.ids.host;
     const auto before = scheduling_.find(tid.value);
     const auto scheduling = before != scheduling_.end() ? before->second : TRY(objects::scheduling_of(tid));
-    auto& capture = in_hand_
-                        .emplace_back(&thread.tracee, tid, frozen.ids.host.value,
-                                      objects::ThreadCapture(thread.ids.pod, !leaving.same_capabilities))
-                        .capture;
-    TRY(capture.look(thread.tracee, marks_[tid.value], clock_, scheduling));
+    auto& capture =
+        in_hand_
+            .emplace_back(&thread.tracee, tid, frozen.ids.host.value, objects::ThreadCapture(thread.ids.pod, own_sets))
+            .capture;
+    const auto facts = facts_of_.find(tid.value);
+    TRY(capture.look(thread.tracee, marks_[tid.value], clock_, scheduling,
+                     facts == facts_of_.end() ? nullptr : &facts->second));
+    const auto keep = [&, i, tid](objects::ThreadState state) {
+      if (const auto slack = slack_.find(tid.value); slack != slack_.end()) state.settings->timer_slack = slack->second;
+      if (const auto told = told_.find(tid.value); i > 0 && told != told_.end() && told->second == *state.settings)
+        state.settings.reset();
+      image.threads[i] = std::move(state);
+    };
+    if (capture.complete()) keep(capture.state());
+    if (capture.complete() && i > 0) continue;
     auto batch = TRY(relay.batch());
     if (i == 0) {
       process.ask(batch);
       for (const int number : numbers)
         flags.push_back(batch.call(SYS_fcntl, {static_cast<std::uint64_t>(number), F_GETFD}));
     }
-    capture.ask(batch);
-    TRY(relay.begin(thread.tracee, std::move(batch), [&, i, tid](const kernel::Batch& done) -> Result<void> {
+    if (!capture.complete()) capture.ask(batch);
+    TRY(relay.begin(thread.tracee, std::move(batch), [&, keep, i, tid](const kernel::Batch& done) -> Result<void> {
       if (i == 0) {
         image.process = TRY(process.take(done, clock_));
         for (std::size_t n = 0; n < flags.size(); ++n)
           if ((done.result(flags[n]) & FD_CLOEXEC) != 0) image.close_on_exec.push_back(numbers[n]);
       }
-      image.threads[i] = TRY(capture.take(done, tid));
-      if (const auto slack = slack_.find(tid.value); slack != slack_.end())
-        image.threads[i].timer_slack = slack->second;
+      if (capture.complete()) return {};
+      auto state = TRY(capture.take(done, tid));
+      if (!own_sets) {
+        state.settings->credentials.ambient = frozen.ids.status.cap_ambient;
+        state.settings->credentials.bounding = frozen.ids.status.cap_bounding;
+      }
+      keep(std::move(state));
       return {};
     }));
   }
   TRY(relay.finish());
-  for (auto& thread : image.threads) {
-    if (!leaving.same_capabilities) break;
-    thread.credentials.ambient = frozen.ids.status.cap_ambient;
-    thread.credentials.bounding = frozen.ids.status.cap_bounding;
-  }
   image.stopped = first.group_stopped();
   image.process.pid = leaving.ids.pod;
   return image;
 }
 
+/// What the kernel says of these threads, as far as it can be read: whoever is missing is asked by a batch.
+std::map<pid_t, kernel::TaskFacts> Departure::read_tasks(const std::vector<HostPid>& threads) {
+  std::map<pid_t, kernel::TaskFacts> found;
+  if (!tasks_ || !tasks_->know(threads)) return found;
+  auto read = tasks_->read(threads);
+  if (!read) return found;
+  for (std::size_t i = 0; i < threads.size(); ++i)
+    if ((*read)[i]) found[threads[i].value] = std::move(*(*read)[i]);
+  return found;
+}
+
 Result<void> Departure::send_state() {
   wire::State state;
-  std::size_t threads = 0;
-  for (const auto& process : frozen_) threads += process.threads.size();
-  in_hand_.reserve(threads);
+  std::vector<HostPid> threads;
+  for (const auto& process : frozen_)
+    for (const auto& thread : process.threads) threads.push_back(thread.ids.host);
+  in_hand_.reserve(threads.size());
+  facts_of_ = read_tasks(threads);
   for (auto& process : frozen_) {
     if (process.ids.zombie) continue;
     auto image = capture_process(process, processes_.at(process.ids.host.value));

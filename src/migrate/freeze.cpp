@@ -42,9 +42,9 @@ bool is_ending(HostPid tid) {
   return !status || status->state == 'Z' || status->state == 'X';
 }
 
-/// Asks every thread that isn't ours yet to stop. True when there was one.
-Result<bool> seize_new(const std::vector<ProcessIds>& tree, const FreezeHooks& hooks,
-                       std::vector<FrozenProcess>& frozen, std::set<pid_t>& seized) {
+/// Makes every thread that isn't ours yet a tracee, which it doesn't notice. True when there was one.
+Result<bool> seize_new(const std::vector<ProcessIds>& tree, std::vector<FrozenProcess>& frozen,
+                       std::set<pid_t>& seized) {
   bool grew = false;
   for (const auto& process : tree) {
     auto known = std::ranges::find_if(frozen, [&](const FrozenProcess& p) { return p.ids.host == process.host; });
@@ -57,18 +57,30 @@ Result<bool> seize_new(const std::vector<ProcessIds>& tree, const FreezeHooks& h
     for (const auto& ids : process.threads) {
       if (!seized.insert(ids.host.value).second) continue;
       auto tracee = kernel::Tracee::seize(ids.host);
-      auto asked = tracee ? tracee->interrupt() : Result<void>{};
       // A thread that is just ending can't be seized any more.
       if (!tracee && tracee.error().code == EPERM && is_ending(ids.host)) continue;
-      if ((!tracee && is_gone(tracee.error())) || (!asked && is_gone(asked.error()))) continue;
+      if (!tracee && is_gone(tracee.error())) continue;
       if (!tracee) return std::unexpected(tracee.error());
-      if (!asked) return std::unexpected(asked.error());
-      hooks.asked(ids.host);
       known->threads.push_back({ids, std::move(*tracee)});
       grew = true;
     }
   }
   return grew;
+}
+
+/// Asks every tracee that runs to stop.
+Result<void> ask_to_stop(const FreezeHooks& hooks, std::vector<FrozenProcess>& frozen) {
+  for (auto& process : frozen) {
+    for (auto& thread : process.threads) {
+      if (thread.tracee.stopped()) continue;
+      auto asked = thread.tracee.interrupt();
+      if (asked)
+        hooks.asked(thread.ids.host);
+      else if (!is_gone(asked.error()))
+        return asked;
+    }
+  }
+  return {};
 }
 
 /// Those children of a thread that have its memory.
@@ -146,16 +158,20 @@ Result<void> learn_end(ProcessIds& ids) {
 
 /// One attempt. `busy` when some thread doesn't stop; `frozen` has what did.
 Result<std::vector<FrozenProcess>> try_freeze(HostPid init, const Known& known, const FreezeHooks& hooks,
-                                              std::vector<FrozenProcess>& frozen) {
+                                              std::vector<FrozenProcess>& frozen, std::int64_t& stopped_at) {
   std::set<pid_t> seized;
   auto tree = known.processes;
-  TRY(seize_new(tree, hooks, frozen, seized));
+  TRY(seize_new(tree, frozen, seized));
+  TRY(hooks.begin());
+  stopped_at = now_ns();
+  TRY(ask_to_stop(hooks, frozen));
   TRY(await_stops(frozen, seized));
   const bool as_known = TRY(hooks.last_pid()) == known.last_pid && all_stopped(tree, frozen) && TRY(refresh_tree(tree));
-  if (as_known) TRY(seize_new(tree, hooks, frozen, seized));
+  if (as_known) TRY(seize_new(tree, frozen, seized));
   while (!as_known) {
     tree = TRY(read_tree(init));
-    const bool grew = TRY(seize_new(tree, hooks, frozen, seized));
+    const bool grew = TRY(seize_new(tree, frozen, seized));
+    TRY(ask_to_stop(hooks, frozen));
     TRY(await_stops(frozen, seized));
     if (grew) continue;
     // Again: when it was asked first, somebody may still have been running.
@@ -189,9 +205,8 @@ Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const Known& known, 
                                               std::chrono::milliseconds limit, std::int64_t& stopped_at) {
   const auto give_up = std::chrono::steady_clock::now() + limit;
   for (;;) {
-    stopped_at = now_ns();
     std::vector<FrozenProcess> stopped;
-    auto frozen = try_freeze(init, known, hooks, stopped);
+    auto frozen = try_freeze(init, known, hooks, stopped, stopped_at);
     if (!frozen) thaw_all(stopped);
     if (frozen || frozen.error().kind != ErrorKind::busy || std::chrono::steady_clock::now() > give_up) return frozen;
     // A vfork child needs its parent's memory to itself until it execs.

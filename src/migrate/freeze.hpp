@@ -37,6 +37,8 @@ struct Known {
 struct FreezeHooks {
   /// The number given out last in the pod, now.
   std::function<Result<PodPid>()> last_pid;
+  /// Every known thread is seized, which it doesn't notice; from here on they are stopped.
+  std::function<Result<void>()> begin;
   /// A thread has been asked to stop and runs no instruction of the program's any more: where it can be raised so that
   /// the program never sees it.
   std::function<void(HostPid)> asked;

@@ -164,10 +164,25 @@ struct ProcessImage {
   MSGPACK_DEFINE_MAP(process, threads, close_on_exec, stopped)
 };
 
+/// A thread as it is before the freeze. In it only what differs is said again.
+struct ThreadAhead {
+  PodPid tid;
+  objects::ThreadSettings settings;
+  bool sleeps = false;  ///< in a call that will need a restart block
+  MSGPACK_DEFINE_MAP(tid, settings, sleeps)
+};
+
+struct ProcessAhead {
+  PodPid pid;
+  std::vector<ThreadAhead> threads;
+  MSGPACK_DEFINE_MAP(pid, threads)
+};
+
 /// What can be done before the pod stands still.
 struct Freezing {
-  PodPid first;  ///< whose end is the pod's end
-  MSGPACK_DEFINE_MAP(first)
+  PodPid first;                         ///< whose end is the pod's end
+  std::vector<ProcessAhead> processes;  ///< whose memory is there, so that what is registered in it can be
+  MSGPACK_DEFINE_MAP(first, processes)
 };
 
 struct State {

@@ -8,6 +8,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <csignal>
+#include <ctime>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -368,7 +370,49 @@ std::array<Touched, 2> touched(const Interrupted& call, const kernel::Registers&
   }
 }
 
+bool sleeps_with_block(HostPid tid) {
+  // "number argument …", in decimal and in hexadecimal, or "running".
+  std::istringstream words(kernel::read_file(tid, "syscall").value_or(""));
+  std::int64_t number = -1;
+  std::array<std::uint64_t, 4> arguments{};
+  if (!(words >> number)) return false;
+  for (auto& argument : arguments)
+    if (!(words >> std::hex >> argument)) return false;
+  switch (number) {
+    case SYS_nanosleep:
+    case SYS_restart_syscall:
+      return true;
+    case SYS_clock_nanosleep:
+      return (arguments[1] & TIMER_ABSTIME) == 0;
+    case SYS_poll:
+      return static_cast<std::int32_t>(arguments[2]) >= 0;
+    case SYS_futex:
+      return (arguments[1] & FUTEX_CMD_MASK) == FUTEX_WAIT && arguments[3] != 0;
+    default:
+      return false;
+  }
+}
+
+Result<void> park(kernel::Gadget& gadget, kernel::Tracee& thread) {
+  TRY(thread.set_signal_mask(~0ULL));
+  auto registers = TRY(thread.registers());
+  registers.rip = gadget.syscall_instruction();
+  registers.rax = SYS_getpid;
+  registers.orig_rax = ~0ULL;
+  TRY(thread.set_registers(registers));
+  TRY(thread.resume_to_syscall());
+  const auto status = TRY(thread.wait());
+  if (status.stopped() && status.event() == 0 && status.signal() == (SIGTRAP | 0x80)) return {};
+  return fail(ErrorKind::failed, "thread {} doesn't come to where a call begins", thread.tid().value);
+}
+
 namespace {
+
+constexpr std::uint64_t syscall_size = 2;
+
+bool has_block(const Rearming& one) {
+  return one.call->how == "block";
+}
 
 std::int64_t time_left(const Interrupted& call, const PodClock& clock) {
   // A deadline that has passed still lets the call look once, and end as a timeout.
@@ -396,20 +440,39 @@ Result<void> rearm_at_rest(Rearming& one, const PodClock& clock) {
   return {};
 }
 
+/// A thread that stands where a call begins does the call of these registers next, or none.
+Result<void> go_from_entry(Rearming& one, kernel::Registers registers, std::int64_t number) {
+  registers.orig_rax = static_cast<std::uint64_t>(number);
+  TRY(one.thread->set_registers(registers));
+  TRY(one.thread->interrupt());
+  return one.thread->resume();
+}
+
 /// Begins calls in up to `Gadget::slots` threads and interrupts them before they can sleep, so that they leave their
-/// restart blocks in the kernel. Their threads go through this at the same time: each has to be waited for twice.
+/// restart blocks in the kernel. Their threads go through this at the same time: each has to be waited for twice, or
+/// once where it is parked.
 Result<void> remake_blocks(kernel::Gadget& gadget, std::span<Rearming*> blocks, const PodClock& clock) {
   const auto each = [&](auto step) -> Result<void> {
     for (std::size_t slot = 0; slot < blocks.size(); ++slot) TRY(step(*blocks[slot], slot));
     return {};
   };
   TRY(each([&](Rearming& one, std::size_t slot) -> Result<void> {
+    if (!has_block(one)) {
+      // Parked in vain: it goes on to where it makes no call.
+      return go_from_entry(one, TRY(one.thread->registers()), -1);
+    }
     const auto left = time_left(*one.call, clock);
-    TRY(one.thread->set_registers(TRY(shortened_call(gadget, slot, *one.thread, *one.call, one.registers, left))));
+    auto call = TRY(shortened_call(gadget, slot, *one.thread, *one.call, one.registers, left));
+    if (one.parked) {
+      call.rip += syscall_size;
+      return go_from_entry(one, call, one.call->number);
+    }
+    TRY(one.thread->set_registers(call));
     // Stopped at the entry of the call, an interrupt is pending when it begins: no race, and no time passes.
     return one.thread->resume_to_syscall();
   }));
   TRY(each([](Rearming& one, std::size_t) -> Result<void> {
+    if (one.parked) return {};
     if (!TRY(one.thread->wait()).stopped())
       return fail(ErrorKind::gone, "thread {} died while a call was restarted", one.thread->tid().value);
     TRY(one.thread->interrupt());
@@ -417,6 +480,8 @@ Result<void> remake_blocks(kernel::Gadget& gadget, std::span<Rearming*> blocks, 
   }));
   return each([](Rearming& one, std::size_t) -> Result<void> {
     TRY(one.thread->wait_stop());
+    one.parked = false;
+    if (!has_block(one)) return {};
     // An answer at once is the program's answer: a futex whose word has changed, a descriptor that is ready.
     one.registers.rax = static_cast<std::uint64_t>(result_of(TRY(one.thread->registers())));
     one.registers.orig_rax = static_cast<std::uint64_t>(one.call->number);
@@ -430,10 +495,8 @@ Result<void> remake_blocks(kernel::Gadget& gadget, std::span<Rearming*> blocks, 
 Result<void> rearm(kernel::Gadget& gadget, std::span<Rearming> threads, const PodClock& clock) {
   std::vector<Rearming*> blocks;
   for (auto& one : threads) {
-    if (one.call->how == "block")
-      blocks.push_back(&one);
-    else
-      TRY(rearm_at_rest(one, clock));
+    if (!has_block(one)) TRY(rearm_at_rest(one, clock));
+    if (has_block(one) || one.parked) blocks.push_back(&one);
   }
   for (std::size_t at = 0; at < blocks.size(); at += kernel::Gadget::slots)
     TRY(remake_blocks(gadget, std::span(blocks).subspan(at, std::min(blocks.size() - at, kernel::Gadget::slots)),

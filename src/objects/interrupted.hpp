@@ -75,11 +75,20 @@ std::array<Touched, 2> touched(const Interrupted&, const kernel::Registers&);
 Result<kernel::Registers> rearm(kernel::Gadget&, kernel::Tracee&, const Interrupted&, kernel::Registers,
                                 const PodClock&);
 
+/// True of a thread that sleeps in a call which leaves a restart block when it is interrupted: read from outside, while
+/// it runs, so it may be otherwise a moment later.
+bool sleeps_with_block(HostPid tid);
+
+/// Lets a stopped thread stand where a system call of its begins, whatever it is: from there `rearm` makes a restart
+/// block in one step instead of two, which is for before the freeze. All its signals are blocked then.
+Result<void> park(kernel::Gadget&, kernel::Tracee&);
+
 /// One of several threads that `rearm` makes ready at once.
 struct Rearming {
   kernel::Tracee* thread = nullptr;
   const Interrupted* call = nullptr;
   kernel::Registers registers;  ///< the program's; afterwards those to be set last
+  bool parked = false;          ///< it isn't any more when it is ready
 };
 Result<void> rearm(kernel::Gadget&, std::span<Rearming>, const PodClock&);
 

@@ -95,14 +95,6 @@ Result<Scheduling> scheduling_of(HostPid tid) {
 }
 
 Result<void> set_scheduling(HostPid tid, const Scheduling& wanted) {
-  sched_attr attributes{.size = sizeof(sched_attr),
-                        .sched_policy = wanted.policy,
-                        .sched_flags = wanted.flags,
-                        .sched_nice = wanted.nice,
-                        .sched_priority = wanted.priority,
-                        .sched_runtime = wanted.runtime,
-                        .sched_deadline = wanted.deadline,
-                        .sched_period = wanted.period};
   if (!wanted.affinity.empty()) {
     TRY(check_affinity(wanted));
     const Bytes cpus = intersection(wanted.affinity, *machine_cpus());
@@ -114,6 +106,18 @@ Result<void> set_scheduling(HostPid tid, const Scheduling& wanted) {
   // A real-time or idle thread keeps a nice value for the day when it is none any more; sched_setattr doesn't set it.
   if (wanted.policy != SCHED_DEADLINE && ::setpriority(PRIO_PROCESS, static_cast<id_t>(tid.value), wanted.nice) != 0)
     return fail_errno("set the nice value of thread {}", tid.value);
+  return set_policy(tid, wanted);
+}
+
+Result<void> set_policy(HostPid tid, const Scheduling& wanted) {
+  sched_attr attributes{.size = sizeof(sched_attr),
+                        .sched_policy = wanted.policy,
+                        .sched_flags = wanted.flags,
+                        .sched_nice = wanted.nice,
+                        .sched_priority = wanted.priority,
+                        .sched_runtime = wanted.runtime,
+                        .sched_deadline = wanted.deadline,
+                        .sched_period = wanted.period};
   if (::syscall(SYS_sched_setattr, tid.value, &attributes, 0) < 0)
     return fail_errno("set the scheduling policy of thread {}", tid.value);
   return {};

@@ -14,6 +14,7 @@ struct Scheduling {
   std::uint32_t io_priority = 0;                        ///< ioprio_get
   /// CPUs it may run on as a bit set, byte 0 bit 0 first; empty when it may run on all that the source has.
   Bytes affinity;
+  bool operator==(const Scheduling&) const = default;
   MSGPACK_DEFINE_MAP(policy, flags, nice, priority, runtime, deadline, period, io_priority, affinity)
 };
 
@@ -21,6 +22,8 @@ struct Scheduling {
 Result<Scheduling> scheduling_of(HostPid tid);
 /// Policy, nice, I/O priority, and the affinity as far as the CPUs exist here.
 Result<void> set_scheduling(HostPid tid, const Scheduling&);
+/// The policy alone, of a thread that has had all of this already and was raised since.
+Result<void> set_policy(HostPid tid, const Scheduling&);
 /// `refused` when none of the CPUs that the thread is bound to exists here.
 Result<void> check_affinity(const Scheduling&);
 

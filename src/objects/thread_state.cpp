@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "kernel/memory.hpp"
 #include "kernel/priority.hpp"
 #include "kernel/procfs.hpp"
 
@@ -14,17 +15,13 @@ namespace godwit::objects {
 namespace {
 
 // Newer than the installed headers.
-constexpr int ptrace_set_dispatch = 0x4210, ptrace_get_dispatch = 0x4211, ptrace_get_rseq = 0x420f;
+constexpr int ptrace_set_dispatch = 0x4210, ptrace_get_dispatch = 0x4211;
 constexpr std::uint64_t prctl_get_tid_address = 40;
 constexpr std::uint64_t rseq_unregister = 1;
 constexpr std::uint64_t personality_query = 0xffffffff;
 
 struct Dispatch {  // struct ptrace_sud_config
   std::uint64_t mode, selector, offset, length;
-};
-struct RseqConfiguration {  // struct ptrace_rseq_configuration
-  std::uint64_t pointer;
-  std::uint32_t size, signature, flags, padding;
 };
 
 constexpr std::size_t xsave_header = 512;  // xstate_bv, after the legacy area
@@ -83,6 +80,37 @@ Bytes to_bytes(const T& object) {
 
 }  // namespace
 
+ThreadSettings settings_of(const kernel::TaskFacts& facts, Scheduling scheduling) {
+  constexpr std::uint64_t robust_head_size = 24;  // the only one that set_robust_list takes
+  constexpr std::uint32_t autodisarm = 1U << 31;  // SS_AUTODISARM; the mode beside it is only what was asked for
+  const kernel::TaskCredentials& from = facts.credentials;
+  return {.name = facts.name,
+          .stack_pointer = facts.stack_pointer,
+          .stack_size = facts.stack_size,
+          .stack_flags =
+              static_cast<std::int32_t>(facts.stack_flags & autodisarm) | (facts.stack_size == 0 ? SS_DISABLE : 0),
+          .robust_list = facts.robust_list,
+          .robust_size = robust_head_size,
+          .clear_tid = facts.clear_tid,
+          .rseq = facts.rseq,
+          .rseq_size = facts.rseq_size,
+          .rseq_signature = facts.rseq_signature,
+          .scheduling = std::move(scheduling),
+          .credentials = {.uids = from.uids,
+                          .gids = from.gids,
+                          .groups = from.groups,
+                          .effective = from.effective,
+                          .permitted = from.permitted,
+                          .inheritable = from.inheritable,
+                          .ambient = from.ambient,
+                          .bounding = from.bounding,
+                          .securebits = from.securebits},
+          .timer_slack = facts.timer_slack,
+          .personality = facts.personality,
+          .parent_death_signal = facts.death_signal,
+          .no_new_privileges = facts.no_new_privileges};
+}
+
 Result<std::vector<Bytes>> queued_signals(const kernel::Tracee& thread, bool shared) {
   std::vector<Bytes> result;
   for (const siginfo_t& info : TRY(thread.pending_signals(shared))) result.push_back(to_bytes(info));
@@ -90,16 +118,12 @@ Result<std::vector<Bytes>> queued_signals(const kernel::Tracee& thread, bool sha
 }
 
 Result<void> ThreadCapture::look(kernel::Tracee& thread, const SleepMark& slept, const PodClock& clock,
-                                 Scheduling scheduling) {
+                                 Scheduling scheduling, const kernel::TaskFacts* facts) {
   const HostPid tid = thread.tid();
   TRY(thread.leave_restartable_sequence());
   const auto registers = TRY(thread.registers());
   if (registers.cs != 0x33)
     return fail(ErrorKind::refused, "thread {} ({}) runs 32-bit code", tid.value, state_.tid.value);
-  const auto rseq = TRY(ask_ptrace<RseqConfiguration>(ptrace_get_rseq, tid, "the rseq registration"));
-  state_.rseq = rseq.pointer;
-  state_.rseq_size = rseq.size;
-  state_.rseq_signature = rseq.signature;
   const auto dispatch = TRY(ask_ptrace<Dispatch>(ptrace_get_dispatch, tid, "syscall user dispatch"));
   if (dispatch.mode != 0) {
     state_.dispatch = to_bytes(dispatch);
@@ -112,8 +136,18 @@ Result<void> ThreadCapture::look(kernel::Tracee& thread, const SleepMark& slept,
     return fail(ErrorKind::refused, "thread {} ({}) has AMX tiles in use", tid.value, state_.tid.value);
   cut_xstate(state_.xstate);
   state_.mask = TRY(thread.signal_mask());
-  state_.pending = TRY(queued_signals(thread, false));
-  state_.scheduling = std::move(scheduling);
+  if (facts == nullptr || facts->signals) state_.pending = TRY(queued_signals(thread, false));
+  if (facts != nullptr) {
+    state_.settings = settings_of(*facts, std::move(scheduling));
+    complete_ = true;
+    return {};
+  }
+  const auto rseq = TRY(thread.rseq());
+  auto& settings = state_.settings.emplace();
+  settings.scheduling = std::move(scheduling);
+  settings.rseq = rseq.address;
+  settings.rseq_size = rseq.size;
+  settings.rseq_signature = rseq.signature;
   return {};
 }
 
@@ -141,20 +175,22 @@ Result<ThreadState> ThreadCapture::take(const kernel::Batch& batch, HostPid tid)
       errno = static_cast<int>(-batch.result(call));
       return fail_errno("read the state of thread {}", tid.value);
     }
+  if (!state_.settings) return fail(ErrorKind::failed, "thread {} is taken before it was looked at", tid.value);
+  ThreadSettings& settings = *state_.settings;
   const auto name = batch.read<std::array<char, 16>>(name_);
-  state_.name.assign(name.begin(), std::ranges::find(name, '\0'));
+  settings.name.assign(name.begin(), std::ranges::find(name, '\0'));
   const auto stack = batch.read<stack_t>(stack_);
-  state_.stack_pointer = reinterpret_cast<std::uint64_t>(stack.ss_sp);
-  state_.stack_size = stack.ss_size;
-  state_.stack_flags = stack.ss_flags;
-  state_.clear_tid = batch.read<std::uint64_t>(clear_tid_);
-  state_.robust_list = batch.read<std::uint64_t>(robust_);
-  state_.robust_size = batch.read<std::uint64_t>(robust_ + 8);
-  state_.timer_slack = static_cast<std::uint64_t>(batch.result(slack_));
-  state_.personality = static_cast<std::uint64_t>(batch.result(personality_));
-  state_.parent_death_signal = batch.read<int>(death_signal_);
-  state_.no_new_privileges = batch.result(no_new_privileges_) == 1;
-  state_.credentials = TRY(credentials_.take(batch, tid));
+  settings.stack_pointer = reinterpret_cast<std::uint64_t>(stack.ss_sp);
+  settings.stack_size = stack.ss_size;
+  settings.stack_flags = stack.ss_flags & ~SS_ONSTACK;
+  settings.clear_tid = batch.read<std::uint64_t>(clear_tid_);
+  settings.robust_list = batch.read<std::uint64_t>(robust_);
+  settings.robust_size = batch.read<std::uint64_t>(robust_ + 8);
+  settings.timer_slack = static_cast<std::uint64_t>(batch.result(slack_));
+  settings.personality = static_cast<std::uint64_t>(batch.result(personality_));
+  settings.parent_death_signal = batch.read<int>(death_signal_);
+  settings.no_new_privileges = batch.result(no_new_privileges_) == 1;
+  settings.credentials = TRY(credentials_.take(batch, tid));
   return state_;
 }
 
@@ -172,22 +208,63 @@ Result<void> ThreadCapture::put_back(kernel::Tracee& thread) {
   return {};
 }
 
-void ThreadRestore::tell(kernel::Batch& batch) {
+namespace {
+
+void tell_settings(kernel::Batch& batch, PodPid tid, const ThreadSettings& settings) {
   const auto must = [&](const char* what, long number, std::array<std::uint64_t, 6> arguments) {
-    batch.must(fmt::format("{} of thread {}", what, state_.tid.value), number, arguments);
+    batch.must(fmt::format("{} of thread {}", what, tid.value), number, arguments);
   };
-  must("name", SYS_prctl, {PR_SET_NAME, batch.text(state_.name)});
-  batch.call(SYS_set_tid_address, {state_.clear_tid});
-  if (state_.robust_size != 0) must("robust list", SYS_set_robust_list, {state_.robust_list, state_.robust_size});
-  must("timer slack", SYS_prctl, {PR_SET_TIMERSLACK, state_.timer_slack});
-  must("personality", SYS_personality, {state_.personality});
-  // SS_ONSTACK says where the stack pointer is; it can't be set, and follows from the registers.
+  must("name", SYS_prctl, {PR_SET_NAME, batch.text(settings.name)});
+  batch.call(SYS_set_tid_address, {settings.clear_tid});
+  if (settings.robust_size != 0) must("robust list", SYS_set_robust_list, {settings.robust_list, settings.robust_size});
+  must("timer slack", SYS_prctl, {PR_SET_TIMERSLACK, settings.timer_slack});
+  must("personality", SYS_personality, {settings.personality});
   stack_t stack{};
-  stack.ss_sp = reinterpret_cast<void*>(state_.stack_pointer);
-  stack.ss_size = state_.stack_size;
-  stack.ss_flags = state_.stack_flags & ~SS_ONSTACK;
+  stack.ss_sp = reinterpret_cast<void*>(settings.stack_pointer);
+  stack.ss_size = settings.stack_size;
+  stack.ss_flags = settings.stack_flags;
   must("alternate stack", SYS_sigaltstack, {batch.value(stack), 0});
-  if (state_.rseq != 0) must("rseq", SYS_rseq, {state_.rseq, state_.rseq_size, 0, state_.rseq_signature});
+  if (settings.rseq != 0) must("rseq", SYS_rseq, {settings.rseq, settings.rseq_size, 0, settings.rseq_signature});
+}
+
+Result<void> give_credentials(kernel::Batch& batch, HostPid tid, const ThreadSettings& settings) {
+  restore_credentials(batch, settings.credentials, TRY(permitted_of(tid)));
+  if (settings.no_new_privileges) batch.must("no new privileges", SYS_prctl, {PR_SET_NO_NEW_PRIVS, 1});
+  batch.must("parent-death signal", SYS_prctl,
+             {PR_SET_PDEATHSIG, static_cast<std::uint64_t>(settings.parent_death_signal)});
+  return {};
+}
+
+}  // namespace
+
+void ThreadRestore::tell(kernel::Batch& batch) {
+  tell_settings(batch, state_.tid, *state_.settings);
+}
+
+Result<void> ThreadRestore::credentials(kernel::Batch& batch, HostPid tid) {
+  return give_credentials(batch, tid, *state_.settings);
+}
+
+Result<void> apply_settings(kernel::Batch& batch, kernel::Tracee& thread, PodPid tid, const ThreadSettings& settings) {
+  constexpr std::uint64_t rseq_section = 8;  // rseq_cs in struct rseq
+  // The memory is a copy taken while the program ran: a sequence that it names may not be the one that is described
+  // where it points to, which would be fatal. The kernel clears this word itself as soon as the thread is preempted.
+  const std::uint64_t none = 0;
+  if (settings.rseq != 0) (void)kernel::write_memory(thread.tid(), settings.rseq + rseq_section, &none, sizeof none);
+  tell_settings(batch, tid, settings);
+  TRY(give_credentials(batch, thread.tid(), settings));
+  return set_scheduling(thread.tid(), settings.scheduling);
+}
+
+void end_thread(kernel::Gadget& gadget, kernel::Tracee& thread, const std::optional<ThreadSettings>& settings) {
+  auto batch = gadget.batch();
+  if (settings && settings->rseq != 0)
+    batch.call(SYS_rseq, {settings->rseq, settings->rseq_size, rseq_unregister, settings->rseq_signature});
+  batch.call(SYS_set_robust_list, {0, 24});
+  batch.call(SYS_set_tid_address, {0});
+  batch.call(SYS_exit, {0});
+  // It never returns: that it is gone is its success.
+  (void)gadget.run(thread, batch);
 }
 
 Result<std::size_t> requeue_signals(kernel::Batch& batch, const std::vector<Bytes>& signals, std::size_t from,
@@ -207,14 +284,6 @@ Result<std::size_t> requeue_signals(kernel::Batch& batch, const std::vector<Byte
   return from;
 }
 
-Result<void> ThreadRestore::credentials(kernel::Batch& batch, HostPid tid) {
-  restore_credentials(batch, state_.credentials, TRY(permitted_of(tid)));
-  if (state_.no_new_privileges) batch.must("no new privileges", SYS_prctl, {PR_SET_NO_NEW_PRIVS, 1});
-  batch.must("parent-death signal", SYS_prctl,
-             {PR_SET_PDEATHSIG, static_cast<std::uint64_t>(state_.parent_death_signal)});
-  return {};
-}
-
 Result<void> ThreadRestore::rearm(kernel::Gadget& gadget, kernel::Tracee& thread, const PodClock& clock) {
   ThreadRestore* const self = this;
   kernel::Tracee* const tracee = &thread;
@@ -226,14 +295,15 @@ Result<void> ThreadRestore::rearm(kernel::Gadget& gadget, std::span<ThreadRestor
   std::vector<Rearming> all;
   for (std::size_t i = 0; i < restores.size(); ++i) {
     const ThreadState& state = restores[i]->state_;
-    all.push_back(
-        {threads[i], &state.interrupted, TRY(from_bytes<kernel::Registers>(state.registers, "a register set"))});
+    all.push_back({threads[i], &state.interrupted,
+                   TRY(from_bytes<kernel::Registers>(state.registers, "a register set")), restores[i]->parked_});
     if (state.interrupted.how == "block") TRY(threads[i]->set_signal_mask(~0ULL));
   }
   TRY(objects::rearm(gadget, all, clock));
   for (std::size_t i = 0; i < restores.size(); ++i) {
     restores[i]->final_ = all[i].registers;
     restores[i]->armed_ = true;
+    restores[i]->parked_ = false;
   }
   return {};
 }
@@ -248,10 +318,11 @@ Result<void> ThreadRestore::settle(kernel::Tracee& thread, std::uint64_t timer_s
   TRY(thread.set_registers(final_));
   TRY(thread.set_signal_mask(state_.mask));
   if (!state_.dispatch.empty()) TRY(set_dispatch(thread.tid(), TRY(from_bytes<Dispatch>(state_.dispatch, "dispatch"))));
-  TRY(set_scheduling(thread.tid(), state_.scheduling));
+  const ThreadSettings& settings = *state_.settings;
+  TRY(told_ ? set_policy(thread.tid(), settings.scheduling) : set_scheduling(thread.tid(), settings.scheduling));
   // Leaving a real-time class resets it.
-  if (state_.timer_slack != 0 && state_.timer_slack != timer_slack)
-    return kernel::set_timer_slack(thread.tid(), state_.timer_slack);
+  if (settings.timer_slack != 0 && settings.timer_slack != timer_slack)
+    return kernel::set_timer_slack(thread.tid(), settings.timer_slack);
   return {};
 }
 
@@ -271,9 +342,9 @@ Result<bool> same_capability_sets(HostPid process) {
 }
 
 Result<void> forget_stub_registrations(kernel::Tracee& stub, kernel::Batch& batch) {
-  const auto rseq = TRY(ask_ptrace<RseqConfiguration>(ptrace_get_rseq, stub.tid(), "the rseq registration"));
-  if (rseq.pointer != 0)
-    batch.must("unregister rseq", SYS_rseq, {rseq.pointer, rseq.size, rseq_unregister, rseq.signature});
+  const auto rseq = TRY(stub.rseq());
+  if (rseq.address != 0)
+    batch.must("unregister rseq", SYS_rseq, {rseq.address, rseq.size, rseq_unregister, rseq.signature});
   batch.call(SYS_set_robust_list, {0, 24});
   batch.call(SYS_set_tid_address, {0});
   stack_t none{};

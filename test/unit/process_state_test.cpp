@@ -203,7 +203,7 @@ void move_somebody(unsigned securebits) {
   EXPECT_EQ(source.shared().failed, 0) << source.complaints();
   const auto state = image::unpack<objects::ThreadState>(image->threads.front());
   ASSERT_TRUE(state) << state.error().message();
-  ASSERT_EQ(state->credentials.securebits, securebits);
+  ASSERT_EQ(state->settings->credentials.securebits, securebits);
 
   const HostPid pid{stub.pid()};
   auto thread = kernel::Tracee::seize(pid);
@@ -224,7 +224,7 @@ void move_somebody(unsigned securebits) {
   batch.call(SYS_prctl, {PR_GET_PDEATHSIG, death});
   const auto asked = gadget->run(*thread, batch);
   ASSERT_TRUE(asked) << asked.error().message();
-  EXPECT_EQ(*again.take(batch, pid), state->credentials);
+  EXPECT_EQ(*again.take(batch, pid), state->settings->credentials);
   EXPECT_EQ(batch.read<int>(death), SIGKILL);
 }
 
