@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/bpf.h>
 #include <linux/btf.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -90,6 +91,7 @@ Result<Layouts> Layouts::read() {
       Type& own = layouts.types_[id];
       own.name = type.name_off;
       own.size = type.size;
+      own.alternatives = kind == BTF_KIND_UNION;
       own.members.resize(count);
       if (count != 0) std::memcpy(own.members.data(), bytes.data() + at, extra);
       if (BTF_INFO_KFLAG(type.info))
@@ -142,6 +144,53 @@ Result<std::size_t> Layouts::size(std::string_view structure) const {
   return type->size;
 }
 
+void Layouts::add_extents(const Type& type, std::size_t begin, std::size_t end, bool alternatives,
+                          std::vector<Extent>& all) const {
+  for (std::size_t i = 0; i < type.members.size(); ++i) {
+    const auto& member = type.members[i];
+    std::size_t next = end;
+    for (const auto& other : type.members)
+      if (!alternatives && begin + other.bits > begin + member.bits) next = std::min(next, begin + other.bits);
+    const auto inner = types_.find(member.type);
+    if (member.name == 0 && inner != types_.end())
+      add_extents(inner->second, begin + member.bits, next, inner->second.alternatives, all);
+    else
+      all.push_back({text(member.name), begin + member.bits, next});
+  }
+}
+
+Result<std::vector<Layouts::Extent>> Layouts::extents(std::string_view structure) const {
+  const Type* type = find(structure);
+  if (type == nullptr) return fail(ErrorKind::failed, "this kernel has no struct {}", structure);
+  std::vector<Extent> all;
+  add_extents(*type, 0, std::size_t{type->size} * 8, type->alternatives, all);
+  return all;
+}
+
+namespace {
+
+bpf_insn load(std::uint8_t to, std::uint8_t from, std::int16_t offset) {
+  return {.code = BPF_LDX | BPF_MEM | BPF_DW, .dst_reg = to, .src_reg = from, .off = offset, .imm = 0};
+}
+
+bpf_insn simple(unsigned code, std::uint8_t to, std::uint8_t from, std::int16_t offset, std::int32_t value) {
+  return {.code = static_cast<std::uint8_t>(code), .dst_reg = to, .src_reg = from, .off = offset, .imm = value};
+}
+
+Result<Fd> load_program(std::span<const bpf_insn> code) {
+  bpf_attr attributes{};
+  attributes.prog_type = BPF_PROG_TYPE_RAW_TRACEPOINT;
+  attributes.insn_cnt = static_cast<std::uint32_t>(code.size());
+  attributes.insns = pointer(code.data());
+  // The helper is for programs with a licence of this kind only.
+  attributes.license = pointer("Dual MIT/GPL");
+  Fd program(call_bpf(BPF_PROG_LOAD, attributes));
+  if (!program) return fail_errno("load a BPF program that reads the kernel's memory");
+  return program;
+}
+
+}  // namespace
+
 Result<MemoryReader> MemoryReader::open() {
   MemoryReader reader;
   reader.buffer_.resize(chunk);
@@ -152,13 +201,6 @@ Result<MemoryReader> MemoryReader::open() {
   attributes.max_entries = 1;
   reader.map_.reset(call_bpf(BPF_MAP_CREATE, attributes));
   if (!reader.map_) return fail_errno("create a BPF map");
-  const auto load = [](std::uint8_t to, std::uint8_t from, std::int16_t offset) {
-    return bpf_insn{.code = BPF_LDX | BPF_MEM | BPF_DW, .dst_reg = to, .src_reg = from, .off = offset, .imm = 0};
-  };
-  const auto simple = [](unsigned code, std::uint8_t to, std::uint8_t from, std::int16_t offset, std::int32_t value) {
-    return bpf_insn{
-        .code = static_cast<std::uint8_t>(code), .dst_reg = to, .src_reg = from, .off = offset, .imm = value};
-  };
   const std::array<bpf_insn, 13> code{
       load(3, 1, 0),  // address
       load(2, 1, 8),  // size
@@ -175,14 +217,7 @@ Result<MemoryReader> MemoryReader::open() {
       simple(BPF_ALU64 | BPF_MOV | BPF_K, 0, 0, 0, 0),
       simple(BPF_JMP | BPF_EXIT, 0, 0, 0, 0),
   };
-  attributes = {};
-  attributes.prog_type = BPF_PROG_TYPE_RAW_TRACEPOINT;
-  attributes.insn_cnt = code.size();
-  attributes.insns = pointer(code.data());
-  // The helper is for programs with a licence of this kind only.
-  attributes.license = pointer("Dual MIT/GPL");
-  reader.program_.reset(call_bpf(BPF_PROG_LOAD, attributes));
-  if (!reader.program_) return fail_errno("load a BPF program that reads the kernel's memory");
+  reader.program_ = TRY(load_program(code));
   return reader;
 }
 
@@ -223,6 +258,106 @@ Result<std::uint64_t> MemoryReader::current_task() {
   std::uint64_t task = 0;
   std::memcpy(&task, buffer_.data(), sizeof(task));
   return task;
+}
+
+void Unmap::operator()(std::uint8_t* memory) const {
+  ::munmap(memory, size);
+}
+
+Result<BulkReader> BulkReader::open(std::span<const std::size_t> path, std::size_t size) {
+  constexpr std::size_t begins = most * sizeof(std::uint64_t);
+  BulkReader reader(size);
+  bpf_attr attributes{};
+  attributes.map_type = BPF_MAP_TYPE_ARRAY;
+  attributes.map_flags = BPF_F_MMAPABLE;
+  attributes.key_size = sizeof(std::uint32_t);
+  attributes.value_size = static_cast<std::uint32_t>(begins + most * size);
+  attributes.max_entries = 1;
+  reader.map_.reset(call_bpf(BPF_MAP_CREATE, attributes));
+  if (!reader.map_) return fail_errno("create a BPF map");
+  const std::size_t length = attributes.value_size;
+  void* memory = ::mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED, reader.map_.get(), 0);
+  if (memory == MAP_FAILED) return fail_errno("map a BPF map");
+  reader.memory_ = std::unique_ptr<std::uint8_t[], Unmap>(static_cast<std::uint8_t*>(memory), Unmap{length});
+
+  // r6: the map's memory, r7: how many, r8: which one.
+  std::vector<bpf_insn> code{
+      load(7, 1, 0),
+      simple(BPF_LD | BPF_DW | BPF_IMM, 6, BPF_PSEUDO_MAP_VALUE, 0, reader.map_.get()),
+      bpf_insn{},
+      simple(BPF_ALU64 | BPF_MOV | BPF_K, 8, 0, 0, 0),
+  };
+  const auto add = [&](const bpf_insn& instruction) { code.push_back(instruction); };
+  const std::size_t loop = code.size();
+  std::vector<std::size_t> to_end, to_failed;
+  const auto begin_of = [&](std::uint8_t to) {
+    add(simple(BPF_ALU64 | BPF_MOV | BPF_X, 1, 8, 0, 0));
+    add(simple(BPF_ALU64 | BPF_LSH | BPF_K, 1, 0, 0, 3));
+    add(simple(BPF_ALU64 | BPF_MOV | BPF_X, to, 6, 0, 0));
+    add(simple(BPF_ALU64 | BPF_ADD | BPF_X, to, 1, 0, 0));
+  };
+  to_end.push_back(code.size());
+  add(simple(BPF_JMP | BPF_JEQ | BPF_K, 8, 0, 0, most));
+  to_end.push_back(code.size());
+  add(simple(BPF_JMP | BPF_JGE | BPF_X, 8, 7, 0, 0));
+  begin_of(2);
+  add(load(3, 2, 0));
+  for (const std::size_t offset : path) {
+    constexpr std::int32_t slot = -8;
+    add(simple(BPF_ALU64 | BPF_ADD | BPF_K, 3, 0, 0, static_cast<std::int32_t>(offset)));
+    add(simple(BPF_ALU64 | BPF_MOV | BPF_X, 1, 10, 0, 0));
+    add(simple(BPF_ALU64 | BPF_ADD | BPF_K, 1, 0, 0, slot));
+    add(simple(BPF_ALU64 | BPF_MOV | BPF_K, 2, 0, 0, sizeof(std::uint64_t)));
+    add(simple(BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_probe_read_kernel));
+    to_failed.push_back(code.size());
+    add(simple(BPF_JMP | BPF_JNE | BPF_K, 0, 0, 0, 0));
+    add(load(3, 10, slot));
+  }
+  add(simple(BPF_ALU64 | BPF_MOV | BPF_X, 2, 8, 0, 0));
+  add(simple(BPF_ALU64 | BPF_MUL | BPF_K, 2, 0, 0, static_cast<std::int32_t>(size)));
+  add(simple(BPF_ALU64 | BPF_MOV | BPF_X, 1, 6, 0, 0));
+  add(simple(BPF_ALU64 | BPF_ADD | BPF_X, 1, 2, 0, 0));
+  add(simple(BPF_ALU64 | BPF_ADD | BPF_K, 1, 0, 0, begins));
+  add(simple(BPF_ALU64 | BPF_MOV | BPF_K, 2, 0, 0, static_cast<std::int32_t>(size)));
+  add(simple(BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_probe_read_kernel));
+  const std::size_t to_next = code.size();
+  add(simple(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 0, 0));
+  const std::size_t failed = code.size();
+  begin_of(2);
+  add(simple(BPF_ST | BPF_MEM | BPF_DW, 2, 0, 0, 0));
+  const std::size_t next = code.size();
+  add(simple(BPF_ALU64 | BPF_ADD | BPF_K, 8, 0, 0, 1));
+  add(simple(BPF_JMP | BPF_JA, 0, 0, static_cast<std::int16_t>(loop) - static_cast<std::int16_t>(code.size()) - 1, 0));
+  const std::size_t end = code.size();
+  add(simple(BPF_ALU64 | BPF_MOV | BPF_K, 0, 0, 0, 0));
+  add(simple(BPF_JMP | BPF_EXIT, 0, 0, 0, 0));
+  const auto jump = [&](std::size_t from, std::size_t to) {
+    code[from].off = static_cast<std::int16_t>(to - from - 1);
+  };
+  for (const auto from : to_end) jump(from, end);
+  for (const auto from : to_failed) jump(from, failed);
+  jump(to_next, next);
+  reader.program_ = TRY(load_program(code));
+  return reader;
+}
+
+Result<void> BulkReader::read(std::span<const std::uint64_t> begins,
+                              const std::function<void(std::size_t, BytesView)>& take) {
+  if (begins.size() > most) return fail(ErrorKind::invalid, "{} objects are too many at once", begins.size());
+  std::memcpy(memory_.get(), begins.data(), begins.size_bytes());
+  std::array<std::uint64_t, 1> context{begins.size()};
+  bpf_attr attributes{};
+  attributes.test.prog_fd = static_cast<std::uint32_t>(program_.get());
+  attributes.test.ctx_in = pointer(context.data());
+  attributes.test.ctx_size_in = sizeof(context);
+  if (call_bpf(BPF_PROG_TEST_RUN, attributes) != 0) return fail_errno("run a BPF program");
+  for (std::size_t i = 0; i < begins.size(); ++i) {
+    std::uint64_t begin = 0;
+    std::memcpy(&begin, memory_.get() + i * sizeof(begin), sizeof(begin));
+    const std::uint8_t* object = memory_.get() + most * sizeof(begin) + i * size_;
+    take(i, begin == 0 ? BytesView{} : BytesView{object, size_});
+  }
+  return {};
 }
 
 }  // namespace godwit::kernel

@@ -151,6 +151,9 @@ Result<void> Arrival::prepare() {
       std::move(connections_), [this](SpaceId space, std::uint64_t address, const void* data, std::size_t size) {
         return write(space, address, data, size);
       });
+  descriptors_ = std::make_unique<DestinationDescriptors>(*pod_);
+  // Once the workshop builds, what its objects share is its own.
+  shared_objects_ = &descriptors_->shared<objects::MemoryObjects>("memory-objects");
   return control_.send(wire::Type::ready, BytesView{});
 }
 
@@ -175,9 +178,10 @@ Result<void> Arrival::open_trees() {
 Result<void> Arrival::expect_freeze(const wire::Freezing& freezing) {
   said_.clear();
   for (const auto& process : freezing.processes) TRY(tell_ahead(process));
-  if (raised_.empty()) TRY(raise_ourselves(freezing));
+  const bool first = raised_.empty();
+  if (first) TRY(raise_ourselves(freezing));
   raise_threads();
-  return {};
+  return first ? install_ahead() : Result<void>{};
 }
 
 Result<void> Arrival::raise_ourselves(const wire::Freezing& freezing) {
@@ -346,8 +350,13 @@ Result<void> Arrival::follow_until_last() {
       case wire::Type::log:
         TRY(write_log(message));
         break;
+      case wire::Type::objects_ahead:
+        TRY(take_ahead(TRY(image::unpack<wire::ObjectsAhead>(message.payload)).images));
+        break;
       case wire::Type::objects:
-        images_ = TRY(image::unpack<wire::Objects>(message.payload)).images;
+        objects_now_ = TRY(image::unpack<wire::Objects>(message.payload));
+        if (!objects_now_.kept.empty())
+          workshop_->begin([this] { return descriptors_->finish_ahead(objects_now_.kept); });
         break;
       case wire::Type::freezing:
         TRY(expect_freeze(TRY(image::unpack<wire::Freezing>(message.payload))));

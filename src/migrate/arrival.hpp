@@ -15,6 +15,7 @@
 #include "migrate/pager.hpp"
 #include "migrate/stopwatch.hpp"
 #include "migrate/wire.hpp"
+#include "objects/memory_object.hpp"
 #include "objects/pod_clock.hpp"
 #include "objects/process_state.hpp"
 #include "objects/thread_state.hpp"
@@ -84,6 +85,8 @@ class Arrival {
   Result<void> make_zombie(const wire::Process&, Arriving&);
   Result<void> apply_last(const wire::Last&);
   Result<void> begin_references(const wire::Last&);
+  Result<void> take_ahead(std::vector<objects::AheadImage>);
+  Result<void> install_ahead();
   Result<void> begin_descriptors();
   void serve(const std::function<bool()>& until);
   Result<void> match_said();
@@ -121,9 +124,10 @@ class Arrival {
   std::map<pid_t, objects::ThreadSettings> said_;  ///< before the freeze
   wire::Last last_;
   wire::State state_;
-  std::vector<objects::Image> images_;
-  int highest_number_ = 2;  ///< of any descriptor
+  wire::Objects objects_now_;  ///< of the freeze
+  int highest_number_ = 2;     ///< of any descriptor
   std::unique_ptr<DestinationDescriptors> descriptors_;
+  objects::MemoryObjects* shared_objects_ = nullptr;  ///< what of memory descriptors are made of
   struct Restored {
     objects::ThreadRestore restore;
     HostPid tid;

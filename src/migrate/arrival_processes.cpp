@@ -97,6 +97,9 @@ Result<void> Arrival::make_from(Arriving& parent, const wire::Process& wanted, A
   made.host = thread.tid();
   made.gadget = parent.gadget.inherited();
   made.threads.push_back({wanted.pid, std::move(thread)});
+  // What was built ahead for its parent is not in its table.
+  if ((arguments.flags & CLONE_FILES) == 0)
+    TRY(made.gadget.call(made.threads.front().tracee, SYS_close_range, {builder_ + 1, ~0U, 0}));
   if (wanted.forked_from.value != 0) {
     if (sibling || wanted.forked_from != parent.wanted.pid || !parent.memory)
       return fail(ErrorKind::invalid, "it can't be forked from {}", wanted.forked_from.value);
@@ -229,6 +232,7 @@ Result<void> Arrival::end_process(Arriving& process) {
     for (auto thread = process.threads.rbegin(); thread != process.threads.rend(); ++thread)
       (void)thread->tracee.wait();
   }
+  descriptors_->forget_installed(pid);
   Arriving* parent = find(process.wanted.parent);
   if (parent != nullptr && !parent->ended && !parent->threads.empty())
     TRY(parent->gadget.call(parent->threads.front().tracee, SYS_wait4,

@@ -117,13 +117,29 @@ void Arrival::serve(const std::function<bool()>& until) {
   });
 }
 
+/// Built beside what else is copied while the pod runs.
+Result<void> Arrival::take_ahead(std::vector<objects::AheadImage> images) {
+  workshop_->begin([this, images = std::move(images)] { return descriptors_->build_ahead(images); });
+  return {};
+}
+
+/// Everything that was sent ahead is built by now.
+Result<void> Arrival::install_ahead() {
+  for (const auto pid : order_) {
+    Arriving& process = processes_.at(pid.value);
+    if (process.ended || process.wanted.shares_files) continue;
+    TRY(descriptors_->install_ahead(pid, builder_, process.hand()));
+  }
+  return {};
+}
+
 Result<void> Arrival::begin_descriptors() {
   std::map<pid_t, HostPid> hosts;
   for (const auto& [pid, process] : processes_) hosts[pid] = process.host;
-  highest_number_ = DestinationDescriptors::highest_number(images_);
-  descriptors_ = std::make_unique<DestinationDescriptors>(*pod_, std::move(hosts));
-  TRY(objects_.share(descriptors_->shared<objects::MemoryObjects>("memory-objects")));
-  workshop_->begin([this] { return descriptors_->build(std::move(images_)); });
+  highest_number_ = descriptors_->highest_number(objects_now_.images, objects_now_.kept);
+  descriptors_->know(std::move(hosts));
+  TRY(objects_.share(*shared_objects_));
+  workshop_->begin([this] { return descriptors_->build(std::move(objects_now_.images), objects_now_.kept); });
   return {};
 }
 
@@ -324,17 +340,18 @@ Result<void> Arrival::restart() {
     if (!outcome) log::error("{}: {}: {}", hello_.spec.name, what, outcome.error().message());
   };
   note("open the gate", pod_->gate().set(pod::Gate::State::pause));
+  // What is sent to the pod from here on comes here, and waits at the gate behind what the source has held: nothing more
+  // goes astray.
+  std::jthread announcing([&] { note("announce", pod_->announce()); });
   note("open", workshop_->run([&] { return descriptors_->open(); }));
   watch_.lap("open");
-  // What comes because of it waits at the gate until what the source has held is delivered.
-  workshop_->begin([&] { return pod_->announce(); });
   note("thaw", pod_->workload().thaw());
   for (const auto& frame : held_) note("deliver a held frame", pod_->gate().deliver(frame));
   auto released = pod_->gate().release();
   if (!released) note("release the gate", std::unexpected(released.error()));
   raised_.clear();
   watch_.lap("thaw");
-  note("announce", workshop_->wait());
+  announcing.join();
   watch_.lap("announce");
   const auto at = now_ns();
   site_.arrived(pod_);

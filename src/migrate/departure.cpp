@@ -488,6 +488,13 @@ Result<void> Departure::send_files() {
   return {};
 }
 
+Result<void> Departure::send_objects_ahead() {
+  return SourceDescriptors::look_ahead(
+      TRY(read_tree(pod_.init())), ahead_, [this](std::vector<objects::AheadImage> images) {
+        return control_->send(wire::Type::objects_ahead, wire::ObjectsAhead{std::move(images)});
+      });
+}
+
 Result<void> Departure::copy_while_running() {
   tell("precopy");
   // From here on something of ours may be in the pod's processes.
@@ -497,6 +504,8 @@ Result<void> Departure::copy_while_running() {
   TRY(send_files());
   TRY(send_logs());
   total_.lap("files");
+  TRY(send_objects_ahead());
+  total_.lap("objects ahead");
   tracking_ = copies_before(strategy_);
   if (!tracking_) {
     TRY(begin_round(1));
@@ -521,6 +530,8 @@ Result<void> Departure::copy_while_running() {
     ending_ = TRY(copy_round(number, resident, dirty_before, in_vain));
     if (ending_ != Next::again) break;
   }
+  // Who has come meanwhile.
+  TRY(send_objects_ahead());
   TRY(send_logs());
   total_.lap("precopy");
   return {};

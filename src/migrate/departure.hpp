@@ -115,6 +115,7 @@ class Departure {
   void begin_pushing();
   Result<void> finish_serving();
   std::size_t read(SpaceId space, std::span<const Range> ranges, std::uint8_t* to);
+  Result<void> send_objects_ahead();
   Result<void> send_files();
   Result<std::vector<pod::ManifestEntry>> used_files();
   void raise_priorities(const Known&);
@@ -157,7 +158,8 @@ class Departure {
   std::map<pid_t, objects::ThreadSettings> told_;  ///< before the freeze
   std::vector<ThreadInHand> in_hand_;
   std::optional<SourceDescriptors> descriptors_;
-  std::vector<objects::Image> images_;
+  objects::AheadSource ahead_;
+  wire::Objects captured_;
   std::vector<Piece> owed_;
   std::vector<Piece> owed_unseen_;               ///< owed as a whole, whatever is there of it
   std::map<std::string, std::uint64_t> logged_;  ///< bytes sent of the log's segments

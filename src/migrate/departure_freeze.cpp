@@ -123,7 +123,8 @@ Result<void> Departure::freeze_once() {
   for (const auto& object : objects_.infos())
     carried.insert(object.descriptor_key != 0 ? object.descriptor_key : object.key);
   freeze_watch_.lap("duplicate descriptors");
-  images_ = TRY(descriptors_->capture());
+  auto captured = TRY(descriptors_->capture(ahead_));
+  captured_ = {std::move(captured.images), std::move(captured.kept)};
   freeze_watch_.lap("capture objects");
   return {};
 }
@@ -428,7 +429,7 @@ Result<void> Departure::send_state() {
 }
 
 Result<void> Departure::send_objects() {
-  TRY(control_->send(wire::Type::objects, wire::Objects{std::move(images_)}));
+  TRY(control_->send(wire::Type::objects, std::exchange(captured_, {})));
   freeze_watch_.lap("send objects");
   return {};
 }

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <set>
+#include <tuple>
 #include <utility>
 
 #include "objects/common.hpp"
@@ -30,9 +30,53 @@ class TracedStub : public objects::Stub {
 
 }  // namespace
 
-Result<void> DestinationDescriptors::build(std::vector<objects::Image> images) {
+Result<void> DestinationDescriptors::build_ahead(std::vector<objects::AheadImage> images) {
+  for (auto& image : images) {
+    const auto key = image.key;
+    if (auto built = ahead_.build(std::move(image), *this); !built)
+      return std::unexpected(std::move(built).error().within(fmt::format("build object {} ahead", key)));
+  }
+  return {};
+}
+
+Result<void> DestinationDescriptors::install_ahead(PodPid process, int builder, Hand hand) {
+  const auto held = ahead_.held_by(process);
+  if (held.empty()) return {};
+  auto& installed = installed_[process.value];
+  int lowest_free = builder + 1;
+  auto batch = hand.gadget.batch();
+  // What doesn't get its number, for a limit of the stub's, say, gets it with all others.
+  std::vector<std::tuple<int, std::uint32_t, kernel::Batch::Call>> made;
+  const auto run = [&]() -> Result<void> {
+    TRY(hand.run(batch));
+    for (const auto& [number, key, call] : std::exchange(made, {}))
+      if (batch.result(call) == number) installed[number] = key;
+    batch = hand.gadget.batch();
+    return {};
+  };
+  for (const auto& [key, holder] : held) {
+    if (holder->number <= builder) continue;
+    if (batch.full(4, 0)) TRY(run());
+    const auto number = static_cast<std::uint64_t>(holder->number);
+    const auto got = batch.call(
+        SYS_pidfd_getfd, {static_cast<std::uint64_t>(builder), static_cast<std::uint64_t>(ahead_.built(key)), 0});
+    if (holder->number == lowest_free++) {
+      made.emplace_back(holder->number, key, got);
+      continue;
+    }
+    --lowest_free;
+    const auto moved = batch.call(SYS_dup3, {0, number, O_CLOEXEC});
+    batch.forward(got, moved, 0);
+    const auto closed = batch.call(SYS_close, {0});
+    batch.forward(got, closed, 0);
+    made.emplace_back(holder->number, key, moved);
+  }
+  return run();
+}
+
+Result<void> DestinationDescriptors::build(std::vector<objects::Image> images, const std::vector<objects::Kept>& kept) {
   images_ = std::move(images);
-  auto outcome = build_all();
+  auto outcome = build_all(kept);
   const std::scoped_lock lock(mutex_);
   finished_ = true;
   changed_.notify_all();
@@ -87,9 +131,20 @@ Result<void> DestinationDescriptors::as_process(PodPid process,
   return fail(ErrorKind::cancelled, "the rebuild was given up");
 }
 
-Result<void> DestinationDescriptors::build_all() {
+Result<void> DestinationDescriptors::build_all(const std::vector<objects::Kept>& kept) {
   built_.resize(images_.size());
+  for (const auto& each : kept) {
+    if (each.id >= images_.size()) return fail(ErrorKind::invalid, "object {} of {}", each.id, images_.size());
+    images_[each.id] = {std::string(objects::AheadDestination::kind),
+                        {},
+                        {},
+                        each.holders.empty() ? ahead_.holders(each.key) : each.holders};
+    built_[each.id] = ahead_.take(each.key);
+    kept_[each.id] = each.key;
+  }
+  ahead_.clear();
   for (std::size_t id = 0; id < images_.size(); ++id) {
+    if (built_[id]) continue;
     const auto* kind = objects::kind_named(images_[id].kind);
     if (kind == nullptr) return fail(ErrorKind::invalid, "unknown kind of object {}", images_[id].kind);
     auto fd = kind->build(images_[id].state, *this);
@@ -102,37 +157,68 @@ Result<void> DestinationDescriptors::build_all() {
 }
 
 Result<void> DestinationDescriptors::install(PodPid process, int builder, kernel::Batch& batch, Hand hand) {
-  std::vector<std::pair<const objects::Holder*, objects::ObjectId>> wanted;
+  Wanted wanted;
   for (std::size_t id = 0; id < images_.size(); ++id)
     for (const auto& holder : images_[id].holders)
-      if (holder.process == process) wanted.emplace_back(&holder, static_cast<objects::ObjectId>(id));
-  std::ranges::sort(wanted, {}, [](const auto& entry) { return entry.first->number; });
+      if (holder.process == process &&
+          !wanted.emplace(holder.number, std::pair(&holder, static_cast<objects::ObjectId>(id))).second)
+        return fail(ErrorKind::invalid, "two descriptors with the number {}", holder.number);
+  const auto taken = TRY(settle_installed(process, wanted, batch, hand));
 
   // Nothing else is open below the builder's number, so the kernel gives out the lowest number that isn't taken yet:
   // known in advance.
   int lowest_free = 0;
-  for (const auto& [holder, id] : wanted) {
+  const auto skip_taken = [&] {
+    while (taken.contains(lowest_free)) ++lowest_free;
+  };
+  skip_taken();
+  for (const auto& [number, entry] : wanted) {
+    const auto& [holder, id] = entry;
     if (batch.full(4, 0)) {
       TRY(hand.run(batch));
       batch = hand.gadget.batch();
     }
-    const auto what = fmt::format("install descriptor {}", holder->number);
-    const auto number = static_cast<std::uint64_t>(holder->number);
-    if (holder->number >= builder || holder->number < lowest_free)
-      return fail(ErrorKind::invalid, "{}: out of order", what);
+    const auto what = fmt::format("install descriptor {}", number);
+    const auto place = static_cast<std::uint64_t>(number);
+    if (number >= builder || number < lowest_free) return fail(ErrorKind::invalid, "{}: out of order", what);
     const auto got = batch.must(what, SYS_pidfd_getfd,
                                 {static_cast<std::uint64_t>(builder), static_cast<std::uint64_t>(built_[id].get()), 0});
-    if (holder->number == lowest_free) {
-      if (!holder->close_on_exec) batch.must(what, SYS_fcntl, {number, F_SETFD, 0});
+    if (number == lowest_free) {
+      if (!holder->close_on_exec) batch.must(what, SYS_fcntl, {place, F_SETFD, 0});
       ++lowest_free;
+      skip_taken();
     } else {
-      const auto moved = batch.must(what, SYS_dup3, {0, number, holder->close_on_exec ? O_CLOEXEC : 0ULL});
+      const auto moved = batch.must(what, SYS_dup3, {0, place, holder->close_on_exec ? O_CLOEXEC : 0ULL});
       batch.forward(got, moved, 0);
       const auto closed = batch.must(what, SYS_close, {0});
       batch.forward(got, closed, 0);
     }
   }
   return {};
+}
+
+/// What was put into the table ahead stays where it is what the process has there now, and goes elsewhere. Gives the
+/// numbers that are taken so.
+Result<std::set<int>> DestinationDescriptors::settle_installed(PodPid process, Wanted& wanted, kernel::Batch& batch,
+                                                               Hand hand) {
+  std::set<int> taken;
+  for (const auto& [number, key] : installed_[process.value]) {
+    if (batch.full(1, 0)) {
+      TRY(hand.run(batch));
+      batch = hand.gadget.batch();
+    }
+    const auto place = static_cast<std::uint64_t>(number);
+    const auto found = wanted.find(number);
+    const auto kept = found == wanted.end() ? kept_.end() : kept_.find(found->second.second);
+    if (kept == kept_.end() || kept->second != key) {
+      batch.must("close what was built ahead", SYS_close, {place});
+      continue;
+    }
+    if (!found->second.first->close_on_exec) batch.must("set close-on-exec", SYS_fcntl, {place, F_SETFD, 0});
+    taken.insert(number);
+    wanted.erase(found);
+  }
+  return taken;
 }
 
 void DestinationDescriptors::set_close_on_exec(PodPid process, const std::vector<int>& numbers) {
@@ -146,7 +232,9 @@ Result<void> DestinationDescriptors::attach(PodPid process, kernel::Batch& batch
   for (const auto& image : images_) {
     for (const auto& holder : image.holders) {
       if (holder.process != process) continue;
-      if (batch.full(64, 16 * KiB)) {
+      // An epoll instance has many registrations.
+      const std::size_t calls = image.kind == "epoll" ? 1088 : 64;
+      if (batch.full(calls, 16 * KiB)) {
         TRY(hand.run(batch));
         batch = hand.gadget.batch();
       }
@@ -167,8 +255,14 @@ Result<void> DestinationDescriptors::open() {
   return outcome;
 }
 
-int DestinationDescriptors::highest_number(const std::vector<objects::Image>& images) {
+int DestinationDescriptors::highest_number(const std::vector<objects::Image>& images,
+                                           const std::vector<objects::Kept>& kept) const {
   int highest = 2;
+  for (const auto& each : kept)
+    for (const auto& holder : each.holders.empty() ? ahead_.holders(each.key) : each.holders)
+      highest = std::max(highest, holder.number);
+  for (const auto& [process, numbers] : installed_)
+    if (!numbers.empty()) highest = std::max(highest, numbers.rbegin()->first);
   for (const auto& image : images)
     for (const auto& holder : image.holders) highest = std::max(highest, holder.number);
   return highest;

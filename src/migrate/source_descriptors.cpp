@@ -141,20 +141,58 @@ std::vector<std::string> SourceDescriptors::preflight() {
   return refusals;
 }
 
-Result<std::vector<objects::Image>> SourceDescriptors::capture() {
-  std::vector<objects::Image> images;
-  images.reserve(descriptors_.size());
+Result<void> SourceDescriptors::look_ahead(const std::vector<ProcessIds>& processes, objects::AheadSource& ahead,
+                                           const std::function<Result<void>(std::vector<objects::AheadImage>)>& send) {
+  // A duplicate keeps what the program closes from telling its other end: they are held for milliseconds.
+  constexpr std::size_t at_once = 64;
+  for (const auto& process : processes) {
+    if (process.zombie || process.shares_files) continue;
+    const HostPid holder = process.threads.front().host;
+    const auto pidfd = kernel::pidfd_open(holder, process.leader_exited);
+    const auto numbers = kernel::list_descriptors(holder);
+    if (!pidfd || !numbers) continue;  // it has ended meanwhile
+    for (auto next = numbers->begin(); next != numbers->end();) {
+      std::vector<Fd> duplicates;
+      std::vector<objects::Descriptor> sockets;
+      for (; next != numbers->end() && duplicates.size() < at_once; ++next) {
+        auto fd = kernel::pidfd_getfd(pidfd->get(), *next);
+        objects::Descriptor descriptor;
+        if (!fd || ::fstat(fd->get(), &descriptor.status) != 0 || !S_ISSOCK(descriptor.status.st_mode)) continue;
+        descriptor.fd = fd->get();
+        descriptor.flags = ::fcntl(fd->get(), F_GETFL);
+        descriptor.holders.push_back({process.pod, *next, false});
+        duplicates.push_back(std::move(*fd));
+        sockets.push_back(std::move(descriptor));
+      }
+      auto images = TRY(ahead.look(sockets));
+      duplicates.clear();
+      if (!images.empty()) TRY(send(std::move(images)));
+    }
+  }
+  return {};
+}
+
+Result<SourceDescriptors::Captured> SourceDescriptors::capture(objects::AheadSource& ahead) {
+  Captured all;
+  all.images.resize(descriptors_.size());
+  TRY(ahead.compare(*this));
   for (const auto& descriptor : descriptors_) {
+    auto kept = ahead.keep(descriptor, *this);
+    if (!kept) return std::unexpected(std::move(kept).error().within(where(descriptor)));
+    if (*kept) {
+      all.kept.push_back(std::move(**kept));
+      continue;
+    }
     const auto* kind = objects::kind_of(descriptor);
     if (kind == nullptr)
       return fail(ErrorKind::refused, "{}: this kind of object can't be moved yet", where(descriptor));
     auto state = kind->capture(descriptor, *this);
     if (!state) return std::unexpected(std::move(state).error().within(where(descriptor)));
     const auto common = TRY(objects::capture_common(descriptor, *this));
-    images.push_back({std::string(kind->name), std::move(*state), common.empty() ? Bytes{} : image::pack(common),
-                      descriptor.holders});
+    all.images[descriptor.id] = {std::string(kind->name), std::move(*state),
+                                 common.empty() ? Bytes{} : image::pack(common), descriptor.holders};
   }
-  return images;
+  return all;
 }
 
 std::optional<objects::ObjectId> SourceDescriptors::find(PodPid process, int number) const {

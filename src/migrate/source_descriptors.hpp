@@ -6,6 +6,7 @@
 
 #include "base/fd.hpp"
 #include "migrate/freeze.hpp"
+#include "objects/ahead.hpp"
 #include "objects/kind.hpp"
 #include "pod/pod.hpp"
 
@@ -31,8 +32,15 @@ class SourceDescriptors : public objects::Source {
 
   /// Everything that would keep the descriptors from moving, each with process, number, object and reason.
   [[nodiscard]] std::vector<std::string> preflight();
+  /// While the pod runs: gives `send` what of these processes' objects can be captured ahead, a part at a time.
+  static Result<void> look_ahead(const std::vector<ProcessIds>& processes, objects::AheadSource&,
+                                 const std::function<Result<void>(std::vector<objects::AheadImage>)>& send);
+  struct Captured {
+    std::vector<objects::Image> images;  ///< empty where the object is kept
+    std::vector<objects::Kept> kept;
+  };
   /// State of everything. `refused` names what can't move; `busy` says that another try may succeed.
-  Result<std::vector<objects::Image>> capture();
+  Result<Captured> capture(objects::AheadSource&);
 
   [[nodiscard]] const std::vector<objects::Descriptor>& descriptors() const override { return descriptors_; }
   [[nodiscard]] std::optional<objects::ObjectId> find(PodPid process, int number) const override;

@@ -9,6 +9,7 @@
 #include "migrate/layout.hpp"
 #include "migrate/page_set.hpp"
 #include "migrate/report.hpp"
+#include "objects/ahead.hpp"
 #include "objects/kind.hpp"
 #include "objects/process_state.hpp"
 #include "objects/thread_state.hpp"
@@ -30,6 +31,7 @@
 ///            <------------------------------------ Ready
 ///     (pages on their own connections)
 ///            <------------------------------------ Done     every page of the round is in place
+///     ObjectsAhead … --------------------------->          what can be captured and built while the pod runs
 ///     Freezing -------------------------------->          what needn't wait for the freeze is done before it
 ///            <------------------------------------ Ready
 ///     … freeze …
@@ -53,7 +55,7 @@
 /// first byte of each says what it is, its number among the page connections, or their count for the one on reference.
 namespace godwit::migrate::wire {
 
-inline constexpr std::uint32_t protocol = 2;
+inline constexpr std::uint32_t protocol = 3;
 
 enum class Type : std::uint8_t {
   hello = 1,
@@ -78,7 +80,8 @@ enum class Type : std::uint8_t {
   abort,
   freezing,
   log_end,
-  probe  ///< of a dry run: answered by another without content
+  probe,  ///< of a dry run: answered by another without content
+  objects_ahead
 };
 
 struct Hello {
@@ -192,7 +195,14 @@ struct State {
 };
 
 struct Objects {
-  std::vector<objects::Image> images;  ///< position = ObjectId
+  std::vector<objects::Image> images;  ///< position = ObjectId; empty where the object is kept
+  std::vector<objects::Kept> kept;     ///< sent ahead
+  MSGPACK_DEFINE_MAP(images, kept)
+};
+
+/// Objects as they are while the pod runs: what becomes of them is said by Objects.
+struct ObjectsAhead {
+  std::vector<objects::AheadImage> images;
   MSGPACK_DEFINE_MAP(images)
 };
 

@@ -23,7 +23,7 @@ struct Registration {
   ObjectId target = 0;
   std::uint32_t events = 0;
   std::uint64_t data = 0;
-  bool in_process = false;  ///< added by the process itself: a signalfd reports the signals of whoever adds it
+  bool in_process = false;  ///< added by the process itself, where the number stands for what is watched
   MSGPACK_DEFINE_MAP(number, target, events, data, in_process)
 };
 
@@ -37,6 +37,10 @@ struct State {
 
 // Bits that an EPOLLONESHOT registration keeps after it has fired (EP_PRIVATE_BITS in fs/eventpoll.c).
 constexpr std::uint32_t private_bits = EPOLLONESHOT | EPOLLET | EPOLLWAKEUP | EPOLLEXCLUSIVE;
+
+/// So many calls of a batch are there for one instance; what is beyond them is added from outside, at five times the
+/// cost.
+constexpr std::size_t in_process_limit = 1024;
 
 // Descriptor numbers end at fs.nr_open, 1,048,576 unless raised.
 constexpr int largest_number = 1 << 24;
@@ -115,6 +119,7 @@ Result<State> read_registrations(const Descriptor& descriptor, Source& source, b
                   line.number);
     const auto& watched = source.descriptors()[*target];
     Registration registration{.number = line.number, .target = *target, .events = line.events, .data = line.data};
+    // A signalfd reports the signals of whoever adds it.
     if (is_anonymous(watched.link, "[signalfd]")) {
       const auto adder = std::ranges::find_if(
           descriptor.holders, [&](const Holder& holder) { return source.find(holder.process, line.number) == target; });
@@ -124,6 +129,12 @@ Result<State> read_registrations(const Descriptor& descriptor, Source& source, b
       state.holder = *adder;
     }
     state.registrations.push_back(registration);
+  }
+  std::size_t in_process = 0;
+  for (auto& each : state.registrations) {
+    if (each.in_process || fired(each) || source.find(state.holder.process, each.number) != each.target) continue;
+    if (++in_process > in_process_limit) break;
+    each.in_process = true;
   }
   return state;
 }
@@ -222,7 +233,7 @@ Result<void> attach(const State& state, const Holder& holder, kernel::Batch& bat
       struct epoll_event event {};
       event.events = each.events;
       event.data.u64 = each.data;
-      batch.must(fmt::format("add signalfd {} to an epoll instance", each.number), SYS_epoll_ctl,
+      batch.must(fmt::format("add descriptor {} to an epoll instance", each.number), SYS_epoll_ctl,
                  {static_cast<std::uint64_t>(holder.number), EPOLL_CTL_ADD, static_cast<std::uint64_t>(each.number),
                   batch.value(event)});
       continue;

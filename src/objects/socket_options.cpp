@@ -353,6 +353,17 @@ Result<void> write_socket_options(int fd, const SocketClass& is, const SocketOpt
   return {};
 }
 
+bool has_late_options(const SocketClass& is, const SocketOptions& options, Destination& destination) {
+  const auto& fresh = fresh_values(is, destination);
+  return !options.device.empty() || !options.filter.empty() ||
+         std::ranges::any_of(options.values, [&](const auto& option) {
+           const auto found = option_index().find(option.first);
+           const auto known = fresh.numbers.find(option.first);
+           return found != option_index().end() && found->second->stage == OptionStage::late &&
+                  option.first != "SO_REUSEADDR" && (known == fresh.numbers.end() || known->second != option.second);
+         });
+}
+
 Result<void> check_socket_options(const Descriptor& descriptor) {
   SocketOptions filter;
   TRY(read_filter(descriptor, filter));

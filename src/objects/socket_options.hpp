@@ -79,6 +79,10 @@ struct SocketClass {
 /// Sets what differs from a new socket's of this class. Destination's shared state keeps what new sockets have.
 Result<void> write_socket_options(int fd, const SocketClass&, const SocketOptions&, OptionStage, Destination&);
 
+/// Whether anything is to be set at the late stage but SO_REUSEADDR, which a connection gets when it is opened, and the
+/// flags.
+bool has_late_options(const SocketClass&, const SocketOptions&, Destination&);
+
 /// What can't be moved although it is only an option (eBPF filters, zero-copy sends): `refused`, by name.
 Result<void> check_socket_options(const Descriptor&);
 

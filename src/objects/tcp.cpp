@@ -24,6 +24,8 @@ constexpr int state_established = 1, state_syn_sent = 2, state_syn_received = 3,
 constexpr int send_queue = 2;
 constexpr int default_mss = 536;
 
+}  // namespace
+
 bool matches(const Descriptor& descriptor) {
   const auto is = socket_class(descriptor);
   return (is.domain == AF_INET || is.domain == AF_INET6) && is.type == SOCK_STREAM &&
@@ -36,6 +38,8 @@ Result<tcp_info> info_of(int fd) {
   if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return fail_errno("TCP_INFO");
   return info;
 }
+
+namespace {
 
 /// What poll(2) tells of a socket without changing it.
 int poll_events(int fd) {
@@ -85,12 +89,16 @@ Result<void> preflight(const Descriptor& descriptor, Source& source) {
   return check_socket_options(descriptor);
 }
 
+}  // namespace
+
 unsigned option_sets(int family, bool connected) {
   unsigned sets = option_tcp;
   sets |= family == AF_INET6 ? option_ipv6 : option_ipv4;
   sets |= connected ? option_established : option_listener;
   return sets;
 }
+
+namespace {
 
 /// The accept queues of all the pod's listening sockets, and which of the pod's sockets are in them.
 struct AcceptQueue {
@@ -148,8 +156,9 @@ Result<AcceptQueue> capture_queue(const Descriptor& listener, Source& source, st
 Result<AcceptQueues*> accept_queues(Source& source) {
   auto& queues = source.shared<AcceptQueues>("tcp accept queues");
   if (queues.read) return &queues;
+  const auto& established = source.shared<Established>(established_key).ids;
   for (const auto& each : source.descriptors()) {
-    if (!S_ISSOCK(each.status.st_mode) || !matches(each)) continue;
+    if (!S_ISSOCK(each.status.st_mode) || established.contains(each.id) || !matches(each)) continue;
     if (int_option(each.fd, SOL_SOCKET, SO_ACCEPTCONN) != 1 || TRY(info_of(each.fd)).tcpi_unacked == 0) continue;
     auto queue = capture_queue(each, source, queues.clients);
     queues.listeners[each.id] = queue ? std::move(*queue) : AcceptQueue{{}, queue.error().message()};
@@ -205,12 +214,20 @@ struct Inside {
   std::map<ObjectId, Connection> known;
 };
 
+}  // namespace
+
+Result<bool> is_pending(const Descriptor& descriptor, Source& source) {
+  return TRY(accept_queues(source))->clients.contains(descriptor.id);
+}
+
 bool is_inside(const InetAddress& local, const InetAddress& remote) {
   const auto loopback = [](const InetAddress& address) {
     return address.ip.starts_with("127.") || address.ip == "::1" || address.ip.starts_with("::ffff:127.");
   };
   return local.ip == remote.ip || loopback(local) || loopback(remote);
 }
+
+namespace {
 
 /// An IPv4 connection may have an IPv6 socket at one end.
 std::string wire_text(const SocketAddress& address) {
@@ -270,16 +287,19 @@ Result<Connection> read_both(const Descriptor& descriptor, const tcp_info& info,
   return mine;
 }
 
-Result<void> capture_connected(const Descriptor& descriptor, const tcp_info& info, int events, Source& source,
-                               State& state) {
+}  // namespace
+
+Result<Connection> capture_connected(const Descriptor& descriptor, const tcp_info& info, Source& source,
+                                     const State& state) {
+  const int events = poll_events(descriptor.fd);
   if (events & POLLPRI) return fail(ErrorKind::busy, "{}: TCP urgent data is unread", describe(descriptor));
   if (events & POLLERR) return fail(ErrorKind::busy, "{}: an error or a time stamp is unread", describe(descriptor));
-  state.phase = Phase::connected;
   auto connection = TRY(read_both(descriptor, info, state, source));
   connection.receive_shut = (events & POLLRDHUP) != 0 && !connection.their_fin;
-  state.connection.push_back(std::move(connection));
-  return {};
+  return connection;
 }
+
+namespace {
 
 Result<State> capture(const Descriptor& descriptor, Source& source) {
   State state;
@@ -296,7 +316,6 @@ Result<State> capture(const Descriptor& descriptor, Source& source) {
     const int mss = int_option(fd, IPPROTO_TCP, TCP_MAXSEG, default_mss);
     state.max_segment = mss == default_mss || tcp_state == state_syn_sent ? 0 : mss;
   }
-  const int events = poll_events(fd);
   switch (tcp_state) {
     case state_listening:
       TRY(check_listener(descriptor, source, info, state));
@@ -312,22 +331,27 @@ Result<State> capture(const Descriptor& descriptor, Source& source) {
     case state_syn_received:
       return fail(ErrorKind::busy, "{}: a connection is being established", describe(descriptor));
     case state_closed:
-      if (!is_unset(state.remote)) TRY(capture_closed(descriptor, info, events, state));
+      if (!is_unset(state.remote)) TRY(capture_closed(descriptor, info, poll_events(fd), state));
       break;
     default:
-      if (TRY(accept_queues(source))->clients.contains(descriptor.id)) {
+      if (TRY(is_pending(descriptor, source))) {
         state.phase = Phase::pending;
         break;
       }
-      TRY(capture_connected(descriptor, info, events, source, state));
+      state.phase = Phase::connected;
+      state.connection.push_back(TRY(capture_connected(descriptor, info, source, state)));
   }
   return state;
 }
+
+}  // namespace
 
 Result<void> bind_to(int fd, const SocketAddress& address, const InetAddress& text) {
   if (::bind(fd, address.get(), address.length) != 0) return fail_errno("bind to {}", describe(text));
   return {};
 }
+
+namespace {
 
 /// Listening sockets and those that are only bound. Connections of the same port may stand already: with SO_REUSEADDR
 /// for the time of the bind they are no obstacle, as they were none where they were made in the other order.
@@ -376,31 +400,25 @@ Result<void> rebuild_closed(int fd, const State& state, const SocketAddress& loc
   return {};
 }
 
-/// What `open` needs to know of a connection, so that after the commit nothing has to be unpacked.
-struct Opening {
-  bool reuse = false, corked = false, push = false;
-  bool ignores_resets = false;
-  bool silent = false;  ///< a peer that has sent its FIN needs no window, and may have gone: it would answer by a reset
-};
-using Openings = std::unordered_map<std::uint64_t, Opening>;
-constexpr const char* openings_key = "tcp connections to open";
+}  // namespace
 
-/// A number that no other socket of this node ever has.
 std::uint64_t cookie_of(int fd) {
   std::uint64_t cookie = 0;
   socklen_t length = sizeof(cookie);
   return ::getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) == 0 ? cookie : 0;
 }
 
-Opening opening_of(const State& state) {
-  const auto& connection = state.connection.front();
+Opening opening_of(const State& state, const Connection& connection) {
   return {.reuse = state.options.value("SO_REUSEADDR") != 0,
           .corked = state.options.value("TCP_CORK") != 0,
           .push = !connection.sending.empty() || connection.our_fin == Fin::queued,
           // A filter of the program's own has taken the place of ours.
           .ignores_resets = ignores_resets(connection) && state.options.filter.empty(),
+          // Who has sent its FIN needs no window.
           .silent = connection.their_fin && connection.our_fin == Fin::none && connection.sending.empty()};
 }
+
+namespace {
 
 Result<Fd> build(const State& state, Destination& destination) {
   if (state.family != AF_INET && state.family != AF_INET6)
@@ -432,7 +450,7 @@ Result<Fd> build(const State& state, Destination& destination) {
     TRY(rebuild_closed(fd, state, local, remote, destination));
   } else {
     TRY(rebuild_connection(fd, local, remote, state.connection.front(), destination));
-    destination.shared<Openings>(openings_key)[cookie_of(fd)] = opening_of(state);
+    destination.shared<Openings>(openings_key)[cookie_of(fd)] = opening_of(state, state.connection.front());
   }
   TRY(write_socket_options(fd, is, state.options, OptionStage::late, destination));
   return socket;
@@ -454,7 +472,8 @@ Result<void> open(BytesView bytes, int fd, Destination& destination) {
   if (const auto known = openings.find(cookie_of(fd)); known != openings.end())
     return open_connection(fd, known->second);
   const auto state = TRY(image::unpack<State>(bytes));
-  if (state.phase == Phase::connected && state.connection.size() == 1) return open_connection(fd, opening_of(state));
+  if (state.phase == Phase::connected && state.connection.size() == 1)
+    return open_connection(fd, opening_of(state, state.connection.front()));
   for (const auto& waiting : state.waiting) TRY(connect_waiting(waiting, destination.built(waiting.client)));
   if (state.phase != Phase::connecting) return {};
   const auto remote = TRY(socket_address(state.family, state.remote));

@@ -202,13 +202,6 @@ Result<void> set_sequence(int fd, int queue, std::uint32_t sequence) {
 
 namespace {
 
-Result<tcp_info> info_of(int fd) {
-  tcp_info info{};
-  socklen_t length = sizeof(info);
-  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return fail_errno("TCP_INFO");
-  return info;
-}
-
 Result<Connection> read_once(int fd, const tcp_info& info, bool reuse_address) {
   Connection connection;
   const int tcp_state = info.tcpi_state;

@@ -2,6 +2,9 @@
 
 #include <linux/tcp.h>
 
+#include <set>
+#include <unordered_map>
+
 #include "objects/socket_options.hpp"
 
 /// TCP sockets as data, and how connections are read and rebuilt (TCP_REPAIR). tcp.cpp is the kind.
@@ -96,6 +99,36 @@ Result<void> refuse_connection(int fd, const SocketAddress& local, const SocketA
 
 /// Connects who waited to be accepted.
 Result<void> connect_waiting(const Waiting&, int client);
+
+/// What `open` needs to know of a connection, so that after the commit nothing has to be unpacked.
+struct Opening {
+  bool reuse = false, corked = false, push = false;
+  bool ignores_resets = false;
+  bool silent = false;  ///< its peer need be told nothing, or must not: it may have gone, and would answer by a reset
+};
+using Openings = std::unordered_map<std::uint64_t, Opening>;
+inline constexpr const char* openings_key = "tcp connections to open";
+Opening opening_of(const State&, const Connection&);
+
+/// A number that no other socket of this node ever has.
+std::uint64_t cookie_of(int fd);
+
+/// Connections that are known as established without asking: no listening sockets.
+struct Established {
+  std::set<ObjectId> ids;
+};
+inline constexpr const char* established_key = "tcp connections known as established";
+
+[[nodiscard]] bool matches(const Descriptor&);
+Result<tcp_info> info_of(int fd);
+[[nodiscard]] unsigned option_sets(int family, bool connected);
+/// Both ends are the pod's.
+[[nodiscard]] bool is_inside(const InetAddress& local, const InetAddress& remote);
+/// Whether it waits in the accept queue of one of the pod's own sockets.
+Result<bool> is_pending(const Descriptor&, Source&);
+/// `state` has addresses and options. `busy` when another try may succeed.
+Result<Connection> capture_connected(const Descriptor&, const tcp_info&, Source&, const State&);
+Result<void> bind_to(int fd, const SocketAddress&, const InetAddress& text);
 
 Result<void> repair(int fd, int mode);
 Result<void> set_sequence(int fd, int queue, std::uint32_t sequence);
