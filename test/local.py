@@ -54,8 +54,8 @@ class Unit(Suite):
             with tempfile.TemporaryDirectory() as directory:
                 done = command([self.binary, *self.arguments, f"--gtest_filter={':'.join(left)}"], seconds=600, check=False, cwd=directory)
             text = done.stdout + done.stderr
-            ran = re.findall(r"^\[ RUN      \] (\S+)\n(.*?)(?:^\[ (      OK|  FAILED|  SKIPPED) \] \1\b|\Z)", text, re.M | re.S)
-            results |= {name: (verdict.strip(), printed) for name, printed, verdict in ran}
+            ran = re.findall(r"^\[ RUN      \] (\S+)\n(.*?)(?:^\[ +(OK|FAILED|SKIPPED) +\] \1\b|\Z)", text, re.M | re.S)
+            results |= {name: (verdict, printed) for name, printed, verdict in ran}
             if not ran:
                 raise Failure(f"the tests ended with {done.returncode}, none was run:\n{text[-4000:]}")
             if not ran[-1][2]:

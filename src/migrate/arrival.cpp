@@ -354,9 +354,10 @@ Result<void> Arrival::follow_until_last() {
         TRY(take_ahead(TRY(image::unpack<wire::ObjectsAhead>(message.payload)).images));
         break;
       case wire::Type::objects:
-        objects_now_ = TRY(image::unpack<wire::Objects>(message.payload));
-        if (!objects_now_.kept.empty())
-          workshop_->begin([this] { return descriptors_->finish_ahead(objects_now_.kept); });
+        images_ = TRY(image::unpack<wire::Objects>(message.payload)).images;
+        break;
+      case wire::Type::objects_kept:
+        TRY(take_kept(TRY(image::unpack<wire::ObjectsKept>(message.payload)).kept));
         break;
       case wire::Type::freezing:
         TRY(expect_freeze(TRY(image::unpack<wire::Freezing>(message.payload))));

@@ -86,6 +86,7 @@ class Arrival {
   Result<void> apply_last(const wire::Last&);
   Result<void> begin_references(const wire::Last&);
   Result<void> take_ahead(std::vector<objects::AheadImage>);
+  Result<void> take_kept(std::vector<objects::Kept>);
   Result<void> install_ahead();
   Result<void> begin_descriptors();
   void serve(const std::function<bool()>& until);
@@ -124,8 +125,9 @@ class Arrival {
   std::map<pid_t, objects::ThreadSettings> said_;  ///< before the freeze
   wire::Last last_;
   wire::State state_;
-  wire::Objects objects_now_;  ///< of the freeze
-  int highest_number_ = 2;     ///< of any descriptor
+  std::vector<objects::Image> images_;
+  std::vector<objects::Kept> kept_;
+  int highest_number_ = 2;  ///< of any descriptor
   std::unique_ptr<DestinationDescriptors> descriptors_;
   objects::MemoryObjects* shared_objects_ = nullptr;  ///< what of memory descriptors are made of
   struct Restored {

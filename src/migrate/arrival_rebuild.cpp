@@ -123,6 +123,14 @@ Result<void> Arrival::take_ahead(std::vector<objects::AheadImage> images) {
   return {};
 }
 
+Result<void> Arrival::take_kept(std::vector<objects::Kept> kept) {
+  // Those of a freeze that was put off have been dealt with.
+  TRY(workshop_->wait());
+  kept_ = std::move(kept);
+  workshop_->begin([this] { return descriptors_->finish_ahead(kept_); });
+  return {};
+}
+
 /// Everything that was sent ahead is built by now.
 Result<void> Arrival::install_ahead() {
   for (const auto pid : order_) {
@@ -136,10 +144,10 @@ Result<void> Arrival::install_ahead() {
 Result<void> Arrival::begin_descriptors() {
   std::map<pid_t, HostPid> hosts;
   for (const auto& [pid, process] : processes_) hosts[pid] = process.host;
-  highest_number_ = descriptors_->highest_number(objects_now_.images, objects_now_.kept);
+  highest_number_ = descriptors_->highest_number(images_, kept_);
   descriptors_->know(std::move(hosts));
   TRY(objects_.share(*shared_objects_));
-  workshop_->begin([this] { return descriptors_->build(std::move(objects_now_.images), objects_now_.kept); });
+  workshop_->begin([this] { return descriptors_->build(std::move(images_), kept_); });
   return {};
 }
 

@@ -159,7 +159,7 @@ class Departure {
   std::vector<ThreadInHand> in_hand_;
   std::optional<SourceDescriptors> descriptors_;
   objects::AheadSource ahead_;
-  wire::Objects captured_;
+  std::vector<objects::Image> images_;
   std::vector<Piece> owed_;
   std::vector<Piece> owed_unseen_;               ///< owed as a whole, whatever is there of it
   std::map<std::string, std::uint64_t> logged_;  ///< bytes sent of the log's segments

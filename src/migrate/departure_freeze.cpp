@@ -123,8 +123,11 @@ Result<void> Departure::freeze_once() {
   for (const auto& object : objects_.infos())
     carried.insert(object.descriptor_key != 0 ? object.descriptor_key : object.key);
   freeze_watch_.lap("duplicate descriptors");
-  auto captured = TRY(descriptors_->capture(ahead_));
-  captured_ = {std::move(captured.images), std::move(captured.kept)};
+  // The destination brings them up to date while all others are captured.
+  if (!ahead_.empty())
+    TRY(control_->send(wire::Type::objects_kept, wire::ObjectsKept{TRY(descriptors_->keep(ahead_))}));
+  freeze_watch_.lap("connections");
+  images_ = TRY(descriptors_->capture());
   freeze_watch_.lap("capture objects");
   return {};
 }
@@ -429,7 +432,7 @@ Result<void> Departure::send_state() {
 }
 
 Result<void> Departure::send_objects() {
-  TRY(control_->send(wire::Type::objects, std::exchange(captured_, {})));
+  TRY(control_->send(wire::Type::objects, wire::Objects{std::move(images_)}));
   freeze_watch_.lap("send objects");
   return {};
 }

@@ -9,6 +9,7 @@
 #include <climits>
 #include <tuple>
 
+#include "base/both.hpp"
 #include "kernel/pidfd.hpp"
 #include "kernel/procfs.hpp"
 #include "objects/common.hpp"
@@ -46,6 +47,25 @@ Result<SourceDescriptors::Pod> SourceDescriptors::look_at(pod::Pod& pod) {
   return facts;
 }
 
+Result<void> SourceDescriptors::duplicate(int pidfd, PodPid process, std::span<const int> numbers,
+                                          std::vector<Entry>& into) {
+  into.reserve(numbers.size());
+  for (const int number : numbers) {
+    auto fd = kernel::pidfd_getfd(pidfd, number);
+    if (!fd) {
+      if (fd.error().code == EBADF || fd.error().kind == ErrorKind::gone) continue;
+      return std::unexpected(
+          std::move(fd).error().within(fmt::format("process {}, descriptor {}", process.value, number)));
+    }
+    Entry entry{.process = process, .number = number, .fd = std::move(*fd)};
+    if (::fstat(entry.fd.get(), &entry.status) != 0)
+      return fail_errno("stat descriptor {} of process {}", number, process.value);
+    entry.flags = ::fcntl(entry.fd.get(), F_GETFL);
+    into.push_back(std::move(entry));
+  }
+  return {};
+}
+
 Result<SourceDescriptors> SourceDescriptors::open(const Pod& pod, const std::vector<ProcessIds>& processes) {
   SourceDescriptors all(pod);
   all.processes_ = processes;
@@ -57,20 +77,18 @@ Result<SourceDescriptors> SourceDescriptors::open(const Pod& pod, const std::vec
     auto pidfd = kernel::pidfd_open(holder, process.leader_exited);
     auto numbers = kernel::list_descriptors(holder);
     if (!pidfd || !numbers) continue;  // it has ended meanwhile
+    std::vector<Entry> first, second;
+    constexpr std::size_t worth_a_thread = 256;
+    const auto half = numbers->size() < worth_a_thread ? 0 : numbers->size() / 2;
+    const auto front = [&] { return duplicate(pidfd->get(), process.pod, std::span(*numbers).first(half), first); };
+    const auto back = [&] { return duplicate(pidfd->get(), process.pod, std::span(*numbers).subspan(half), second); };
+    TRY(half == 0 ? back() : both(front, back));
     auto& listed = all.numbers_[process.pod.value];
-    for (const int number : *numbers) {
-      auto fd = kernel::pidfd_getfd(pidfd->get(), number);
-      if (!fd) {
-        if (fd.error().code == EBADF || fd.error().kind == ErrorKind::gone) continue;
-        return std::unexpected(
-            std::move(fd).error().within(fmt::format("process {}, descriptor {}", process.pod.value, number)));
+    for (auto* part : {&first, &second}) {
+      for (auto& entry : *part) {
+        listed.push_back(entry.number);
+        all.entries_.push_back(std::move(entry));
       }
-      Entry entry{.process = process.pod, .number = number, .fd = std::move(*fd)};
-      if (::fstat(entry.fd.get(), &entry.status) != 0)
-        return fail_errno("stat descriptor {} of process {}", number, process.pod.value);
-      entry.flags = ::fcntl(entry.fd.get(), F_GETFL);
-      listed.push_back(number);
-      all.entries_.push_back(std::move(entry));
     }
   }
   all.group();
@@ -172,27 +190,33 @@ Result<void> SourceDescriptors::look_ahead(const std::vector<ProcessIds>& proces
   return {};
 }
 
-Result<SourceDescriptors::Captured> SourceDescriptors::capture(objects::AheadSource& ahead) {
-  Captured all;
-  all.images.resize(descriptors_.size());
+Result<std::vector<objects::Kept>> SourceDescriptors::keep(objects::AheadSource& ahead) {
+  std::vector<objects::Kept> all;
   TRY(ahead.compare(*this));
   for (const auto& descriptor : descriptors_) {
     auto kept = ahead.keep(descriptor, *this);
     if (!kept) return std::unexpected(std::move(kept).error().within(where(descriptor)));
-    if (*kept) {
-      all.kept.push_back(std::move(**kept));
-      continue;
-    }
+    if (!*kept) continue;
+    kept_.insert(descriptor.id);
+    all.push_back(std::move(**kept));
+  }
+  return all;
+}
+
+Result<std::vector<objects::Image>> SourceDescriptors::capture() {
+  std::vector<objects::Image> images(descriptors_.size());
+  for (const auto& descriptor : descriptors_) {
+    if (kept_.contains(descriptor.id)) continue;
     const auto* kind = objects::kind_of(descriptor);
     if (kind == nullptr)
       return fail(ErrorKind::refused, "{}: this kind of object can't be moved yet", where(descriptor));
     auto state = kind->capture(descriptor, *this);
     if (!state) return std::unexpected(std::move(state).error().within(where(descriptor)));
     const auto common = TRY(objects::capture_common(descriptor, *this));
-    all.images[descriptor.id] = {std::string(kind->name), std::move(*state),
-                                 common.empty() ? Bytes{} : image::pack(common), descriptor.holders};
+    images[descriptor.id] = {std::string(kind->name), std::move(*state), common.empty() ? Bytes{} : image::pack(common),
+                             descriptor.holders};
   }
-  return all;
+  return images;
 }
 
 std::optional<objects::ObjectId> SourceDescriptors::find(PodPid process, int number) const {

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <map>
+#include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -35,12 +37,11 @@ class SourceDescriptors : public objects::Source {
   /// While the pod runs: gives `send` what of these processes' objects can be captured ahead, a part at a time.
   static Result<void> look_ahead(const std::vector<ProcessIds>& processes, objects::AheadSource&,
                                  const std::function<Result<void>(std::vector<objects::AheadImage>)>& send);
-  struct Captured {
-    std::vector<objects::Image> images;  ///< empty where the object is kept
-    std::vector<objects::Kept> kept;
-  };
-  /// State of everything. `refused` names what can't move; `busy` says that another try may succeed.
-  Result<Captured> capture(objects::AheadSource&);
+  /// What was captured ahead and is still there.
+  Result<std::vector<objects::Kept>> keep(objects::AheadSource&);
+  /// State of everything that isn't kept, empty where it is. `refused` names what can't move; `busy` says that another
+  /// try may succeed. Both are the same for `keep`.
+  Result<std::vector<objects::Image>> capture();
 
   [[nodiscard]] const std::vector<objects::Descriptor>& descriptors() const override { return descriptors_; }
   [[nodiscard]] std::optional<objects::ObjectId> find(PodPid process, int number) const override;
@@ -65,9 +66,11 @@ class SourceDescriptors : public objects::Source {
     int flags = 0;
     objects::ObjectId id = 0;
   };
+  static Result<void> duplicate(int pidfd, PodPid process, std::span<const int> numbers, std::vector<Entry>& into);
   std::vector<Entry> entries_;
   std::map<pid_t, std::vector<int>> numbers_;
   std::vector<objects::Descriptor> descriptors_;
+  std::set<objects::ObjectId> kept_;
   std::map<std::pair<pid_t, int>, objects::ObjectId> by_number_;
 };
 

@@ -36,7 +36,8 @@
 ///            <------------------------------------ Ready
 ///     … freeze …
 ///     Files … ----------------------------------->          what changed
-///     Objects ----------------------------------->          descriptors
+///     ObjectsKept ------------------------------->          what has changed in those that were sent ahead
+///     Objects ----------------------------------->          all other descriptors
 ///     Last   ------------------------------------>          layouts, last pages, what is owed
 ///     State  ------------------------------------>          processes and threads
 ///     Log … LogEnd ------------------------------>          the end of the output written here; what is older came
@@ -81,7 +82,8 @@ enum class Type : std::uint8_t {
   freezing,
   log_end,
   probe,  ///< of a dry run: answered by another without content
-  objects_ahead
+  objects_ahead,
+  objects_kept
 };
 
 struct Hello {
@@ -196,11 +198,16 @@ struct State {
 
 struct Objects {
   std::vector<objects::Image> images;  ///< position = ObjectId; empty where the object is kept
-  std::vector<objects::Kept> kept;     ///< sent ahead
-  MSGPACK_DEFINE_MAP(images, kept)
+  MSGPACK_DEFINE_MAP(images)
 };
 
-/// Objects as they are while the pod runs: what becomes of them is said by Objects.
+/// Of those that were sent ahead; said once more when the pod had to go on for a moment.
+struct ObjectsKept {
+  std::vector<objects::Kept> kept;
+  MSGPACK_DEFINE_MAP(kept)
+};
+
+/// Objects as they are while the pod runs.
 struct ObjectsAhead {
   std::vector<objects::AheadImage> images;
   MSGPACK_DEFINE_MAP(images)

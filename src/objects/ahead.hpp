@@ -38,6 +38,8 @@ class AheadSource {
   ~AheadSource();
   /// While the pod runs: captures those of our duplicates that can be sent ahead and haven't been yet.
   Result<std::vector<AheadImage>> look(std::span<const Descriptor>);
+  /// Nothing has been sent ahead.
+  [[nodiscard]] bool empty() const;
   /// In the freeze, before the first `keep`.
   Result<void> compare(Source&);
   /// What has changed since it was sent; nullopt when it must be captured whole. `busy` as in capture.

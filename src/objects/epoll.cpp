@@ -2,6 +2,7 @@
 #include <linux/kcmp.h>
 #include <sys/epoll.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -59,6 +60,7 @@ struct Line {
   std::uint32_t events = 0;
   std::uint64_t data = 0;
   std::uint64_t inode = 0;
+  unsigned device = 0;           ///< as the kernel numbers it
   std::uint32_t occurrence = 0;  ///< how many lines before it have the same number
 };
 
@@ -69,15 +71,16 @@ Result<std::vector<Line>> read_lines(int fd) {
   for (std::size_t at = info.find("tfd:"); at != std::string::npos; at = info.find("\ntfd:", at)) {
     if (info[at] == '\n') ++at;
     Line line;
-    unsigned events = 0;
+    unsigned events = 0, device = 0;
     unsigned long long data = 0, inode = 0;
     const std::string text = info.substr(at, info.find('\n', at) - at);
-    if (std::sscanf(text.c_str(), "tfd: %d events: %x data: %llx pos:%*d ino:%llx", &line.number, &events, &data,
-                    &inode) != 4)
+    if (std::sscanf(text.c_str(), "tfd: %d events: %x data: %llx pos:%*d ino:%llx sdev:%x", &line.number, &events,
+                    &data, &inode, &device) != 5)
       return fail(ErrorKind::refused, "unknown form of an epoll instance's fdinfo");
     line.events = events;
     line.data = data;
     line.inode = inode;
+    line.device = device;
     line.occurrence = seen[line.number]++;
     lines.push_back(line);
   }
@@ -86,7 +89,11 @@ Result<std::vector<Line>> read_lines(int fd) {
 
 /// True when line's registration is of this description (KCMP_EPOLL_TFD on our own duplicates).
 bool is_target(int epoll, const Line& line, const Descriptor& candidate) {
-  if (candidate.status.st_ino != line.inode) return false;
+  constexpr unsigned minor_bits = 20;
+  const auto device = ::major(candidate.status.st_dev) << minor_bits | ::minor(candidate.status.st_dev);
+  if (candidate.status.st_ino != line.inode || device != line.device) return false;
+  // A socket has one description, and the kernel looks through all registrations for what is asked next.
+  if (S_ISSOCK(candidate.status.st_mode)) return true;
   struct kcmp_epoll_slot slot {
     .efd = static_cast<std::uint32_t>(epoll), .tfd = static_cast<std::uint32_t>(line.number), .toff = line.occurrence
   };

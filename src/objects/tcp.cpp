@@ -402,12 +402,6 @@ Result<void> rebuild_closed(int fd, const State& state, const SocketAddress& loc
 
 }  // namespace
 
-std::uint64_t cookie_of(int fd) {
-  std::uint64_t cookie = 0;
-  socklen_t length = sizeof(cookie);
-  return ::getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) == 0 ? cookie : 0;
-}
-
 Opening opening_of(const State& state, const Connection& connection) {
   return {.reuse = state.options.value("SO_REUSEADDR") != 0,
           .corked = state.options.value("TCP_CORK") != 0,
@@ -450,7 +444,7 @@ Result<Fd> build(const State& state, Destination& destination) {
     TRY(rebuild_closed(fd, state, local, remote, destination));
   } else {
     TRY(rebuild_connection(fd, local, remote, state.connection.front(), destination));
-    destination.shared<Openings>(openings_key)[cookie_of(fd)] = opening_of(state, state.connection.front());
+    destination.shared<Openings>(openings_key)[fd] = opening_of(state, state.connection.front());
   }
   TRY(write_socket_options(fd, is, state.options, OptionStage::late, destination));
   return socket;
@@ -469,8 +463,7 @@ Result<void> open_connection(int fd, const Opening& opening) {
 
 Result<void> open(BytesView bytes, int fd, Destination& destination) {
   const auto& openings = destination.shared<Openings>(openings_key);
-  if (const auto known = openings.find(cookie_of(fd)); known != openings.end())
-    return open_connection(fd, known->second);
+  if (const auto known = openings.find(fd); known != openings.end()) return open_connection(fd, known->second);
   const auto state = TRY(image::unpack<State>(bytes));
   if (state.phase == Phase::connected && state.connection.size() == 1)
     return open_connection(fd, opening_of(state, state.connection.front()));

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <array>
-#include <thread>
 
+#include "base/both.hpp"
 #include "base/log.hpp"
 #include "kernel/tcp_memory.hpp"
 #include "objects/ahead.hpp"
@@ -33,6 +33,13 @@ struct Change {
 std::uint32_t read_clock() {
   const Fd fresh(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP));
   return static_cast<std::uint32_t>(int_option(fresh.get(), IPPROTO_TCP, TCP_TIMESTAMP));
+}
+
+/// A number that no other socket of this node ever has.
+std::uint64_t cookie_of(int fd) {
+  std::uint64_t cookie = 0;
+  socklen_t length = sizeof(cookie);
+  return ::getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) == 0 ? cookie : 0;
 }
 
 bool has_owner(int fd) {
@@ -173,7 +180,7 @@ Result<std::optional<AheadSource::Parts::Entry>> AheadSource::Parts::capture(con
               .holders = descriptor.holders};
   if (tcp::is_inside(entry.state.local, entry.state.remote)) return std::nullopt;
   // Only a socket that has a number of its own is known again.
-  if (tcp::cookie_of(fd) == 0) return std::nullopt;
+  if (cookie_of(fd) == 0) return std::nullopt;
   const std::array fds{fd};
   entry.image = TRY(memory.read(fds)).front();
   if (!memory.is_whole(entry.image)) return std::nullopt;
@@ -200,6 +207,10 @@ Result<std::vector<AheadImage>> AheadSource::look(std::span<const Descriptor> de
     parts_->entries.emplace(descriptor.status.st_ino, std::move(**entry));
   }
   return images;
+}
+
+bool AheadSource::empty() const {
+  return parts_->entries.empty();
 }
 
 Result<void> AheadSource::compare(Source& source) {
@@ -254,9 +265,22 @@ struct AheadDestination::Parts {
     SocketAddress local, remote;
     std::vector<Holder> holders;
     bool late = false;
+    bool seated = false;  ///< it has been brought up to date before, in a freeze that was put off
   };
   std::unordered_map<std::uint32_t, Prepared> prepared;
 };
+
+namespace {
+
+/// A connection in repair mode ends without a sound; its socket stays as it was made.
+Result<void> unseat(int fd) {
+  const sockaddr nowhere{.sa_family = AF_UNSPEC, .sa_data = {}};
+  if (::connect(fd, &nowhere, sizeof(nowhere)) != 0) return fail_errno("end a connection in repair mode");
+  static_cast<void>(int_option(fd, SOL_SOCKET, SO_ERROR));
+  return {};
+}
+
+}  // namespace
 
 AheadDestination::AheadDestination() : parts_(std::make_unique<Parts>()) {}
 AheadDestination::~AheadDestination() = default;
@@ -322,6 +346,8 @@ Result<void> AheadDestination::finish(const std::vector<Kept>& all, Destination&
   };
   std::vector<Seat> seats;
   seats.reserve(all.size());
+  for (auto& [key, prepared] : parts_->prepared)
+    if (std::exchange(prepared.seated, false)) TRY(unseat(prepared.fd.get()));
   for (const auto& kept : all) {
     const auto found = parts_->prepared.find(kept.key);
     if (found == parts_->prepared.end() || !found->second.fd)
@@ -330,6 +356,7 @@ Result<void> AheadDestination::finish(const std::vector<Kept>& all, Destination&
     const bool quiet = change.connection.empty();
     auto connection = quiet ? brought_up_to_date(found->second.state.connection.front(), change)
                             : std::move(change.connection.front());
+    found->second.seated = true;
     seats.push_back({&found->second, std::move(connection), quiet});
   }
   const auto seat = [&](std::size_t begin, std::size_t end) -> Result<void> {
@@ -343,13 +370,9 @@ Result<void> AheadDestination::finish(const std::vector<Kept>& all, Destination&
   // By two: nothing of `destination` is used where nothing waits in a connection.
   constexpr std::size_t worth_a_thread = 64;
   const std::size_t half = seats.size() < worth_a_thread ? 0 : seats.size() / 2;
-  Result<void> other;
-  std::jthread helper;
-  if (half != 0) helper = std::jthread([&] { other = seat(0, half); });
-  auto outcome = seat(half, seats.size());
-  if (helper.joinable()) helper.join();
-  TRY(std::move(other));
-  TRY(std::move(outcome));
+  const auto front = [&] { return seat(0, half); };
+  const auto back = [&] { return seat(half, seats.size()); };
+  TRY(half == 0 ? back() : both(front, back));
   auto& openings = destination.shared<tcp::Openings>(tcp::openings_key);
   for (const auto& [prepared, connection, quiet] : seats) {
     const int fd = prepared->fd.get();
@@ -361,7 +384,7 @@ Result<void> AheadDestination::finish(const std::vector<Kept>& all, Destination&
     // Its peer knows all: what came in was acknowledged, and the window it was told is a wide one.
     opening.silent = opening.silent || (quiet && connection.receive_window_update == connection.receive_sequence &&
                                         connection.receive_window >= 2 * connection.mss);
-    openings[tcp::cookie_of(fd)] = opening;
+    openings[fd] = opening;
   }
   return {};
 }

@@ -106,12 +106,9 @@ struct Opening {
   bool ignores_resets = false;
   bool silent = false;  ///< its peer need be told nothing, or must not: it may have gone, and would answer by a reset
 };
-using Openings = std::unordered_map<std::uint64_t, Opening>;
+using Openings = std::unordered_map<int, Opening>;  ///< by our descriptor
 inline constexpr const char* openings_key = "tcp connections to open";
 Opening opening_of(const State&, const Connection&);
-
-/// A number that no other socket of this node ever has.
-std::uint64_t cookie_of(int fd);
 
 /// Connections that are known as established without asking: no listening sockets.
 struct Established {
