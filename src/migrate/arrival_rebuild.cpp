@@ -348,8 +348,8 @@ Result<void> Arrival::restart() {
     if (!outcome) log::error("{}: {}: {}", hello_.spec.name, what, outcome.error().message());
   };
   note("open the gate", pod_->gate().set(pod::Gate::State::pause));
-  // What is sent to the pod from here on comes here, and waits at the gate behind what the source has held: nothing more
-  // goes astray.
+  // What is sent to the pod from here on comes here, and waits at the gate behind what the source has held: nothing
+  // more goes astray.
   std::jthread announcing([&] { note("announce", pod_->announce()); });
   note("open", workshop_->run([&] { return descriptors_->open(); }));
   watch_.lap("open");

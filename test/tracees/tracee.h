@@ -156,16 +156,31 @@ static inline void finish_child(pid_t pid) {
   CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "child %d ended with status 0x%x", pid, status);
 }
 
-/// Starts a thread that SIGTERM doesn't interrupt.
+struct beginning {
+  void* (*work)(void*);
+  void* argument;
+  atomic_int begun;
+};
+static void* begin_thread(void* given) {
+  struct beginning* beginning = given;
+  void* (*work)(void*) = beginning->work;
+  void* argument = beginning->argument;
+  beginning->begun = 1;
+  return work(argument);
+}
+/// Starts a thread that SIGTERM doesn't interrupt. Returns when it has left the C library, which begins with all
+/// signals blocked.
 static inline pthread_t thread(void* (*work)(void*), void* argument) {
   sigset_t term, before;
   pthread_t made;
+  struct beginning beginning = {work, argument, 0};
   sigemptyset(&term);
   sigaddset(&term, SIGTERM);
   pthread_sigmask(SIG_BLOCK, &term, &before);
-  int failed = pthread_create(&made, NULL, work, argument);
+  int failed = pthread_create(&made, NULL, begin_thread, &beginning);
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   CHECK(failed == 0, "pthread_create: %s", strerror(failed));
+  while (!beginning.begun) sched_yield();
   return made;
 }
 
