@@ -5,6 +5,7 @@
 #include <linux/if_addr.h>
 #include <linux/if_bridge.h>
 #include <linux/if_link.h>
+#include <linux/neighbour.h>
 #include <linux/pkt_sched.h>
 #include <linux/veth.h>
 #include <netlink/attr.h>
@@ -15,6 +16,7 @@
 
 #include <charconv>
 #include <cstdio>
+#include <cstring>
 #include <string_view>
 #include <thread>
 
@@ -110,9 +112,27 @@ Result<void> Netlink::request(Message message, const std::string& what) const {
 
 namespace {
 
+/// All that the kernel answers to a request for a list; `found` is what `collect` fills.
+template <typename Found, typename Header>
+Result<Found> dump(nl_sock* socket, int type, Header header, int (*collect)(nl_msg*, void*), const char* what) {
+  Found found;
+  nl_socket_modify_cb(socket, NL_CB_VALID, NL_CB_CUSTOM, collect, &found);
+  int error = 0;
+  for (int attempt = 0; attempt < 100; ++attempt) {
+    found.clear();
+    error = nl_send_simple(socket, type, NLM_F_DUMP, &header, sizeof header);
+    if (error >= 0) error = nl_recvmsgs_default(socket);
+    // Something came or went between two parts of the answer (NLM_F_DUMP_INTR).
+    if (error != -NLE_DUMP_INTR) break;
+  }
+  nl_socket_modify_cb(socket, NL_CB_VALID, NL_CB_DEFAULT, nullptr, nullptr);
+  if (error < 0) return fail(ErrorKind::failed, "list the {}: {}", what, nl_geterror(error));
+  return found;
+}
+
 using Devices = std::vector<std::pair<int, std::string>>;
 
-int collect(nl_msg* message, void* to) {
+int collect_device(nl_msg* message, void* to) {
   const auto* header = static_cast<const ifinfomsg*>(nlmsg_data(nlmsg_hdr(message)));
   if (const nlattr* name = nlmsg_find_attr(nlmsg_hdr(message), sizeof *header, IFLA_IFNAME); name != nullptr)
     static_cast<Devices*>(to)->emplace_back(header->ifi_index, nla_get_string(name));
@@ -120,20 +140,7 @@ int collect(nl_msg* message, void* to) {
 }
 
 Result<Devices> all_devices(nl_sock* socket) {
-  Devices found;
-  ifinfomsg header{};
-  nl_socket_modify_cb(socket, NL_CB_VALID, NL_CB_CUSTOM, collect, &found);
-  int error = 0;
-  for (int attempt = 0; attempt < 100; ++attempt) {
-    found.clear();
-    error = nl_send_simple(socket, RTM_GETLINK, NLM_F_DUMP, &header, sizeof header);
-    if (error >= 0) error = nl_recvmsgs_default(socket);
-    // Devices came or went between two parts of the answer (NLM_F_DUMP_INTR).
-    if (error != -NLE_DUMP_INTR) break;
-  }
-  nl_socket_modify_cb(socket, NL_CB_VALID, NL_CB_DEFAULT, nullptr, nullptr);
-  if (error < 0) return fail(ErrorKind::failed, "list the network devices: {}", nl_geterror(error));
-  return found;
+  return dump<Devices>(socket, RTM_GETLINK, ifinfomsg{}, collect_device, "network devices");
 }
 
 }  // namespace
@@ -325,6 +332,56 @@ Result<void> Netlink::set_default_route(int index, const Prefix& gateway) const 
   nla_put(m, RTA_GATEWAY, static_cast<int>(gateway.size()), gateway.bytes.data());
   nla_put_u32(m, RTA_OIF, static_cast<std::uint32_t>(index));
   return request(std::move(message), fmt::format("set the default route by {}", gateway.address()));
+}
+
+namespace {
+
+struct KnownNeighbour {
+  int device;
+  Neighbour neighbour;
+};
+using KnownNeighbours = std::vector<KnownNeighbour>;
+
+int collect_neighbour(nl_msg* message, void* to) {
+  constexpr int known = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_PERMANENT;
+  nlmsghdr* header = nlmsg_hdr(message);
+  if (nlmsg_datalen(header) < static_cast<int>(sizeof(ndmsg))) return NL_OK;
+  const auto* said = static_cast<const ndmsg*>(nlmsg_data(header));
+  if ((said->ndm_state & known) == 0 || (said->ndm_flags & NTF_PROXY) != 0) return NL_OK;
+  if (said->ndm_family != AF_INET && said->ndm_family != AF_INET6) return NL_OK;
+  const nlattr* address = nlmsg_find_attr(header, sizeof *said, NDA_DST);
+  const nlattr* mac = nlmsg_find_attr(header, sizeof *said, NDA_LLADDR);
+  Neighbour neighbour{.address = {.family = said->ndm_family}, .permanent = (said->ndm_state & NUD_PERMANENT) != 0};
+  neighbour.address.length = static_cast<int>(neighbour.address.size()) * 8;
+  if (address == nullptr || nla_len(address) != static_cast<int>(neighbour.address.size())) return NL_OK;
+  if (mac == nullptr || nla_len(mac) != static_cast<int>(neighbour.mac.size())) return NL_OK;
+  std::memcpy(neighbour.address.bytes.data(), nla_data(address), neighbour.address.size());
+  std::memcpy(neighbour.mac.data(), nla_data(mac), neighbour.mac.size());
+  static_cast<KnownNeighbours*>(to)->push_back({said->ndm_ifindex, neighbour});
+  return NL_OK;
+}
+
+}  // namespace
+
+Result<std::vector<Neighbour>> Netlink::neighbours(int index) const {
+  std::vector<Neighbour> found;
+  for (const auto& [device, neighbour] :
+       TRY(dump<KnownNeighbours>(socket_.get(), RTM_GETNEIGH, ndmsg{}, collect_neighbour, "neighbours")))
+    if (device == index) found.push_back(neighbour);
+  return found;
+}
+
+Result<void> Netlink::add_neighbour(int index, const Neighbour& neighbour) const {
+  Message message(nlmsg_alloc_simple(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE));
+  ndmsg header{};
+  header.ndm_family = static_cast<std::uint8_t>(neighbour.address.family);
+  header.ndm_ifindex = index;
+  header.ndm_state = neighbour.permanent ? NUD_PERMANENT : NUD_STALE;
+  nlmsg_append(message.get(), &header, sizeof header, NLMSG_ALIGNTO);
+  nla_put(message.get(), NDA_DST, static_cast<int>(neighbour.address.size()), neighbour.address.bytes.data());
+  nla_put(message.get(), NDA_LLADDR, static_cast<int>(neighbour.mac.size()), neighbour.mac.data());
+  return request(std::move(message),
+                 fmt::format("tell network device {} of its neighbour {}", index, neighbour.address.address()));
 }
 
 Result<void> Netlink::set_rate(int index, std::uint64_t bits_per_second) const {

@@ -31,6 +31,13 @@ struct Prefix {
 /// "10.66.0.21/16", "fd66::21/64"; without a length it is all of the address. `invalid` otherwise.
 Result<Prefix> parse_prefix(const std::string&);
 
+/// Whose frames go where on the link: an entry of the ARP or neighbour discovery cache.
+struct Neighbour {
+  Prefix address;  ///< its length isn't used
+  Mac mac{};
+  bool permanent = false;  ///< set by hand, and never asked about again
+};
+
 /// A veth pair to be made, both ends down.
 struct VethPair {
   std::string name;
@@ -75,6 +82,12 @@ class Netlink {
   Result<void> add_address(int index, const Prefix&) const;
   /// Default route through a gateway. Replaces one that is there.
   Result<void> set_default_route(int index, const Prefix& gateway) const;
+
+  /// What the device's neighbours are known to be, IPv4 and IPv6; not those that are only being asked for.
+  Result<std::vector<Neighbour>> neighbours(int index) const;
+  /// Believed until it is used, and then asked about while frames go there already (NUD_STALE). Replaces what was
+  /// known.
+  Result<void> add_neighbour(int index, const Neighbour&) const;
 
   /// Token bucket at the device's root, bits per second; a new rate replaces the old one.
   Result<void> set_rate(int index, std::uint64_t bits_per_second) const;

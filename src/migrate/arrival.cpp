@@ -16,6 +16,7 @@
 #include "migrate/node_facts.hpp"
 #include "migrate/recover.hpp"
 #include "objects/nameless.hpp"
+#include "pod/network.hpp"
 
 namespace godwit::migrate {
 
@@ -186,6 +187,7 @@ Result<void> Arrival::expect_freeze(const wire::Freezing& freezing) {
 
 Result<void> Arrival::raise_ourselves(const wire::Freezing& freezing) {
   TRY(pod_->set_first(freezing.first));
+  TRY(pod_->port().add_neighbours(freezing.neighbours));
   for (const auto pid : order_) TRY(make_session(processes_.at(pid.value)));
   auto journal = Journal::begin(true);
   journal.add(pod_->init());

@@ -11,6 +11,7 @@
 #include "migrate/recover.hpp"
 #include "migrate/tracking.hpp"
 #include "objects/memory_object.hpp"
+#include "pod/network.hpp"
 
 /// The freeze at the source: from the first thread stopped to the commit.
 namespace godwit::migrate {
@@ -84,7 +85,7 @@ Result<void> Departure::freeze() {
 Result<void> Departure::freeze_once() {
   Known known{.processes = {}, .last_pid = TRY(pod_.last_pid())};
   known.processes = TRY(read_tree(pod_.init()));
-  TRY(control_->send(wire::Type::freezing, wire::Freezing{first_, tell_ahead(known)}));
+  TRY(control_->send(wire::Type::freezing, wire::Freezing{first_, tell_ahead(known), TRY(pod_.port().neighbours())}));
   TRY(expect(wire::Type::ready));
   if (const auto last = TRY(pod_.last_pid()); last != known.last_pid) {
     known.last_pid = last;

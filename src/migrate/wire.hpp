@@ -56,7 +56,7 @@
 /// first byte of each says what it is, its number among the page connections, or their count for the one on reference.
 namespace godwit::migrate::wire {
 
-inline constexpr std::uint32_t protocol = 3;
+inline constexpr std::uint32_t protocol = 4;
 
 enum class Type : std::uint8_t {
   hello = 1,
@@ -187,7 +187,8 @@ struct ProcessAhead {
 struct Freezing {
   PodPid first;                         ///< whose end is the pod's end
   std::vector<ProcessAhead> processes;  ///< whose memory is there, so that what is registered in it can be
-  MSGPACK_DEFINE_MAP(first, processes)
+  std::vector<pod::Neighbour> neighbours;
+  MSGPACK_DEFINE_MAP(first, processes, neighbours)
 };
 
 struct State {

@@ -28,6 +28,8 @@ using kernel::Prefix;
 namespace {
 
 constexpr std::size_t address_limit = 64;
+/// net.ipv4.neigh.default.gc_thresh3 as the kernel sets it.
+constexpr std::size_t neighbour_limit = 1024;
 constexpr std::chrono::milliseconds start_limit{3000};
 
 /// Runs `work` on a thread that has entered the network namespace; sockets made there stay in it.
@@ -99,16 +101,24 @@ Result<void> set_up_inside(const Identity& identity, bool with_network) {
   return {};
 }
 
-Result<Fd> open_announcer() {
+/// Handles of the pod's network namespace.
+struct Inside {
+  Netlink netlink;
+  int device = 0;
+  Fd announcer;
+};
+
+Result<Inside> open_inside() {
   Fd announcer(socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0));
   if (!announcer) return fail_errno("open a packet socket in a pod");
-  const int index = TRY(TRY(Netlink::open()).index("eth0"));
+  auto netlink = TRY(Netlink::open());
+  const int device = TRY(netlink.index("eth0"));
   sockaddr_ll to{};
   to.sll_family = AF_PACKET;
-  to.sll_ifindex = index;
+  to.sll_ifindex = device;
   if (bind(announcer.get(), reinterpret_cast<sockaddr*>(&to), sizeof to) != 0)
     return fail_errno("bind a packet socket to a pod's eth0");
-  return announcer;
+  return Inside{std::move(netlink), device, std::move(announcer)};
 }
 
 template <typename T>
@@ -202,7 +212,7 @@ Result<void> remove_device(const Netlink& netlink, const std::string& name) {
 struct Port::Parts {
   std::string device;
   std::optional<Gate> gate;
-  Fd announcer;  // in the pod's namespace
+  std::optional<Inside> inside;
   std::vector<Bytes> announcements;
 };
 
@@ -262,7 +272,7 @@ Result<Port> Port::create(const std::string& bridge, const std::string& id, cons
     TRY(netlink.no_automatic_address(device));
     TRY(inside(pod_netns, [&]() -> Result<void> {
       TRY(set_up_inside(identity, connected));
-      parts->announcer = TRY(open_announcer());
+      parts->inside = TRY(open_inside());
       return {};
     }));
     if (!connected) return {};
@@ -291,16 +301,34 @@ Result<Port> Port::adopt(const std::string& id, const Network& network, int pod_
   else
     parts->gate = TRY(Gate::from(parts->device, std::move(gate)));
   TRY(inside(pod_netns, [&]() -> Result<void> {
-    parts->announcer = TRY(open_announcer());
+    parts->inside = TRY(open_inside());
     return {};
   }));
   if (!network.mac.empty()) parts->announcements = announcements_of(TRY(identity_of(network)));
   return Port(std::move(parts));
 }
 
+Result<std::vector<Neighbour>> Port::neighbours() const {
+  const auto& [netlink, device, announcer] = *parts_->inside;
+  std::vector<Neighbour> said;
+  for (const auto& known : TRY(netlink.neighbours(device)))
+    said.push_back({known.address.address(), kernel::to_string(known.mac), known.permanent});
+  if (said.size() > neighbour_limit) said.resize(neighbour_limit);
+  return said;
+}
+
+Result<void> Port::add_neighbours(const std::vector<Neighbour>& neighbours) const {
+  if (neighbours.size() > neighbour_limit)
+    return fail(ErrorKind::invalid, "a pod with {} neighbours (at most {})", neighbours.size(), neighbour_limit);
+  const auto& [netlink, device, announcer] = *parts_->inside;
+  for (const auto& [address, mac, permanent] : neighbours)
+    TRY(netlink.add_neighbour(device, {TRY(kernel::parse_prefix(address)), TRY(kernel::parse_mac(mac)), permanent}));
+  return {};
+}
+
 Result<void> Port::announce() {
   for (const auto& frame : parts_->announcements)
-    if (send(parts_->announcer.get(), frame.data(), frame.size(), 0) < 0 && errno != ENOBUFS)
+    if (send(parts_->inside->announcer.get(), frame.data(), frame.size(), 0) < 0 && errno != ENOBUFS)
       return fail_errno("announce the addresses behind {}", parts_->device);
   return {};
 }

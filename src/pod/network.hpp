@@ -31,6 +31,14 @@ class Port {
   /// advertisements, by a socket inside the pod's namespace that was opened at creation. The gate must let frames out
   /// (open, pause).
   Result<void> announce();
+
+  /// Whom the pod's ARP and neighbour discovery caches know. They travel with it: what a pod sends to somebody whom it
+  /// has to ask for first waits in a queue that is short, and what it loses there, TCP misses only after a second (a
+  /// connection that was just rebuilt has measured no round trip).
+  Result<std::vector<Neighbour>> neighbours() const;
+  /// `invalid` for what is no address, or for more than a cache holds.
+  Result<void> add_neighbours(const std::vector<Neighbour>&) const;
+
   /// Removes the pair. No error when it is gone already (with the pod's namespace, say).
   Result<void> remove();
 

@@ -230,6 +230,10 @@ Result<void> Pod::deposit_gate() {
   return {};
 }
 
+const Port& Pod::port() const {
+  return *parts_->port;
+}
+
 Result<void> Pod::announce() {
   return parts_->port->announce();
 }

@@ -85,6 +85,8 @@ struct Terminal {
   Fd master, slave;
 };
 
+class Port;
+
 /// One pod on this node, whatever its stage: namespaces, root, network port, cgroup, and the init that keeps them.
 /// Not thread-safe; the owner serialises (the daemon hands a pod to one migration thread at a time).
 class Pod {
@@ -158,6 +160,7 @@ class Pod {
   /// Tells the neighbours where the pod is now: gratuitous ARP and unsolicited neighbour advertisement, from inside the
   /// pod, with a socket that was opened at creation.
   Result<void> announce();
+  [[nodiscard]] const Port& port() const;
 
   /// Kills what runs and leaves nothing: processes, mounts, devices, cgroups. With `keep_files`, the upper layer and
   /// log stay. Processes of it that the calling thread traces are reaped; none may be traced by another. `timeout` when

@@ -17,6 +17,14 @@ struct Network {
   MSGPACK_DEFINE_MAP(mac, addresses, gateway4, gateway6)
 };
 
+/// Somebody on the pod's link, as the pod's caches know them.
+struct Neighbour {
+  std::string address;  ///< without the length of a prefix
+  std::string mac;
+  bool permanent = false;
+  MSGPACK_DEFINE_MAP(address, mac, permanent)
+};
+
 /// A program to be started in a pod.
 struct Program {
   std::vector<std::string> arguments;

@@ -370,6 +370,31 @@ TEST_F(World, ConnectionGoesOnBehindAnotherNode) {
   EXPECT_EQ(pass_on(), 0U);
 }
 
+TEST_F(World, NeighboursTravel) {
+  const Fd sending = connect_to_pod(SOCK_DGRAM);
+  const Fd receiving = listen_in(pod, SOCK_DGRAM);
+  // The client's question for the pod's address tells the pod who asks.
+  check(send(sending.get(), "x", 1, 0) == 1, "send");
+  ASSERT_TRUE(readable(receiving.get(), patience));
+  const auto known = must(first->neighbours());
+  const auto client_there = [](const std::vector<Neighbour>& all) {
+    return std::ranges::count(all, "10.66.0.9", &Neighbour::address);
+  };
+  ASSERT_EQ(client_there(known), 1);
+  arrive(State::shut);
+  EXPECT_EQ(client_there(must(second->neighbours())), 0);
+  ASSERT_OK(second->add_neighbours(known));
+  ASSERT_OK(second->add_neighbours(known));
+  const auto arrived = must(second->neighbours());
+  ASSERT_EQ(client_there(arrived), 1);
+  const auto mac_in = [](const std::vector<Neighbour>& all) {
+    return std::ranges::find(all, "10.66.0.9", &Neighbour::address)->mac;
+  };
+  EXPECT_EQ(mac_in(arrived), mac_in(known));
+  EXPECT_FALSE(second->add_neighbours({{"nonsense", "02:67:0a:42:80:01"}}).has_value());
+  EXPECT_FALSE(second->add_neighbours(std::vector<Neighbour>(1025, {"10.66.0.9", "02:67:0a:42:80:01"})).has_value());
+}
+
 TEST_F(World, EveryDatagramArrivesOnce) {
   const Fd before = listen_in(pod, SOCK_DGRAM);
   const Fd after = listen_in(pod_again, SOCK_DGRAM);
