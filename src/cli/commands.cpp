@@ -130,10 +130,10 @@ int nodes(const Common& common) {
       {"NAME", "STATE", "PODS", "CPUS", "LOAD", "MEMORY", "FREE", "KERNEL", "ADDRESS"}};
   for (const Json& node : list) {
     const bool ok = text_of(node, "state") == "ok";
-    rows.push_back({text_of(node, "name"), text_of(node, "state"), ok ? node["pods"].dump() : "-",
-                    ok ? node["cpus"].dump() : "-", ok ? fmt::format("{:.2f}", node.value("load", 0.0)) : "-",
-                    bytes_of(node, "memory_total"), bytes_of(node, "memory_available"),
-                    ok ? text_of(node, "kernel") : "-",
+    rows.push_back({text_of(node, "name"), ok && node.value("draining", false) ? "draining" : text_of(node, "state"),
+                    ok ? node["pods"].dump() : "-", ok ? node["cpus"].dump() : "-",
+                    ok ? fmt::format("{:.2f}", node.value("load", 0.0)) : "-", bytes_of(node, "memory_total"),
+                    bytes_of(node, "memory_available"), ok ? text_of(node, "kernel") : "-",
                     node.contains("address") ? text_of(node, "address") : "(this node)"});
   }
   print_table(rows);

@@ -15,6 +15,7 @@ struct RunOptions {
   bool input = false, terminal = false, detach = false, keep = false;
   std::string memory;  ///< "512M"
   double cpus = 0;
+  std::vector<std::string> needs;  ///< labels of the node
   std::vector<std::string> command;
 };
 int run(const Common&, const RunOptions&);
@@ -42,8 +43,16 @@ struct MigrateOptions {
   std::string strategy = "auto";
   bool dry_run = false, cancel = false;
   int connections = 0;
+  double deadline = 0;  ///< seconds; 0: none
 };
 int migrate(const Common&, const MigrateOptions&);
+
+struct DrainOptions {
+  std::string strategy = "auto", to = "any";
+  bool undo = false, only_close = false;
+};
+/// Moves all pods of a node away, after it takes no new ones.
+int drain(const Common&, const DrainOptions&);
 
 int check(const Common&);
 

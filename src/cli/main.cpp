@@ -46,7 +46,8 @@ struct Builder {
 void add_programs(const Builder& builder, RunOptions& run_options, ExecOptions& exec_options) {
   CLI::App& run = builder.command("run", "Start a pod and wait for its end", R"(  godwit run --name hello -- echo hello
   godwit run -it -- bash
-  godwit run --detach --name cache --memory 512M --cpus 1.5 -- redis-server --port 6379)",
+  godwit run --detach --name cache --memory 512M --cpus 1.5 -- redis-server --port 6379
+  godwit run --needs secure --needs zone=x -- ./payroll)",
                                   [&] { return cli::run(builder.common, run_options); });
   run.add_option("--name", run_options.name, "Name in the whole cluster; one is made up otherwise");
   run.add_option("-e,--env", run_options.environment, "NAME=value, or NAME as it is here; may be repeated")
@@ -57,6 +58,8 @@ void add_programs(const Builder& builder, RunOptions& run_options, ExecOptions& 
   run.add_flag("--keep", run_options.keep, "Keep the ended pod and its log until rm");
   run.add_option("--memory", run_options.memory, "Limit: 512M, 2G");
   run.add_option("--cpus", run_options.cpus, "Limit in processors: 1.5")->check(CLI::PositiveNumber);
+  run.add_option("--needs", run_options.needs, "Label that a node must have to run it: secure, zone=x; may be repeated")
+      ->allow_extra_args(false);
   run.add_option("--hostname", run_options.hostname, "Default: the pod's name");
   run.add_option("-w,--workdir", run_options.directory, "Directory that it starts in");
   run.add_option("command", run_options.command, "-- COMMAND ARGUMENT…")->required();
@@ -118,11 +121,13 @@ void add_pods(const Builder& builder, Simple& simple) {
   attach.add_option("pod", simple.pod, "Pod")->required();
 }
 
-void add_others(const Builder& builder, MigrateOptions& options, Simple& simple) {
+void add_others(const Builder& builder, MigrateOptions& options, DrainOptions& drain_options, Simple& simple) {
   const Common& common = builder.common;
   CLI::App& migrate = builder.command("migrate", "Move a running pod to another node", R"(  godwit migrate web b
   godwit migrate --dry-run web b
   godwit migrate --strategy postcopy --json web b
+  godwit migrate --deadline 30 web rack1
+  godwit migrate web any
   godwit migrate --cancel web)",
                                       [&] { return cli::migrate(common, options); });
   migrate.add_option("--strategy", options.strategy, "auto, freeze, precopy, postcopy, hybrid or eager-dirty")
@@ -131,7 +136,18 @@ void add_others(const Builder& builder, MigrateOptions& options, Simple& simple)
   migrate.add_flag("--cancel", options.cancel, "Give a migration up that is under way (Ctrl-C does the same)");
   migrate.add_option("--connections", options.connections, "For pages; 0: as many as pay")->check(CLI::Range(0, 16));
   migrate.add_option("pod", options.pod, "Pod")->required();
-  migrate.add_option("destination", options.destination, "Node");
+  migrate
+      .add_option("--deadline", options.deadline, "Seconds; given up, with the pod as it was, when not done by then")
+      ->check(CLI::Range(0.0, 86400.0));
+  migrate.add_option("destination", options.destination, "Node, a group of the config, or any");
+  CLI::App& drain = builder.command("drain", "Empty a node: it takes no pods, and all that it has move away",
+                                    "  godwit drain\n  godwit drain --node b --to rack2\n  godwit drain --undo",
+                                    [&] { return cli::drain(common, drain_options); });
+  drain.add_option("--to", drain_options.to, "Node, group, or any (default)");
+  drain.add_option("--strategy", drain_options.strategy, "auto, freeze, precopy, postcopy, hybrid or eager-dirty")
+      ->check(CLI::IsMember({"auto", "freeze", "precopy", "postcopy", "hybrid", "eager-dirty"}));
+  drain.add_flag("--only-close", drain_options.only_close, "It takes no more pods, and keeps what it has");
+  drain.add_flag("--undo", drain_options.undo, "It takes pods again");
   builder.command("check", "Say what this machine lacks for godwit, and what that costs",
                   "  godwit check\n  godwit check --json", [&] { return cli::check(common); });
   CLI::App& completion = builder.command("completion", "Print completion for a shell",
@@ -158,11 +174,12 @@ int run_command(int count, char** values) {
   ExecOptions exec_options;
   Simple simple;
   MigrateOptions migrate_options;
+  DrainOptions drain_options;
   const Builder builder{app, common, chosen};
   builder.add_common(app);
   add_programs(builder, run_options, exec_options);
   add_pods(builder, simple);
-  add_others(builder, migrate_options, simple);
+  add_others(builder, migrate_options, drain_options, simple);
   try {
     app.parse(count, values);
   } catch (const CLI::ParseError& error) {

@@ -169,6 +169,51 @@ int cancel(const Common& common, const std::string& pod) {
 
 }  // namespace
 
+int drain(const Common& common, const DrainOptions& options) {
+  const Client client(common);
+  const auto node = client.request("POST", "/v1/node", Json{{"draining", !options.undo}});
+  if (!node) return complain(common, node.error());
+  Json moves = Json::array();
+  int code = exit_code::ok;
+  if (!options.undo && !options.only_close) {
+    const auto answer = client.request("GET", "/v1/pods?local");
+    if (!answer) return complain(common, answer.error());
+    for (const Json& pod : answer->value("pods", Json::array())) {
+      const std::string name = text_of(pod, "name");
+      if (text_of(pod, "state") == "exited") continue;
+      const Json body{{"destination", options.to}, {"strategy", options.strategy}};
+      auto moving = client.stream("POST", pod_target(name, "/migrate"), body);
+      ProgressLine progress(common.json);
+      const auto last = moving ? follow(*moving, progress) : Result<Json>(std::unexpected(moving.error()));
+      progress.clear();
+      const auto error = last ? node::error_in(*last) : std::optional(last.error());
+      // One that has ended meanwhile needs no other place.
+      if (error && (error->kind == ErrorKind::not_found || error->kind == ErrorKind::gone)) continue;
+      moves.push_back({{"pod", name}, {"moved", !error}});
+      if (error) {
+        code = exit_code_of(*error);
+        moves.back()["error"] = error->message();
+        if (!common.json) fmt::print(stderr, "godwit: {} stays: {}\n", name, error->message());
+        continue;
+      }
+      const Json& report = (*last)["report"];
+      moves.back()["report"] = report;
+      if (!common.json)
+        fmt::print("{} is on {} now: frozen {}\n", name, text_of(report, "destination"),
+                   human_time(number_of(report, "freeze_us")));
+    }
+  }
+  const std::string name = text_of(*node, "name");
+  if (common.json)
+    print_json({{"node", name}, {"draining", !options.undo}, {"moves", moves}});
+  else if (options.undo)
+    fmt::print("{} takes pods again\n", name);
+  else
+    fmt::print("{} takes no pods{}\n", name,
+               code == exit_code::ok && !options.only_close ? " and has none: godwit drain --undo ends this" : "");
+  return code;
+}
+
 int migrate(const Common& common, const MigrateOptions& options) {
   if (options.cancel) return cancel(common, options.pod);
   if (options.destination.empty())
@@ -178,7 +223,8 @@ int migrate(const Common& common, const MigrateOptions& options) {
   const Json body{{"destination", options.destination},
                   {"strategy", options.strategy},
                   {"dry_run", options.dry_run},
-                  {"connections", options.connections}};
+                  {"connections", options.connections},
+                  {"deadline_ms", static_cast<std::int64_t>(options.deadline * 1000)}};
   std::optional<CancelOnInterrupt> interrupt;
   interrupt.emplace(client, options.pod);
   auto answer = client.stream("POST", pod_target(options.pod, "/migrate"), body);

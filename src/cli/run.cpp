@@ -52,7 +52,7 @@ int run(const Common& common, const RunOptions& options) {
   add_terminal(environment, options.terminal);
   Json body{{"name", options.name},       {"hostname", options.hostname},   {"command", options.command},
             {"environment", environment}, {"directory", options.directory}, {"terminal", options.terminal},
-            {"input", options.input},     {"cpu_limit", options.cpus}};
+            {"input", options.input},     {"cpu_limit", options.cpus},      {"needs", options.needs}};
   if (!options.memory.empty()) {
     const auto bytes = parse_size(options.memory);
     if (!bytes) return complain(common, bytes.error());

@@ -61,9 +61,6 @@ std::vector<std::string> Arrival::refusals(const wire::Hello& hello) {
   std::vector<std::string> lacking;
   std::ranges::set_difference(hello.cpu_flags, facts->cpu_flags, std::back_inserter(lacking));
   if (!lacking.empty()) reasons.push_back(fmt::format("this node's processor lacks {}", fmt::join(lacking, ", ")));
-  if (hello.resident > site_.memory_available)
-    reasons.push_back(fmt::format("{} MiB of memory are needed, this node has {} MiB to give", hello.resident / MiB,
-                                  site_.memory_available / MiB));
   auto hashes = pod::HashCache::load(site_.site.state_dir + "/hashes");
   if (auto differences = pod::compare("/", hello.files, hashes)) {
     for (const auto& difference : *differences)
@@ -74,6 +71,13 @@ std::vector<std::string> Arrival::refusals(const wire::Hello& hello) {
   (void)hashes.save();
   if (hello.connections == 0 || hello.connections > 8)
     reasons.push_back("a migration has one to eight page connections");
+  for (auto& reason : site_.decide(hello.spec, {.memory = hello.resident,
+                                               .processors = hello.spec.cpu_limit,
+                                               .descriptors = hello.descriptors,
+                                               .labels = hello.spec.labels,
+                                               .addresses = hello.spec.network.addresses,
+                                               .home = hello.spec.home}))
+    reasons.push_back(std::move(reason));
   return reasons;
 }
 
@@ -259,6 +263,9 @@ void Arrival::raise_threads() {
 // --- pages -----------------------------------------------------------------------------------------------------------
 
 Result<void> Arrival::write(SpaceId space, std::uint64_t address, const void* data, std::size_t size) {
+  constexpr std::uint64_t step = 32 * MiB;
+  const std::uint64_t before = received_.fetch_add(size);
+  if (before / step != (before + size) / step) site_.received(before + size);
   const std::shared_lock lock(spaces_mutex_);
   if ((space & object_space) != 0) return objects_.write(space, address, data, size);
   if (pager_) return pager_->put(space, address, data, size);

@@ -123,6 +123,7 @@ class Arrival {
   RemoteAddress gadget_place_ = 0;
   static constexpr int builder_ = 0;               ///< number of our pidfd in every stub
   std::map<pid_t, objects::ThreadSettings> said_;  ///< before the freeze
+  std::atomic<std::uint64_t> received_ = 0;        ///< bytes of memory
   wire::Last last_;
   wire::State state_;
   std::vector<objects::Image> images_;

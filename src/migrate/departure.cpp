@@ -58,8 +58,10 @@ void Departure::tell(std::string phase) {
 }
 
 Result<void> Departure::check_cancelled() {
-  if (!site_.cancelled.load()) return {};
-  return fail(ErrorKind::cancelled, "the migration of {} was cancelled", report_.pod);
+  if (site_.cancelled.load()) return fail(ErrorKind::cancelled, "the migration of {} was cancelled", report_.pod);
+  if (site_.deadline && std::chrono::steady_clock::now() > *site_.deadline)
+    return fail(ErrorKind::timeout, "the migration of {} was not done by its deadline", report_.pod);
+  return {};
 }
 
 Result<Message> Departure::expect(wire::Type type, std::chrono::milliseconds limit) {
@@ -93,6 +95,8 @@ Result<wire::Hello> Departure::introduce() {
   for (const auto& ids : TRY(read_tree(pod_.init()))) {
     auto status = kernel::read_status(ids.host);
     if (status) hello.resident += status->resident_bytes + status->swap_bytes;
+    const auto open = kernel::list_descriptors(ids.host);
+    if (open) hello.descriptors += open->size();
   }
   hello.files = manifest_ = TRY(used_files());
   hello.connections = options_.connections > 0 ? static_cast<std::uint32_t>(std::min(options_.connections, 8))

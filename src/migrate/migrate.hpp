@@ -4,11 +4,13 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/fd.hpp"
 #include "base/result.hpp"
+#include "control/needs.hpp"
 #include "image/codec.hpp"
 #include "migrate/report.hpp"
 #include "pod/pod.hpp"
@@ -43,6 +45,7 @@ struct SourceSite {
   store::Store& store;
   std::atomic<bool>& cancelled;  ///< set from outside; honoured up to the commit
   OnProgress progress;
+  std::optional<std::chrono::steady_clock::time_point> deadline;  ///< cancelled by then, up to the commit
   std::uint64_t link_bytes_per_second = 0;  ///< as the last migration there had it; 0: not known, a dry run probes
 };
 
@@ -56,10 +59,13 @@ Result<Report> send(pod::Pod& pod, const Options&, const Connect&, const SourceS
 struct DestinationSite {
   pod::Site site;
   store::Store& store;
-  std::uint64_t memory_available = 0;  ///< bytes that arriving pods may use
+  /// What this node's starter decides about the exact needs: reasons against it; none: there is room, kept until the
+  /// migration is over.
+  std::function<std::vector<std::string>(const pod::Spec&, const control::Needs&)> decide;
   /// Called once the pod is ours by the store's word, before its first instruction here. It is in place from then on.
   std::function<void(std::shared_ptr<pod::Pod>)> arrived;
-  OnProgress progress;
+  /// So many bytes of it have come. From several threads, now and then.
+  std::function<void(std::uint64_t)> received;
 };
 
 /// Takes a pod in over the control connection `control`. Returns when nothing is owed any more (after post-copy has

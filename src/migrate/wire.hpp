@@ -95,12 +95,13 @@ struct Hello {
   std::uint64_t xfeatures = 0;            ///< XCR0: register state that may be in use
   std::vector<std::string> cpu_flags;     ///< of /proc/cpuinfo
   std::uint64_t resident = 0;             ///< bytes that will live there
+  std::uint64_t descriptors = 0;          ///< in the tables of all its processes
   std::vector<pod::ManifestEntry> files;  ///< of the node's own root that the pod uses
   std::string strategy;
   bool dry_run = false;
   std::uint32_t connections = 1;  ///< for pages; one more is for pages fetched on reference
-  MSGPACK_DEFINE_MAP(version, from, spec, kernel, vdso, xfeatures, cpu_flags, resident, files, strategy, dry_run,
-                     connections)
+  MSGPACK_DEFINE_MAP(version, from, spec, kernel, vdso, xfeatures, cpu_flags, resident, descriptors, files, strategy,
+                     dry_run, connections)
 };
 
 struct Refused {

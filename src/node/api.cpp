@@ -1,5 +1,6 @@
 #include "node/api.hpp"
 
+#include <fmt/ranges.h>
 #include <signal.h>
 
 #include "base/log.hpp"
@@ -162,9 +163,21 @@ void create(const Api& api, int fd, const http::Request& request) {
   if (!body) return answer(fd, body.error());
   const auto wanted = new_pod_from(*body);
   if (!wanted) return answer(fd, wanted.error());
+  if (const auto no = api.starter.objections(wanted->labels); !no.empty())
+    return answer(fd, Error{ErrorKind::refused, fmt::format("{}", fmt::join(no, "; ")), 0,
+                            "run it on another node: godwit run --node NODE"});
   const auto pod = api.pods.create(*wanted);
   if (!pod) return answer(fd, pod.error());
   answer(fd, to_json(**pod, api.links.config().node), 201);
+}
+
+void change_node(const Api& api, int fd, const http::Request& request) {
+  const auto body = body_of(request);
+  if (!body) return answer(fd, body.error());
+  const auto draining = flag_field(*body, "draining", api.starter.draining());
+  if (!draining) return answer(fd, draining.error());
+  const auto set = api.starter.set_draining(*draining);
+  return set ? answer(fd, node_json(api)) : answer(fd, set.error());
 }
 
 void route_pod(const Api& api, int fd, const http::Request& request) {
@@ -198,6 +211,7 @@ void route(const Api& api, int fd, const http::Request& request) {
   const bool get = request.method == "GET";
   if (path.size() >= 3 && path[0] == "v1" && path[1] == "pods") return route_pod(api, fd, request);
   if (path == std::vector<std::string>{"v1", "node"} && get) return answer(fd, node_json(api));
+  if (path == std::vector<std::string>{"v1", "node"} && request.method == "POST") return change_node(api, fd, request);
   if (path == std::vector<std::string>{"v1", "nodes"} && get) return serve_nodes(api, fd);
   if (path == std::vector<std::string>{"v1", "pods"} && get)
     return serve_pods(api, fd, request.flag("local") || is_forwarded(request));

@@ -10,6 +10,7 @@ namespace godwit::node {
 /// that is elsewhere is passed on to the node that owns it, by the daemon that got it.
 ///
 ///   GET    /v1/node                     this node
+///   POST   /v1/node                     {"draining": true}: take no pods and start none
 ///   GET    /v1/nodes                    the cluster
 ///   GET    /v1/pods                     all pods of the cluster; ?local: of this node
 ///   POST   /v1/pods                     run one here
@@ -21,8 +22,8 @@ namespace godwit::node {
 ///   POST   /v1/pods/NAME/wait           answers when it has ended
 ///   POST   /v1/pods/NAME/kill           {"signal": 15}
 ///   POST   /v1/pods/NAME/stop           {"grace_ms": 10000}
-///   POST   /v1/pods/NAME/migrate        {"destination", "strategy", "dry_run", "connections"}: lines of JSON with the
-///                                       progress, the last one with the report
+///   POST   /v1/pods/NAME/migrate        {"destination", "strategy", "dry_run", "connections", "deadline_ms"}: lines of
+///                                       JSON with the progress, the last one with the report
 ///   POST   /v1/pods/NAME/migrate/cancel
 ///
 /// Errors are {"error": {"kind", "message", …}}. A pod is followed when it moves while it is waited for, logged or
@@ -31,6 +32,7 @@ struct Api {
   const Links& links;
   Pods& pods;
   Moves& moves;
+  Starter& starter;
   store::Store& store;
 
   /// Serves the one request of a connection.

@@ -81,7 +81,9 @@ Json node_json(const Api& api) {
           {"memory_available", memory_available()},
           {"pods", api.pods.list().size()},
           {"store", config.store},
-          {"labels", config.labels}};
+          {"labels", config.labels},
+          {"guests", config.guests},
+          {"draining", api.starter.draining()}};
 }
 
 void serve_nodes(const Api& api, int fd) {

@@ -210,11 +210,17 @@ Result<void> serve_migrate(const Api& api, int fd, const http::Request& request,
   const auto strategy = text_field(*body, "strategy", options.strategy);
   const auto dry_run = flag_field(*body, "dry_run");
   const auto connections = number_field(*body, "connections");
+  const auto deadline_ms = number_field(*body, "deadline_ms");
   if (!destination) return std::unexpected(destination.error());
   if (!strategy) return std::unexpected(strategy.error());
   if (!dry_run) return std::unexpected(dry_run.error());
   if (!connections || *connections < 0 || *connections > 16)
     return std::unexpected(Error{ErrorKind::invalid, "'connections' must be a number from 0 to 16"});
+  constexpr std::int64_t day_ms = 24 * 3600 * 1000;
+  if (!deadline_ms || *deadline_ms < 0 || *deadline_ms > day_ms)
+    return std::unexpected(Error{ErrorKind::invalid, "'deadline_ms' must be up to a day"});
+  std::optional<Deadline> deadline;
+  if (*deadline_ms > 0) deadline = in(std::chrono::milliseconds(*deadline_ms));
   options.strategy = *strategy;
   options.dry_run = *dry_run;
   options.connections = static_cast<int>(*connections);
@@ -222,7 +228,7 @@ Result<void> serve_migrate(const Api& api, int fd, const http::Request& request,
   if (std::ranges::find(strategies, options.strategy) == strategies.end())
     return std::unexpected(Error{ErrorKind::invalid, fmt::format("no strategy named '{}'", options.strategy), 0,
                                  "auto, freeze, precopy, postcopy, hybrid or eager-dirty"});
-  const auto begun = api.moves.begin(pod, *destination, options);
+  const auto begun = api.moves.begin(pod, *destination, options, deadline);
   if (!begun) return std::unexpected(begun.error());
   // From here on the migration goes on whether anybody reads this or not.
   const Move& move = **begun;

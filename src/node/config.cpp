@@ -48,6 +48,15 @@ class Table {
     return {};
   }
 
+  Result<void> flag(std::string_view key, bool& value) {
+    const toml::node* node = find(key);
+    if (node == nullptr) return {};
+    const auto found = node->value_exact<bool>();
+    if (!found) return wrong(*node, key, "must be true or false");
+    value = *found;
+    return {};
+  }
+
   const toml::node* find(std::string_view key) {
     known_.insert(std::string(key));
     return table_.get(key);
@@ -172,6 +181,22 @@ Result<void> read_labels(Table& table, const toml::table& values, std::map<std::
   return {};
 }
 
+Result<void> read_groups(Table& table, const toml::table& values,
+                         std::map<std::string, std::vector<std::string>>& groups) {
+  for (const auto& [key, node] : values) {
+    const std::string name(key.str());
+    const toml::array* members = table.find(name)->as_array();
+    if (members == nullptr || members->empty() || members->size() > peers_limit)
+      return table.wrong(node, name, "must be a list of names of nodes");
+    for (const toml::node& member : *members) {
+      const auto text = member.value<std::string>();
+      if (!text || !valid_name(*text)) return table.wrong(member, name, "must be a list of names of nodes");
+      groups[name].push_back(*text);
+    }
+  }
+  return {};
+}
+
 Result<std::string> read_key_file(const std::string& path) {
   Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) return fail_errno("key_file {}", path);
@@ -219,6 +244,14 @@ Result<void> check_whole(const Config& config, const std::string& origin) {
                                  "an open port would let anyone be root here: give all nodes the same key_file"});
   if (config.peer(config.node) != nullptr)
     return fail(ErrorKind::invalid, "{}: '{}' is this node itself and can't be among its peers", origin, config.node);
+  for (const auto& [group, members] : config.groups) {
+    if (!valid_name(group) || group == any_node || group == config.node || config.peer(group) != nullptr)
+      return fail(ErrorKind::invalid, "{}: group '{}' must be a name ([a-z0-9.-]) that no node has, and not '{}'",
+                  origin, group, any_node);
+    for (const auto& member : members)
+      if (member != config.node && config.peer(member) == nullptr)
+        return fail(ErrorKind::invalid, "{}: group '{}' has '{}', which is no node here", origin, group, member);
+  }
   for (const std::string& path : {config.state_dir, config.run_dir})
     if (path.empty() || path[0] != '/')
       return fail(ErrorKind::invalid, "{}: '{}' must be an absolute path", origin, path);
@@ -311,6 +344,13 @@ Result<Config> parse_config(const std::string& text, const std::string& origin) 
   const toml::node* labels = root.find("labels");
   TRY(sub_table(root, labels, "labels", origin,
                 [&](Table& table) { return read_labels(table, *labels->as_table(), config.labels); }));
+  const toml::node* groups = root.find("groups");
+  TRY(sub_table(root, groups, "groups", origin,
+                [&](Table& table) { return read_groups(table, *groups->as_table(), config.groups); }));
+  TRY(root.flag("guests", config.guests));
+  auto most_pods = static_cast<std::int64_t>(config.most_pods);
+  TRY(root.number("most_pods", 0, 1'000'000, most_pods));
+  config.most_pods = static_cast<std::uint64_t>(most_pods);
   TRY(root.finish());
   if (config.node.empty()) config.node = own_name();
   if (config.socket.path.empty()) config.socket.path = config.run_dir + "/godwit.sock";
@@ -347,6 +387,8 @@ std::string write_config(const Config& config) {
   line("store", config.store);
   line("cgroup", config.cgroup);
   line("log_level", config.log_level);
+  if (!config.guests) out += "guests = false\n";
+  if (config.most_pods != 0) out += fmt::format("most_pods = {}\n", config.most_pods);
   for (const Peer& peer : config.peers)
     out += fmt::format("[[peers]]\nname = {}\naddress = {}\n", quoted(peer.name), quoted(peer.address));
   out += "[socket]\n";
@@ -362,6 +404,12 @@ std::string write_config(const Config& config) {
   line("gateway6", config.network.gateway6);
   if (!config.labels.empty()) out += "[labels]\n";
   for (const auto& [key, value] : config.labels) out += fmt::format("{} = {}\n", quoted(key), quoted(value));
+  if (!config.groups.empty()) out += "[groups]\n";
+  for (const auto& [name, members] : config.groups) {
+    std::string list;
+    for (const auto& member : members) list += (list.empty() ? "" : ", ") + quoted(member);
+    out += fmt::format("{} = [{}]\n", quoted(name), list);
+  }
   return out;
 }
 

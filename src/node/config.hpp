@@ -17,6 +17,8 @@ struct Peer {
 };
 
 inline constexpr std::uint16_t default_port = 4070;
+/// As a destination: whichever node takes it.
+inline constexpr std::string_view any_node = "any";
 
 /// What one godwitd is told: a TOML file. `packaging/godwitd.toml` shows every key with its default.
 struct Config {
@@ -52,7 +54,11 @@ struct Config {
     bool operator==(const Network&) const = default;
   } network;
 
-  std::map<std::string, std::string> labels;  ///< [labels]: zone = "x"
+  std::map<std::string, std::string> labels;  ///< [labels]: zone = "x", secure = ""
+  /// [groups]: names that stand for several nodes as a destination, the same on all nodes. rack1 = ["a", "b"]
+  std::map<std::string, std::vector<std::string>> groups;
+  bool guests = true;           ///< false: takes only pods that were created here
+  std::uint64_t most_pods = 0;  ///< at a time; 0: any number
 
   bool operator==(const Config&) const = default;
   [[nodiscard]] const Peer* peer(const std::string& name) const;

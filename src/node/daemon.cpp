@@ -60,6 +60,7 @@ struct Daemon::Parts {
   Links links;
   std::unique_ptr<store::Store> store;
   std::unique_ptr<Pods> pods;
+  std::unique_ptr<Starter> starter;
   std::unique_ptr<Moves> moves;
   std::unique_ptr<Api> api;
   std::unique_ptr<Server> peers;
@@ -70,7 +71,7 @@ struct Daemon::Parts {
   [[nodiscard]] bool offers(const std::string& name) const {
     if (name.starts_with(service::migration))
       return valid_migration(std::string_view(name).substr(service::migration.size()));
-    return name == service::api || (name == service::store && serves_store());
+    return name == service::api || name == service::starter || (name == service::store && serves_store());
   }
 
   void serve_peer(Tasks::Connection& connection) {
@@ -87,6 +88,7 @@ struct Daemon::Parts {
       return;
     }
     if (caller->service == service::api) return api->serve(connection.fd.get());
+    if (caller->service == service::starter) return starter->serve(connection.fd.get(), caller->peer);
     if (caller->service == service::store) return serve_store(connection.fd.get(), *store);
     moves->incoming(std::move(connection.fd), caller->peer, caller->service.substr(service::migration.size()));
   }
@@ -108,8 +110,9 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, pod::Zygote& zygote
   Parts& p = *parts;
   p.store = TRY(open_store(p.config, p.links));
   p.pods = std::make_unique<Pods>(p.config, p.site, *p.store);
-  p.moves = std::make_unique<Moves>(p.links, *p.pods, *p.store, p.site);
-  p.api = std::make_unique<Api>(p.links, *p.pods, *p.moves, *p.store);
+  p.starter = std::make_unique<Starter>(p.config, p.links, *p.pods);
+  p.moves = std::make_unique<Moves>(p.links, *p.starter, *p.pods, *p.store, p.site);
+  p.api = std::make_unique<Api>(p.links, *p.pods, *p.moves, *p.starter, *p.store);
 
   // The port first: other nodes may have to ask our store before they can tell whose their pods are.
   if (!p.config.key.empty()) {
@@ -134,6 +137,7 @@ Daemon::~Daemon() {
   p.commands.reset();
   p.peers.reset();
   p.moves.reset();
+  p.starter.reset();
   p.pods.reset();
   // What pods are in stays; the rest would be left for nobody.
   for (const std::string& directory : {p.site.cgroup + "/pods", p.site.cgroup}) ::rmdir(directory.c_str());

@@ -3,6 +3,8 @@
 #include <array>
 #include <cmath>
 
+#include "control/messages.hpp"
+
 namespace godwit::node {
 namespace {
 
@@ -143,7 +145,8 @@ Json to_json(const LocalPod& pod, const std::string& node) {
             {"terminal", pod.spec.program.terminal},
             {"input", pod.spec.program.input},
             {"memory_limit", pod.spec.memory_limit},
-            {"cpu_limit", pod.spec.cpu_limit}};
+            {"cpu_limit", pod.spec.cpu_limit},
+            {"needs", pod.spec.labels}};
   json["address"] = "";
   if (!pod.spec.network.addresses.empty()) {
     const std::string& first = pod.spec.network.addresses.front();
@@ -214,6 +217,12 @@ Result<NewPod> new_pod_from(const Json& json) {
       return fail(ErrorKind::invalid, "'cpu_limit' must be a number of processors");
     wanted.cpu_limit = cpus->get<double>();
   }
+  wanted.labels = TRY(texts_field(json, "needs"));
+  if (wanted.labels.size() > control::list_limit)
+    return fail(ErrorKind::invalid, "a pod can need {} labels at most", control::list_limit);
+  for (const auto& label : wanted.labels)
+    if (label.empty() || label[0] == '=' || label.size() > control::text_limit)
+      return fail(ErrorKind::invalid, "'{}' is not LABEL or LABEL=value", label);
   return wanted;
 }
 

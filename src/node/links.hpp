@@ -11,6 +11,7 @@ namespace godwit::node {
 namespace service {
 inline constexpr std::string_view api = "api";               ///< HTTP, as on the Unix socket
 inline constexpr std::string_view store = "store";           ///< node/store_link
+inline constexpr std::string_view starter = "starter";       ///< node/starter: who takes a pod
 inline constexpr std::string_view migration = "migration:";  ///< followed by the migration's id
 }  // namespace service
 

@@ -3,8 +3,6 @@
 #include <openssl/rand.h>
 #include <poll.h>
 
-#include <fstream>
-
 #include "base/log.hpp"
 
 namespace godwit::node {
@@ -45,8 +43,8 @@ struct Moves::Incoming {
   }
 };
 
-Move::Move(std::shared_ptr<LocalPod> local, std::string to, migrate::Options wanted)
-    : id(new_id()), pod(std::move(local)), destination(std::move(to)), options(std::move(wanted)) {}
+Move::Move(std::shared_ptr<LocalPod> local, std::string to, migrate::Options chosen, std::optional<Deadline> end)
+    : id(new_id()), pod(std::move(local)), wanted(std::move(to)), options(std::move(chosen)), deadline(end) {}
 
 Move::View Move::view() const {
   const std::lock_guard lock(mutex_);
@@ -67,19 +65,14 @@ void Move::change(const std::function<void(View&)>& edit) {
   changed_.notify_all();
 }
 
-Moves::Moves(const Links& links, Pods& pods, store::Store& store, pod::Site site)
-    : links_(links), pods_(pods), store_(store), site_(std::move(site)) {}
+Moves::Moves(const Links& links, Starter& starter, Pods& pods, store::Store& store, pod::Site site)
+    : links_(links), starter_(starter), pods_(pods), store_(store), site_(std::move(site)) {}
 
 Result<std::shared_ptr<Move>> Moves::begin(const std::shared_ptr<LocalPod>& pod, const std::string& destination,
-                                           const migrate::Options& options) {
+                                           const migrate::Options& options, std::optional<Deadline> deadline) {
   if (destination == site_.node)
     return fail(ErrorKind::refused, "pod {} is on node {} already", pod->spec.name, destination);
-  if (links_.config().peer(destination) == nullptr) {
-    std::string names;
-    for (const Peer& peer : links_.config().peers) names += (names.empty() ? "" : ", ") + peer.name;
-    return std::unexpected(Error{ErrorKind::not_found, fmt::format("no node named '{}'", destination), 0,
-                                 names.empty() ? "this node has no peers" : "known here: " + names});
-  }
+  auto candidates = TRY(starter_.candidates(destination));
   auto held = TRY(pods_.lend(*pod, destination));
   const std::lock_guard lock(mutex_);
   collect();
@@ -87,11 +80,11 @@ Result<std::shared_ptr<Move>> Moves::begin(const std::shared_ptr<LocalPod>& pod,
     pods_.take_back(*pod);
     return fail(ErrorKind::refused, "this daemon is about to end");
   }
-  const std::shared_ptr<Move> move(new Move(pod, destination, options));
+  const std::shared_ptr<Move> move(new Move(pod, destination, options, deadline));
   move->view_.progress.phase = "negotiate";
   try {
-    move->thread_ = std::thread([this, move, held = std::move(held)]() mutable {
-      send(move, held);
+    move->thread_ = std::thread([this, move, held = std::move(held), candidates = std::move(candidates)]() mutable {
+      send(move, held, candidates);
       // The last handle goes before anybody hears that it is over.
       held.reset();
       const std::lock_guard over(mutex_);
@@ -106,9 +99,45 @@ Result<std::shared_ptr<Move>> Moves::begin(const std::shared_ptr<LocalPod>& pod,
   return move;
 }
 
-void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::Pod>& pod) {
+Result<std::string> Moves::agree(const Move& move, pod::Pod& pod, const std::vector<std::string>& candidates) {
+  const auto record = TRY(store_.get(pod.spec().name));
+  return starter_.agree({.move = move.id,
+                         .pod = pod.spec().name,
+                         .pod_id = pod.spec().id,
+                         .epoch = record ? record->epoch : 0,
+                         .needs = needs_of(pod),
+                         .candidates = candidates,
+                         .probe = move.options.dry_run,
+                         .deadline = move.deadline,
+                         .cancelled = move.cancelled_});
+}
+
+void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::Pod>& pod,
+                 const std::vector<std::string>& candidates) {
+  const auto agreed = agree(*move, *pod, candidates);
+  if (!agreed) {
+    move->change([&](Move::View& view) {
+      view.report.pod = pod->spec().name;
+      view.report.source = site_.node;
+      view.report.destination = move->wanted;
+      view.report.strategy = view.report.asked = move->options.strategy;
+      view.report.error = agreed.error().message();
+      if (move->options.dry_run && agreed.error().kind == ErrorKind::refused)
+        view.report.refusals = {agreed.error().message()};
+      else
+        view.error = agreed.error();
+    });
+    if (!move->options.dry_run) log::warn("pod {} to {}: {}", pod->spec().name, move->wanted, agreed.error().message());
+    return pods_.take_back(*move->pod);
+  }
+  const std::string& destination = *agreed;
+  move->change([&](Move::View& view) { view.destination = destination; });
   const std::string service = std::string(service::migration) + move->id;
-  const auto connect = [&] { return links_.connect(move->destination, service, connect_time); };
+  bool connected = false;
+  const auto connect = [&] {
+    connected = true;
+    return links_.connect(destination, service, connect_time);
+  };
   bool gone = false;
   const auto progress = [&](const migrate::Progress& now) {
     // Runs in the freeze as well: what is new is one lock and a wake-up.
@@ -122,11 +151,13 @@ void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::P
   std::uint64_t speed = 0;
   {
     const std::lock_guard lock(mutex_);
-    if (const auto known = link_speeds_.find(move->destination); known != link_speeds_.end()) speed = known->second;
+    if (const auto known = link_speeds_.find(destination); known != link_speeds_.end()) speed = known->second;
   }
-  const migrate::SourceSite site{site_.node, move->destination, store_, move->cancelled_, progress, speed};
+  const migrate::SourceSite site{site_.node, destination, store_, move->cancelled_, progress, move->deadline, speed};
   migrate::Report report;
   const Result<migrate::Report> result = migrate::send(*pod, move->options, connect, site, report);
+  // Refused by our own preflight: nobody there waits for it to begin.
+  if (!connected && !move->options.dry_run) starter_.withdraw(destination, move->id);
   move->change([&](Move::View& view) {
     view.report = result ? *result : report;
     if (!result) {
@@ -134,18 +165,18 @@ void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::P
       if (view.report.error.empty()) view.report.error = result.error().message();
     }
   });
-  if (result) remember_speed(*move, *result);
+  if (result) remember_speed(destination, *result);
   conclude(*move, result);
 }
 
 /// The largest round tells what the link gave: small ones are all overhead.
-void Moves::remember_speed(const Move& move, const migrate::Report& report) {
+void Moves::remember_speed(const std::string& destination, const migrate::Report& report) {
   migrate::Round largest;
   for (const auto& round : report.rounds)
     if (round.bytes > largest.bytes) largest = round;
   if (largest.bytes < 8 * MiB || largest.us == 0) return;
   const std::lock_guard lock(mutex_);
-  link_speeds_[move.destination] = largest.bytes * 1'000'000 / largest.us;
+  link_speeds_[destination] = largest.bytes * 1'000'000 / largest.us;
 }
 
 /// The pod's place after a migration: gone, ours again, or in doubt.
@@ -154,11 +185,11 @@ void Moves::conclude(Move& move, const Result<migrate::Report>& result) {
   const std::string& name = pod.spec.name;
   if (move.options.dry_run) return pods_.take_back(pod);
   if (result && result->moved) {
-    log::info("pod {} moved to {} ({}): frozen {} us, {} us in all, {} bytes", name, move.destination, result->strategy,
-              result->freeze_us, result->total_us, result->bytes_sent);
+    log::info("pod {} moved to {} ({}): frozen {} us, {} us in all, {} bytes", name, result->destination,
+              result->strategy, result->freeze_us, result->total_us, result->bytes_sent);
     return pods_.departed(pod);
   }
-  if (!result) log::warn("pod {} to {}: {}", name, move.destination, result.error().message());
+  if (!result) log::warn("pod {} to {}: {}", name, move.view().destination, result.error().message());
   // Failed: before the commit it is ours still, after it is not. The record knows.
   const auto record = store_.get(name);
   if (!record) return pods_.in_doubt(pod, record.error().message());
@@ -208,15 +239,16 @@ void Moves::incoming(Fd connection, const std::string& peer, const std::string& 
   const migrate::DestinationSite site{
       site_,
       store_,
-      memory_available(),
+      [&](const pod::Spec& spec, const control::Needs& needs) { return starter_.decide(id, spec, needs); },
       [&](std::shared_ptr<pod::Pod> pod) {
         arrived = pods_.arrived(std::move(pod));
         pods_.expect_arrival(-1);
       },
-      [](const migrate::Progress&) {},
+      [&](std::uint64_t bytes) { starter_.used(id, bytes); },
   };
   const auto result = migrate::receive(
       std::move(connection), [&](std::chrono::milliseconds limit) { return mine->next(limit); }, site);
+  starter_.end(id);
   if (!result) log::warn("migration {} from {}: {}", id, peer, result.error().message());
   // Nothing is owed any more, or never will be paid: either way nobody else works on the pod now.
   if (arrived) pods_.settled(*arrived);
@@ -254,18 +286,6 @@ void Moves::stop(std::chrono::seconds patience) {
       move->thread_.detach();
   }
   outgoing_.clear();
-}
-
-std::uint64_t memory_available() {
-  std::ifstream file("/proc/meminfo");
-  std::string name;
-  std::uint64_t kilobytes = 0;
-  std::string unit;
-  while (file >> name >> kilobytes) {
-    if (name == "MemAvailable:") return kilobytes * KiB;
-    std::getline(file, unit);
-  }
-  return 0;
 }
 
 }  // namespace godwit::node

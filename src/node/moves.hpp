@@ -13,6 +13,7 @@
 #include "migrate/migrate.hpp"
 #include "node/links.hpp"
 #include "node/pods.hpp"
+#include "node/starter.hpp"
 
 namespace godwit::node {
 
@@ -21,11 +22,13 @@ class Move {
  public:
   const std::string id;
   const std::shared_ptr<LocalPod> pod;
-  const std::string destination;
+  const std::string wanted;  ///< as the user named it: a node, a group, or any
   const migrate::Options options;
+  const std::optional<Deadline> deadline;
 
   struct View {
     std::uint64_t number = 0;  ///< grows with every change
+    std::string destination;   ///< empty until a node has agreed
     migrate::Progress progress;
     bool over = false;
     migrate::Report report;      ///< when over
@@ -39,7 +42,7 @@ class Move {
 
  private:
   friend class Moves;
-  Move(std::shared_ptr<LocalPod> local, std::string to, migrate::Options wanted);
+  Move(std::shared_ptr<LocalPod>, std::string to, migrate::Options, std::optional<Deadline>);
   void change(const std::function<void(View&)>& edit);
 
   std::atomic<bool> cancelled_ = false;
@@ -52,12 +55,13 @@ class Move {
 /// Migrations from and to this node, each on a thread of its own: ptrace is bound to a thread. Thread-safe.
 class Moves {
  public:
-  Moves(const Links&, Pods&, store::Store&, pod::Site);
+  Moves(const Links&, Starter&, Pods&, store::Store&, pod::Site);
   ~Moves() { stop(); }
 
-  /// Begins to move a pod away. Goes on whoever watches; its outcome stands in the Move.
+  /// Begins to move a pod away: to a node, one of a group, or any. Goes on whoever watches; its outcome stands in the
+  /// Move.
   Result<std::shared_ptr<Move>> begin(const std::shared_ptr<LocalPod>&, const std::string& destination,
-                                      const migrate::Options&);
+                                      const migrate::Options&, std::optional<Deadline> deadline = {});
   /// `not_found` when the pod is in no migration.
   Result<void> cancel(const std::string& pod);
 
@@ -70,12 +74,14 @@ class Moves {
 
  private:
   struct Incoming;
-  void send(const std::shared_ptr<Move>&, const std::shared_ptr<pod::Pod>&);
+  void send(const std::shared_ptr<Move>&, const std::shared_ptr<pod::Pod>&, const std::vector<std::string>& candidates);
+  Result<std::string> agree(const Move&, pod::Pod&, const std::vector<std::string>& candidates);
   void conclude(Move&, const Result<migrate::Report>&);
-  void remember_speed(const Move&, const migrate::Report&);
+  void remember_speed(const std::string& destination, const migrate::Report&);
   void collect();
 
   const Links& links_;
+  Starter& starter_;
   Pods& pods_;
   store::Store& store_;
   const pod::Site site_;
@@ -86,8 +92,5 @@ class Moves {
   std::map<std::string, std::uint64_t> link_speeds_;  ///< bytes per second, by destination, of the last migration
   bool stopping_ = false;
 };
-
-/// Bytes that new programs may use on this machine (MemAvailable).
-std::uint64_t memory_available();
 
 }  // namespace godwit::node

@@ -124,6 +124,7 @@ Result<pod::Spec> Pods::reserve(const NewPod& wanted) {
   spec.program = wanted.program;
   spec.memory_limit = wanted.memory_limit;
   spec.cpu_limit = wanted.cpu_limit;
+  spec.labels = wanted.labels;
   add_defaults(spec.program, spec.hostname);
   const bool addressed = !config_.network.bridge.empty() && !config_.network.subnet4.empty();
   for (std::uint32_t attempt = 0; attempt < address_attempts; attempt++) {

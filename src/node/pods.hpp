@@ -98,6 +98,7 @@ struct NewPod {
   pod::Program program;
   std::uint64_t memory_limit = 0;
   double cpu_limit = 0;
+  std::vector<std::string> labels;  ///< that a node must have
 };
 
 /// The pods of this node. Thread-safe.

@@ -43,9 +43,10 @@ struct Spec {
   std::string hostname;
   Program program;
   Network network;
-  std::uint64_t memory_limit = 0;  ///< bytes; 0: none
-  double cpu_limit = 0;            ///< processors; 0: none
-  MSGPACK_DEFINE_MAP(name, id, home, hostname, program, network, memory_limit, cpu_limit)
+  std::uint64_t memory_limit = 0;   ///< bytes; 0: none
+  double cpu_limit = 0;             ///< processors; 0: none
+  std::vector<std::string> labels;  ///< that a node must have to run it: "secure", "zone=x"
+  MSGPACK_DEFINE_MAP(name, id, home, hostname, program, network, memory_limit, cpu_limit, labels)
 };
 
 /// The pod's clocks at one instant, as it sees them (nanoseconds): the offsets of its time namespace follow from them.

@@ -35,6 +35,9 @@ TEST(Config, WrittenConfigReadsBackTheSame) {
   config.socket = {"/run/x.sock", 0660, "staff"};
   config.network = {"br0", "10.66.0.0/16", "fd66::/64", "10.66.1.0/24", "10.66.0.254", "fd66::fe"};
   config.labels = {{"zone", "x"}, {"with space", "y"}};
+  config.groups = {{"rack1", {"a", "b"}}, {"rack2", {"c"}}};
+  config.guests = false;
+  config.most_pods = 7;
   const auto read = parse_config(write_config(config), "test.toml");
   ASSERT_TRUE(read) << read.error().message();
   EXPECT_EQ(*read, config);
@@ -55,6 +58,10 @@ TEST(Config, WrongValuesAreNamedWithTheirLine) {
   EXPECT_NE(error_of("[network]\nsubnet6 = \"10.66.0.0/16\"").find("network.subnet6"), std::string::npos);
   EXPECT_NE(error_of("node = \"A B\"").find("not a name"), std::string::npos);
   EXPECT_NE(error_of("store = \"etcd\"").find("store"), std::string::npos);
+  EXPECT_NE(error_of("guests = 1").find("test.toml:1: guests"), std::string::npos);
+  EXPECT_NE(error_of("node = \"a\"\n[groups]\nany = [\"a\"]").find("group 'any'"), std::string::npos);
+  EXPECT_NE(error_of("node = \"a\"\n[groups]\nrack = [\"b\"]").find("'b', which is no node"), std::string::npos);
+  EXPECT_NE(error_of("node = \"a\"\n[groups]\nrack = \"a\"").find("test.toml:3: groups.rack"), std::string::npos);
   EXPECT_NE(error_of("node = ").find("test.toml:1"), std::string::npos);
   EXPECT_NE(error_of("key = \"short\"").find("16 characters"), std::string::npos);
 }

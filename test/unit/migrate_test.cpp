@@ -124,14 +124,15 @@ class MigrateTest : public ::testing::TestWithParam<std::string> {
       if (!control) return;
       const DestinationSite site{.site = nodes[to].site,
                                  .store = *store,
-                                 .memory_available = 8 * GiB,
+                                 .decide = [](const auto&, const auto&) { return std::vector<std::string>(); },
                                  .arrived = [&](std::shared_ptr<pod::Pod> pod) { nodes[to].pod = std::move(pod); },
-                                 .progress = {}};
+                                 .received = [](std::uint64_t) {}};
       received = receive(std::move(*control), accept, site);
     });
     std::atomic<bool> cancelled = false;
     Report report;
-    const SourceSite site{.node = from, .destination = to, .store = *store, .cancelled = cancelled, .progress = {}};
+    const SourceSite site{
+        .node = from, .destination = to, .store = *store, .cancelled = cancelled, .progress = {}, .deadline = {}};
     auto sent = send(*nodes[from].pod, {.strategy = strategy}, connect, site, report);
     destination.join();
     if (!received) std::cerr << "destination: " << received.error().message() << "\n";

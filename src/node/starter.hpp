@@ -1,0 +1,79 @@
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "control/admission.hpp"
+#include "control/negotiation.hpp"
+#include "node/links.hpp"
+#include "node/pods.hpp"
+
+namespace godwit::node {
+
+/// The half of this node's daemon that decides: which node is to take a pod, and whether this one takes another's. The
+/// decisions are control/'s; here they get their clock, their figures and their connections. Thread-safe.
+class Starter {
+ public:
+  Starter(const Config&, const Links&, const Pods&);
+
+  /// The nodes that a destination's name stands for, without this one: a node, a group of the config, or "any".
+  /// `not_found` with the names that there are.
+  Result<std::vector<std::string>> candidates(const std::string& destination) const;
+
+  struct Wish {
+    std::string move;
+    std::string pod, pod_id;
+    std::uint64_t epoch = 0;
+    control::Needs needs;
+    std::vector<std::string> candidates;
+    bool probe = false;  ///< for a dry run: nothing is reserved
+    std::optional<Deadline> deadline;
+    const std::atomic<bool>& cancelled;
+  };
+  /// Messages 1 to 3: the node that has promised to take it. `refused` with each one's reason, and the name of a node that
+  /// would; `busy`, `unreachable`, `cancelled`, `timeout`.
+  Result<std::string> agree(const Wish&);
+  /// The move that `node` has promised to take doesn't begin after all.
+  void withdraw(const std::string& node, const std::string& move);
+
+  /// Answers one request of `peer` on `fd`.
+  void serve(int fd, const std::string& peer);
+
+  /// Messages 5 and 6: reasons against taking in this pod now; none: its room is kept until `end`.
+  std::vector<std::string> decide(const std::string& move, const pod::Spec&, const control::Needs&);
+  void end(const std::string& move);
+  /// Bytes of the arriving pod that are here by now.
+  void used(const std::string& move, std::uint64_t bytes);
+
+  /// This node is to be emptied: takes no pod, and starts none. Remembered over a restart.
+  Result<void> set_draining(bool);
+  [[nodiscard]] bool draining() const;
+  /// Reasons against running a pod with these needs here, were it started now.
+  [[nodiscard]] std::vector<std::string> objections(const std::vector<std::string>& labels) const;
+
+ private:
+  [[nodiscard]] control::Room room(const std::string& pod_id, const control::Needs&) const;
+  control::Answer answer_to(const control::Ask&);
+  Result<control::Answer> ask(const std::string& node, const control::Ask&) const;
+  /// Carries out what the negotiation wants until it is over.
+  std::variant<control::Negotiation::MoveOut, control::Negotiation::GiveUp> carry_out(control::Negotiation&,
+                                                                                     const std::atomic<bool>& cancelled);
+
+  const Config& config_;
+  const Links& links_;
+  const Pods& pods_;
+  const std::string draining_file_;
+  mutable std::mutex mutex_;
+  control::Admission admission_;
+};
+
+/// What a pod that runs here would take of another node, roughly.
+control::Needs needs_of(pod::Pod&);
+
+/// Bytes that new programs may use on this machine (MemAvailable).
+std::uint64_t memory_available();
+
+}  // namespace godwit::node

@@ -1,0 +1,277 @@
+"""Who takes a pod: two starters agree before anything moves, a no has a reason, and where there is one the name of a node that would."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from harness import Case, Failure, Suite
+from migration.cluster import Cluster, CommandError, Migration
+
+CONFIG = "/etc/godwit/godwitd.toml"
+# Before the tables of the config, and after them.
+SETTINGS = {
+    "a": ("", '[groups]\nrack = ["b", "c"]\n'),
+    "b": ("most_pods = 2\n", '[labels]\nzone = "x"\n[groups]\nrack = ["b", "c"]\n'),
+    "c": ("guests = true\n", '[labels]\nsecure = ""\n[groups]\nrack = ["b", "c"]\n'),
+}
+
+
+class Negotiation(Suite):
+    name = "negotiation"
+
+    def cases(self):
+        names = ("draining", "label", "group", "any", "quota", "owner", "two-movers", "crossing", "drain-empties", "deadline", "dry-run", "promise-is-given-back")
+        return [Case(name, getattr(self, "_" + name.replace("-", "_")), exclusive=True) for name in names]
+
+    def setup(self):
+        self.cluster = Cluster("negotiation")
+        self.cluster.up()
+        for node in SETTINGS:
+            self._configure(node)
+
+    def teardown(self):
+        self.cluster.down()
+
+    # ---- helpers
+
+    def _configure(self, node: str, *, guests: bool = True) -> None:
+        cluster = self.cluster
+        if not hasattr(self, "_plain"):
+            self._plain = {}
+        if node not in self._plain:
+            self._plain[node] = cluster.exec(node, "cat", CONFIG).stdout
+        before, after = SETTINGS[node]
+        text = before.replace("guests = true", f"guests = {str(guests).lower()}") + self._plain[node] + after
+        cluster.exec(node, "sh", "-c", f"cat > {CONFIG}", input=text)
+        cluster.daemon("stop", node)
+        cluster.daemon("start", node)
+
+    def _start(self, pod: str, *options: str, node: str = "a") -> None:
+        self.cluster.run(node, pod, ["sh", "-c", "echo ready; exec sleep 1000"], *options)
+        self.cluster.wait_logs(pod, "ready\n")
+
+    def _refused(self, pod: str, to: str, *words: str, node: str = "a") -> None:
+        try:
+            report = self.cluster.migrate(pod, to, node=node)
+        except CommandError as refusal:
+            for word in words:
+                if word not in refusal.text:
+                    raise Failure(f"the refusal doesn't say {word!r}: {refusal.text}") from None
+            state = self.cluster.pod(pod)
+            if state["state"] != "running":
+                raise Failure(f"the pod should run on: {state}") from None
+            return
+        raise Failure(f"not refused, moved: {report}")
+
+    def _on(self, pod: str, *nodes: str) -> str:
+        state = self.cluster.pod(pod)
+        if state["node"] not in nodes or state["state"] != "running":
+            raise Failure(f"it should run on {' or '.join(nodes)}: {state}")
+        return state["node"]
+
+    # ---- reasons
+
+    def _draining(self) -> None:
+        cluster = self.cluster
+        self._start("kept")
+        try:
+            cluster.godwit("b", "drain", "--only-close")
+            self._refused("kept", "b", "b is being emptied", "c would take it")
+            if cluster.godwit("b", "run", "--detach", "--", "true", check=False).returncode == 0:
+                raise Failure("a node that is being emptied starts a pod")
+            # Remembered by the next daemon.
+            cluster.daemon("stop", "b")
+            cluster.daemon("start", "b")
+            self._refused("kept", "b", "b is being emptied")
+            cluster.godwit("b", "drain", "--undo")
+            cluster.migrate("kept", "b")
+            self._on("kept", "b")
+        finally:
+            cluster.godwit("b", "drain", "--undo")
+            cluster.remove("kept")
+
+    def _label(self) -> None:
+        cluster = self.cluster
+        if cluster.godwit("a", "run", "--detach", "--needs", "secure", "--", "true", check=False).returncode == 0:
+            raise Failure("a sensitive pod runs on a node without the label")
+        self._start("payroll", "--needs", "secure", node="c")
+        try:
+            self._refused("payroll", "b", "hasn't the label secure", node="c")
+            self._refused("payroll", "any", "hasn't the label secure", node="c")
+            self._on("payroll", "c")
+        finally:
+            cluster.remove("payroll")
+        self._start("zoned", "--needs", "zone=x", node="b")
+        try:
+            self._refused("zoned", "c", "hasn't the label zone=x", node="b")
+        finally:
+            cluster.remove("zoned")
+
+    def _quota(self) -> None:
+        cluster = self.cluster
+        pods = [f"quota-{i}" for i in range(3)]
+        try:
+            for pod in pods:
+                self._start(pod)
+            for pod in pods[:2]:
+                cluster.migrate(pod, "b")
+            self._refused(pods[2], "b", "takes 2 pods at most", "c would take it")
+        finally:
+            for pod in pods:
+                cluster.remove(pod)
+
+    def _owner(self) -> None:
+        cluster = self.cluster
+        self._start("guest")
+        self._start("native", node="c")
+        try:
+            cluster.migrate("native", "a", node="c")
+            self._configure("c", guests=False)
+            self._refused("guest", "c", "wants no guests", "b would take it")
+            cluster.migrate("native", "c")
+            self._on("native", "c")
+        finally:
+            self._configure("c")
+            cluster.remove("guest")
+            cluster.remove("native")
+
+    # ---- places
+
+    def _group(self) -> None:
+        cluster = self.cluster
+        self._start("grouped")
+        try:
+            cluster.migrate("grouped", "rack")
+            self._on("grouped", "b", "c")
+            cluster.migrate("grouped", "a")
+            # The first of the group says no and names the other one.
+            cluster.godwit("b", "drain", "--only-close")
+            cluster.migrate("grouped", "rack")
+            self._on("grouped", "c")
+            cluster.migrate("grouped", "a")
+            cluster.godwit("c", "drain", "--only-close")
+            self._refused("grouped", "rack", "b is being emptied", "c is being emptied")
+            # The first of the group is out of reach.
+            cluster.godwit("c", "drain", "--undo")
+            cluster.daemon("stop", "b")
+            cluster.migrate("grouped", "rack")
+            self._on("grouped", "c")
+        finally:
+            cluster.daemon("start", "b")
+            for node in "bc":
+                cluster.godwit(node, "drain", "--undo")
+            cluster.remove("grouped")
+
+    def _any(self) -> None:
+        cluster = self.cluster
+        self._start("anywhere")
+        try:
+            report = cluster.migrate("anywhere", "any")
+            if self._on("anywhere", "b", "c") != report["destination"]:
+                raise Failure(f"the report names another node: {report}")
+        finally:
+            cluster.remove("anywhere")
+
+    # ---- requests that cross
+
+    def _two_movers(self) -> None:
+        cluster = self.cluster
+        self._start("wanted-twice")
+        try:
+            moves = [Migration(cluster, "wanted-twice", to, "precopy") for to in ("b", "c")]
+            ends = [move.finish() for move in moves]
+            good = [end for end in ends if "error" not in end]
+            if not good:
+                raise Failure(f"neither mover had it: {ends}")
+            # The second may have come when the first was done, and then moved it on.
+            place = self._on("wanted-twice", "b", "c")
+            if len(good) == 1 and good[0]["report"]["destination"] != place:
+                raise Failure(f"it is on {place}, and the one that succeeded says {good[0]['report']['destination']}")
+        finally:
+            cluster.remove("wanted-twice")
+
+    def _crossing(self) -> None:
+        cluster = self.cluster
+        self._start("goes")
+        self._start("comes", node="c")
+        try:
+            ways = [("goes", "a", "c"), ("comes", "c", "a")]
+            for _ in range(5):
+                moves = [Migration(cluster, pod, to, "precopy", node=there) for pod, there, to in ways]
+                for move, (pod, _there, to) in zip(moves, ways):
+                    last = move.finish()
+                    if "error" in last:
+                        raise Failure(f"{pod} to {to}: {json.dumps(last['error'])}")
+                    self._on(pod, to)
+                ways = [(pod, to, there) for pod, there, to in ways]
+        finally:
+            cluster.remove("goes")
+            cluster.remove("comes")
+
+    # ---- the operator
+
+    def _drain_empties(self) -> None:
+        cluster = self.cluster
+        pods = [f"drained-{i}" for i in range(3)]
+        try:
+            for pod in pods:
+                self._start(pod)
+            done = json.loads(cluster.godwit("a", "drain", "--json").stdout)
+            if [move["moved"] for move in done["moves"]] != [True] * len(done["moves"]) or len(done["moves"]) < len(pods):
+                raise Failure(f"not all moved: {done}")
+            for pod in pods:
+                self._on(pod, "b", "c")
+        finally:
+            cluster.godwit("a", "drain", "--undo")
+            for pod in pods:
+                cluster.remove(pod)
+
+    def _deadline(self) -> None:
+        cluster = self.cluster
+        cluster.run("a", "large", ["python3", "-c", "import os, time; waste = os.urandom(64 << 20); print('ready', flush=True); time.sleep(1000)"])
+        cluster.wait_logs("large", "ready\n")
+        try:
+            cluster.link("b", "rate=100mbit")
+            done = cluster.godwit("a", "migrate", "--deadline", "1", "large", "b", check=False)
+            if done.returncode != 6 or "deadline" not in done.stderr:
+                raise Failure(f"exit code {done.returncode}: {done.stderr}")
+            self._on("large", "a")
+            cluster.link("b", "rate=none")
+            cluster.migrate("large", "b")
+            self._on("large", "b")
+        finally:
+            cluster.link("b", "rate=none")
+            cluster.remove("large")
+
+    def _dry_run(self) -> None:
+        cluster = self.cluster
+        self._start("asked")
+        try:
+            cluster.godwit("b", "drain", "--only-close")
+            done = cluster.godwit("a", "migrate", "--dry-run", "--json", "asked", "b", check=False)
+            if done.returncode != 3 or "b is being emptied" not in done.stdout:
+                raise Failure(f"exit code {done.returncode}: {done.stdout}{done.stderr}")
+            self._on("asked", "a")
+        finally:
+            cluster.godwit("b", "drain", "--undo")
+            cluster.remove("asked")
+
+    def _promise_is_given_back(self) -> None:
+        """A node that takes two pods at most promises a place to a move that then doesn't begin: the next one has it at once."""
+        cluster = self.cluster
+        pods = ["first", "refused", "second"]
+        try:
+            self._start("first")
+            cluster.migrate("first", "b")
+            cluster.run("a", "refused", ["python3", "-c", "import ctypes, time; ctypes.CDLL(None).inotify_init1(0); print('ready', flush=True); time.sleep(1000)"])
+            cluster.wait_logs("refused", "ready\n")
+            self._start("second")
+            self._refused("refused", "b", "inotify")
+            begin = time.monotonic()
+            cluster.migrate("second", "b")
+            if time.monotonic() - begin > 9:
+                raise Failure("the place was only free when the promise had run out")
+        finally:
+            for pod in pods:
+                cluster.remove(pod)

@@ -1,0 +1,294 @@
+#include "control/negotiation.hpp"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "control/admission.hpp"
+
+namespace godwit::control {
+namespace {
+
+constexpr std::uint64_t gib = 1ULL << 30;
+
+Room roomy() {
+  return {.memory = 8 * gib, .processors = 4, .descriptors = 10'000};
+}
+
+Ask ask_for(const std::string& pod, const std::string& from, Needs needs = {.memory = gib}) {
+  return {.move = "move-" + pod, .pod = pod, .pod_id = "id-" + pod, .epoch = 1, .from = from, .needs = std::move(needs)};
+}
+
+TEST(Admission, PromisesRoomOnce) {
+  Admission admission("b", {});
+  const Room room{.memory = 3 * gib, .processors = 4, .descriptors = 100};
+  EXPECT_TRUE(admission.consider(ask_for("p", "a", {.memory = 2 * gib}), room, Time(0)).yes);
+  EXPECT_TRUE(admission.consider(ask_for("p", "a", {.memory = 2 * gib}), room, Time(1)).yes) << "asked again";
+  const auto no = admission.consider(ask_for("q", "c", {.memory = 2 * gib}), room, Time(2));
+  EXPECT_FALSE(no.yes);
+  EXPECT_EQ(no.reason, "memory");
+  EXPECT_NE(no.text.find("1024 MiB"), std::string::npos) << no.text;
+  EXPECT_EQ(admission.promises(Time(3)).size(), 1U);
+  EXPECT_TRUE(admission.consider(ask_for("q", "c", {.memory = 2 * gib}), room, Admission::promise_time + Time(2)).yes);
+}
+
+TEST(Admission, AMigrationHoldsItsRoomUntilItIsOver) {
+  Admission admission("b", {});
+  const Room room{.memory = 3 * gib, .processors = 4, .descriptors = 100};
+  const Time late = 100 * Admission::promise_time;
+  ASSERT_TRUE(admission.consider(ask_for("p", "a"), room, Time(0)).yes);
+  EXPECT_TRUE(admission.decide("move-p", "id-p", {.memory = 2 * gib}, room, Time(1)).empty());
+  EXPECT_FALSE(admission.consider(ask_for("q", "a", {.memory = 2 * gib}), room, late).yes);
+  admission.withdraw("move-p", "a");
+  EXPECT_EQ(admission.promises(late).size(), 1U) << "it is under way";
+  // What has arrived shows in what the system has left, and isn't subtracted once more.
+  admission.used("move-p", 2 * gib);
+  EXPECT_TRUE(admission.consider(ask_for("r", "a", {.memory = gib}), {.memory = gib, .processors = 4}, late).yes);
+  admission.end("move-p");
+  admission.withdraw("move-r", "c");
+  EXPECT_EQ(admission.promises(late).size(), 1U) << "only who has asked may withdraw";
+  admission.withdraw("move-r", "a");
+  EXPECT_TRUE(admission.promises(late).empty());
+}
+
+TEST(Admission, DecidesTheExactNeedsWithoutAPromise) {
+  Admission admission("b", {});
+  EXPECT_TRUE(admission.decide("m", "id", {.memory = gib}, roomy(), Time(0)).empty());
+  EXPECT_FALSE(admission.decide("m", "id", {.memory = gib}, roomy(), Time(0)).empty()) << "twice under one name";
+  const auto no = admission.decide("n", "id-2", {.memory = 100 * gib}, roomy(), Time(0));
+  ASSERT_EQ(no.size(), 1U);
+  EXPECT_EQ(no[0].reason, Reason::memory);
+  EXPECT_EQ(admission.promises(Time(0)).size(), 1U);
+}
+
+TEST(Admission, SaysWhy) {
+  const auto reason = [](Policy policy, Needs needs, Room room) {
+    return Admission("b", std::move(policy)).consider(ask_for("p", "a", std::move(needs)), room, Time(0)).reason;
+  };
+  EXPECT_EQ(reason({}, {}, roomy()), "");
+  EXPECT_EQ(reason({.draining = true}, {}, roomy()), "draining");
+  EXPECT_EQ(reason({.guests = false}, {.home = "a"}, roomy()), "owner");
+  EXPECT_EQ(reason({.guests = false}, {.home = "b"}, roomy()), "") << "its own comes home";
+  EXPECT_EQ(reason({}, {.labels = {"secure"}}, roomy()), "label");
+  EXPECT_EQ(reason({.labels = {{"secure", ""}}}, {.labels = {"secure"}}, roomy()), "");
+  EXPECT_EQ(reason({.labels = {{"zone", "x"}}}, {.labels = {"zone=y"}}, roomy()), "label");
+  EXPECT_EQ(reason({.labels = {{"zone", "x"}}}, {.labels = {"zone=x", "zone"}}, roomy()), "");
+  EXPECT_EQ(reason({}, {.processors = 8}, roomy()), "processors");
+  EXPECT_EQ(reason({}, {.descriptors = 20'000}, roomy()), "descriptors");
+  EXPECT_EQ(reason({.pods = 1}, {}, {.memory = gib, .processors = 1, .pods = 1}), "quota");
+  Room taken = roomy();
+  taken.objections.push_back({Reason::address, "taken"});
+  EXPECT_EQ(reason({}, {}, taken), "address");
+  Ask other = ask_for("p", "a");
+  other.version = protocol + 1;
+  EXPECT_EQ(Admission("b", {}).consider(other, roomy(), Time(0)).reason, "protocol");
+  other = ask_for("p", "a");
+  other.needs.labels.assign(list_limit + 1, "x");
+  EXPECT_EQ(Admission("b", {}).consider(other, roomy(), Time(0)).reason, "protocol");
+}
+
+TEST(Admission, OneOfTwoRequestsThatCrossIsFirstOnBothSides) {
+  Admission a("a", {}), b("b", {});
+  const Ask from_a = ask_for("p", "a"), from_b = ask_for("q", "b");
+  a.asking(from_a.move, from_a.pod_id, "b");
+  b.asking(from_b.move, from_b.pod_id, "a");
+  EXPECT_TRUE(b.consider(from_a, roomy(), Time(0)).yes) << "id-p is the smaller";
+  const auto no = a.consider(from_b, roomy(), Time(0));
+  EXPECT_EQ(no.reason, "busy");
+  a.asked(from_a.move);
+  EXPECT_TRUE(a.consider(from_b, roomy(), Time(1)).yes);
+}
+
+TEST(Admission, TwoMoversForOnePod) {
+  Admission c("c", {});
+  Ask one = ask_for("p", "a"), two = ask_for("p", "b");
+  two.move = "another";
+  EXPECT_TRUE(c.consider(one, roomy(), Time(0)).yes);
+  EXPECT_EQ(c.consider(two, roomy(), Time(0)).reason, "busy");
+}
+
+TEST(Admission, PromisesAreBounded) {
+  Admission admission("b", {});
+  for (std::size_t i = 0; i < Admission::most_promises; ++i)
+    ASSERT_TRUE(admission.consider(ask_for(std::to_string(i), "a", {}), roomy(), Time(0)).yes);
+  EXPECT_EQ(admission.consider(ask_for("more", "a", {}), roomy(), Time(0)).reason, "busy");
+}
+
+TEST(Needs, ReasonsHaveNames) {
+  for (int i = 0; i <= static_cast<int>(Reason::protocol); ++i)
+    EXPECT_EQ(reason_named(to_string(static_cast<Reason>(i))), static_cast<Reason>(i));
+  EXPECT_EQ(reason_named("nonsense"), Reason::protocol);
+}
+
+using Actions = std::vector<Negotiation::Action>;
+
+Negotiation::Plan plan_for(std::vector<std::string> candidates, std::vector<std::string> hints = {}) {
+  return {.ask = ask_for("p", "a"), .candidates = std::move(candidates), .hints = std::move(hints)};
+}
+
+Negotiation::Answered yes(const std::string& by, const std::string& node = {}) {
+  return {by, {.move = "move-p", .yes = true, .node = node.empty() ? by : node}};
+}
+
+Negotiation::Answered no(const std::string& by, Reason reason) {
+  return {by, {.move = "move-p", .reason = std::string(to_string(reason)), .text = by + " doesn't"}};
+}
+
+template <typename T>
+const T* find(const Actions& actions) {
+  for (const auto& action : actions)
+    if (const auto* found = std::get_if<T>(&action)) return found;
+  return nullptr;
+}
+
+TEST(Negotiation, AsksAndMoves) {
+  Negotiation negotiation(plan_for({"b"}));
+  const auto asked = negotiation.step(Negotiation::Begin{}, Time(0));
+  ASSERT_NE(find<Negotiation::Send>(asked), nullptr);
+  EXPECT_EQ(find<Negotiation::Send>(asked)->to, "b");
+  const auto out = negotiation.step(yes("b"), Time(1));
+  ASSERT_NE(find<Negotiation::MoveOut>(out), nullptr);
+  EXPECT_EQ(find<Negotiation::MoveOut>(out)->to, "b");
+  EXPECT_TRUE(negotiation.step(yes("b"), Time(2)).empty()) << "the same answer once more";
+}
+
+TEST(Negotiation, TheFirstAnswersForItsGroup) {
+  Negotiation negotiation(plan_for({"b", "c", "d"}));
+  const auto asked = negotiation.step(Negotiation::Begin{}, Time(0));
+  EXPECT_EQ(find<Negotiation::Send>(asked)->ask.elsewhere, (std::vector<std::string>{"c", "d"}));
+  // It is out of reach: the next one answers for the rest, and names another.
+  const auto again = negotiation.step(Negotiation::NoAnswer{"b", "down"}, Time(1));
+  ASSERT_NE(find<Negotiation::Send>(again), nullptr);
+  EXPECT_EQ(find<Negotiation::Send>(again)->to, "c");
+  const auto out = negotiation.step(yes("c", "d"), Time(2));
+  ASSERT_NE(find<Negotiation::MoveOut>(out), nullptr);
+  EXPECT_EQ(find<Negotiation::MoveOut>(out)->to, "d");
+}
+
+TEST(Negotiation, GoesNowhereThatWasNotAskedFor) {
+  Negotiation negotiation(plan_for({"b"}));
+  negotiation.step(Negotiation::Begin{}, Time(0));
+  const auto after = negotiation.step(yes("b", "x"), Time(1));
+  EXPECT_EQ(find<Negotiation::MoveOut>(after), nullptr);
+  ASSERT_NE(find<Negotiation::GiveUp>(after), nullptr);
+  EXPECT_EQ(find<Negotiation::GiveUp>(after)->reason, Reason::protocol);
+}
+
+TEST(Negotiation, ChecksTheLabelsItself) {
+  auto plan = plan_for({"b"});
+  plan.ask.needs.labels = {"secure"};
+  Negotiation negotiation(plan);
+  negotiation.step(Negotiation::Begin{}, Time(0));
+  const auto after = negotiation.step(yes("b"), Time(1));
+  EXPECT_NE(find<Negotiation::Withdraw>(after), nullptr);
+  ASSERT_NE(find<Negotiation::GiveUp>(after), nullptr);
+  EXPECT_EQ(find<Negotiation::GiveUp>(after)->reason, Reason::label);
+}
+
+TEST(Negotiation, NamesWhoWould) {
+  Negotiation negotiation(plan_for({"b"}, {"c", "d"}));
+  negotiation.step(Negotiation::Begin{}, Time(0));
+  const auto probe = negotiation.step(no("b", Reason::memory), Time(1));
+  ASSERT_NE(find<Negotiation::Send>(probe), nullptr);
+  EXPECT_TRUE(find<Negotiation::Send>(probe)->ask.probe);
+  negotiation.step(no("c", Reason::draining), Time(2));
+  const auto end = negotiation.step(yes("d"), Time(3));
+  ASSERT_NE(find<Negotiation::GiveUp>(end), nullptr);
+  EXPECT_EQ(find<Negotiation::GiveUp>(end)->reason, Reason::memory);
+  EXPECT_EQ(find<Negotiation::GiveUp>(end)->alternative, "d");
+  EXPECT_EQ(find<Negotiation::GiveUp>(end)->texts, (std::vector<std::string>{"b doesn't"}));
+}
+
+TEST(Negotiation, AsksTheBusyAgainForAWhile) {
+  Negotiation negotiation(plan_for({"b"}));
+  auto actions = negotiation.step(Negotiation::Begin{}, Time(0));
+  Time now(0);
+  int asked = 0;
+  while (find<Negotiation::GiveUp>(actions) == nullptr) {
+    ASSERT_LT(++asked, 1000);
+    actions = negotiation.step(no("b", Reason::busy), now);
+    if (const auto* wait = find<Negotiation::Wait>(actions)) {
+      now = wait->until;
+      actions = negotiation.step(Negotiation::Tick{}, now);
+    }
+  }
+  EXPECT_GT(asked, 3);
+  EXPECT_EQ(find<Negotiation::GiveUp>(actions)->reason, Reason::busy);
+  EXPECT_GE(now, Time(10'000));
+}
+
+TEST(Negotiation, EndsByItsDeadline) {
+  auto plan = plan_for({"b"});
+  plan.deadline = Time(100);
+  Negotiation negotiation(plan);
+  negotiation.step(Negotiation::Begin{}, Time(0));
+  const auto wait = negotiation.step(no("b", Reason::busy), Time(90));
+  ASSERT_NE(find<Negotiation::Wait>(wait), nullptr);
+  EXPECT_EQ(find<Negotiation::Wait>(wait)->until, Time(100));
+  const auto end = negotiation.step(Negotiation::Tick{}, Time(100));
+  ASSERT_NE(find<Negotiation::GiveUp>(end), nullptr);
+  EXPECT_EQ(find<Negotiation::GiveUp>(end)->reason, Reason::late);
+}
+
+TEST(Negotiation, ACancelledOneTakesItsAskBack) {
+  Negotiation negotiation(plan_for({"b"}));
+  negotiation.step(Negotiation::Begin{}, Time(0));
+  const auto end = negotiation.step(Negotiation::Cancel{}, Time(1));
+  EXPECT_NE(find<Negotiation::Withdraw>(end), nullptr);
+  EXPECT_NE(find<Negotiation::GiveUp>(end), nullptr);
+  const auto late = negotiation.step(yes("b"), Time(2));
+  ASSERT_EQ(late.size(), 1U);
+  EXPECT_NE(find<Negotiation::Withdraw>(late), nullptr);
+}
+
+/// Whatever is lost, doubled or out of order, every negotiation ends once, and no promise outlives its time.
+TEST(Negotiation, EndsWhateverTheNetworkDoes) {
+  for (std::uint32_t seed = 0; seed < 2000; ++seed) {
+    std::mt19937 random(seed);
+    const auto chance = [&](std::uint32_t of) { return random() % of == 0; };
+    std::map<std::string, Admission> nodes;
+    for (const char* name : {"b", "c", "d"}) nodes.emplace(name, Admission(name, {.draining = chance(3)}));
+    Negotiation negotiation(plan_for({"b", "c"}, {"d"}));
+    Time now(0);
+    std::vector<Negotiation::Event> events{Negotiation::Begin{}};
+    int ends = 0;
+    std::string moved_to;
+    for (int steps = 0; !events.empty() && steps < 10'000; ++steps) {
+      now += Time(random() % 20);
+      const auto at = static_cast<std::ptrdiff_t>(random() % events.size());
+      const auto event = events[static_cast<std::size_t>(at)];
+      if (!chance(10)) events.erase(events.begin() + at);
+      for (const auto& action : negotiation.step(event, now)) {
+        if (const auto* send = std::get_if<Negotiation::Send>(&action)) {
+          const Room room{.memory = chance(3) ? 0 : 8 * gib, .processors = 1, .descriptors = 1};
+          auto answer = nodes.at(send->to).consider(send->ask, room, now);
+          if (chance(4)) answer = {.move = answer.move, .reason = "busy"};
+          if (chance(5))
+            events.emplace_back(Negotiation::NoAnswer{send->to, "lost"});
+          else
+            events.emplace_back(Negotiation::Answered{send->to, std::move(answer)});
+        } else if (const auto* wait = std::get_if<Negotiation::Wait>(&action)) {
+          now = std::max(now, wait->until);
+          events.emplace_back(Negotiation::Tick{});
+        } else if (const auto* withdraw = std::get_if<Negotiation::Withdraw>(&action)) {
+          nodes.at(withdraw->to).withdraw("move-p", "a");
+        } else if (const auto* out = std::get_if<Negotiation::MoveOut>(&action)) {
+          moved_to = out->to;
+          ++ends;
+        } else {
+          ++ends;
+        }
+      }
+    }
+    ASSERT_EQ(ends, 1) << "seed " << seed;
+    ASSERT_TRUE(negotiation.over());
+    for (auto& [name, admission] : nodes) {
+      const auto& promises = admission.promises(now);
+      ASSERT_TRUE(promises.empty() || name == moved_to || name == "b" || name == "c") << "seed " << seed;
+      ASSERT_TRUE(admission.promises(now + Admission::promise_time).empty()) << "seed " << seed;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace godwit::control
