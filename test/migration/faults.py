@@ -10,7 +10,7 @@ from migration import proc
 from migration.cluster import Cluster, Migration, alone
 
 # Phase, and the strategy with which it is long enough to be met on a slow link.
-PHASES = [("negotiate", "precopy"), ("preflight", "precopy"), ("prepare", "precopy"), ("precopy", "precopy"), ("freeze", "freeze"),
+PHASES = [("negotiate", "precopy"), ("prepare", "precopy"), ("precopy", "precopy"), ("freeze", "freeze"),
           ("restart", "precopy"), ("drain", "postcopy")]
 
 
