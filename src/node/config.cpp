@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "base/fd.hpp"
+#include "store/etcd_gateway.hpp"
 
 #define TOML_EXCEPTIONS 0
 #include <toml++/toml.h>
@@ -258,8 +259,12 @@ Result<void> check_whole(const Config& config, const std::string& origin) {
   if (config.store.starts_with("peer:")) {
     if (config.peer(config.store.substr(5)) == nullptr)
       return fail(ErrorKind::invalid, "{}: store '{}' names no peer of this node", origin, config.store);
+  } else if (config.store.starts_with("etcd")) {
+    if (auto place = store::EtcdPlace::parse(config.store); !place)
+      return std::unexpected(std::move(place.error()).within(origin));
   } else if (config.store != "sqlite" && !config.store.starts_with("sqlite:/")) {
-    return fail(ErrorKind::invalid, "{}: store '{}' must be sqlite, sqlite:/PATH or peer:NAME", origin, config.store);
+    return fail(ErrorKind::invalid, "{}: store '{}' must be sqlite, sqlite:/PATH, peer:NAME or etcd://…", origin,
+                config.store);
   }
   static const std::set<std::string> levels{"debug", "info", "warn", "error"};
   if (!levels.contains(config.log_level))

@@ -31,7 +31,8 @@ struct Config {
   std::string key;
   std::string state_dir = "/var/lib/godwit";  ///< must not lie on an overlay
   std::string run_dir = "/run/godwit";
-  /// "sqlite" (a file in state_dir), "sqlite:PATH", or "peer:NAME": that node's store is asked.
+  /// "sqlite" (a file in state_dir), "sqlite:PATH", or "peer:NAME": that node's store is asked, or
+  /// "etcd://HOST:PORT,…/PREFIX" (store/etcd.hpp).
   std::string store = "sqlite";
   /// Our directory in the cgroup v2 hierarchy, absolute. Empty: found (the one that the daemon was started in).
   std::string cgroup;

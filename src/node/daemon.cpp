@@ -44,6 +44,7 @@ Result<Fd> lock_state(const std::string& state_dir) {
 
 Result<std::unique_ptr<store::Store>> open_store(const Config& config, const Links& links) {
   if (config.store.starts_with("peer:")) return open_store_link(links, config.store.substr(5));
+  if (config.store.starts_with("etcd")) return store::open_etcd(config.store);
   const std::string path = config.store == "sqlite" ? config.state_dir + "/pods.db" : config.store.substr(7);
   return store::open_sqlite(path);
 }

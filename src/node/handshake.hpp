@@ -16,7 +16,7 @@
 ///
 /// mac = HMAC-SHA-256(key, role, version, from, to, both nonces, service). The initiator proves first, so that whoever
 /// knocks at the open port learns nothing that was made with the key. From the answer on the connection belongs to the
-/// service. What follows is authenticated at its beginning only, and not encrypted.
+/// service. The next issue puts TLS below it; until then what follows is authenticated at its beginning only.
 namespace godwit::node {
 
 inline constexpr std::uint32_t protocol_version = 1;

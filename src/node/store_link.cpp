@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -13,17 +14,21 @@
 namespace godwit::node {
 namespace {
 
-constexpr std::size_t request_limit = 64 * KiB;
+constexpr std::size_t request_limit = store::value_limit + 64 * KiB;
 constexpr std::size_t answer_limit = 64 * MiB;
 constexpr std::size_t idle_limit = 4;
 constexpr std::chrono::seconds call_time{5};
 constexpr std::chrono::seconds warm_interval{10};
+constexpr std::chrono::seconds lease_limit{24 * 3600};
 
 struct Request {
-  std::string call;  ///< create, get, list, move, remove
+  std::string call;  ///< the name of a call of store::Store
   store::Record record;
-  std::string owner;  ///< move: the new one
-  MSGPACK_DEFINE_MAP(call, record, owner)
+  std::string owner;       ///< move: the new one
+  store::Note note;        ///< put; notes, erase: kind and key
+  std::int64_t lease = 0;  ///< put: seconds
+  std::uint64_t most = 0;  ///< put
+  MSGPACK_DEFINE_MAP(call, record, owner, note, lease, most)
 };
 
 struct Answer {
@@ -32,7 +37,8 @@ struct Answer {
   int code = 0;
   bool yes = false;
   std::vector<store::Record> records;
-  MSGPACK_DEFINE_MAP(error_kind, what, hint, code, yes, records)
+  std::vector<store::Note> notes;
+  MSGPACK_DEFINE_MAP(error_kind, what, hint, code, yes, records, notes)
 };
 
 template <typename T>
@@ -58,6 +64,14 @@ Answer answer_to(const Request& request, store::Store& store) {
   } else if (request.call == "move" || request.call == "remove") {
     const auto done = request.call == "move" ? store.move(request.record, request.owner) : store.remove(request.record);
     if (!note_error(done, answer)) answer.yes = *done;
+  } else if (request.call == "put") {
+    const std::chrono::seconds lease(std::clamp<std::int64_t>(request.lease, 0, lease_limit.count()));
+    note_error(store.put(request.note, {lease, request.most}), answer);
+  } else if (request.call == "notes") {
+    auto found = store.notes(request.note.kind, request.note.key);
+    if (!note_error(found, answer)) answer.notes = std::move(*found);
+  } else if (request.call == "erase") {
+    note_error(store.erase(request.note.kind, request.note.key), answer);
   } else {
     note_error(Result<void>(fail(ErrorKind::invalid, "the store has no call '{}'", request.call)), answer);
   }
@@ -80,7 +94,7 @@ class StoreLink final : public store::Store {
 
   Result<void> create(const store::Record& record) override {
     bool repeated = false;
-    auto answer = ask({"create", record, {}}, repeated);
+    auto answer = ask({.call = "create", .record = record}, repeated);
     if (answer) return {};
     // The first try may have done it before its answer was lost.
     if (repeated && answer.error().kind == ErrorKind::busy) {
@@ -92,21 +106,21 @@ class StoreLink final : public store::Store {
 
   Result<std::optional<store::Record>> get(const std::string& pod) override {
     bool repeated = false;
-    Answer answer = TRY(ask({"get", {.pod = pod}, {}}, repeated));
+    Answer answer = TRY(ask({.call = "get", .record = {.pod = pod}}, repeated));
     if (answer.records.empty()) return std::nullopt;
     return std::move(answer.records.front());
   }
 
   Result<std::vector<store::Record>> list() override {
     bool repeated = false;
-    return TRY(ask({"list", {}, {}}, repeated)).records;
+    return TRY(ask({.call = "list"}, repeated)).records;
   }
 
   /// Repeating is safe: the epoch lets one of the two tries through at most. If it was the first, whose answer was
   /// lost, the record says so.
   Result<bool> move(const store::Record& expected, const std::string& new_owner) override {
     bool repeated = false;
-    const Answer answer = TRY(ask({"move", expected, new_owner}, repeated));
+    const Answer answer = TRY(ask({.call = "move", .record = expected, .owner = new_owner}, repeated));
     if (answer.yes || !repeated) return answer.yes;
     const auto found = TRY(get(expected.pod));
     return found && found->id == expected.id && found->owner == new_owner && found->epoch == expected.epoch + 1;
@@ -114,9 +128,27 @@ class StoreLink final : public store::Store {
 
   Result<bool> remove(const store::Record& expected) override {
     bool repeated = false;
-    const Answer answer = TRY(ask({"remove", expected, {}}, repeated));
+    const Answer answer = TRY(ask({.call = "remove", .record = expected}, repeated));
     if (answer.yes || !repeated) return answer.yes;
     return !TRY(get(expected.pod)).has_value();
+  }
+
+  // What these do twice is what they do once.
+  Result<void> put(const store::Note& note, const store::Keep& keep) override {
+    bool repeated = false;
+    TRY(ask({.call = "put", .note = note, .lease = keep.lease.count(), .most = keep.most}, repeated));
+    return {};
+  }
+
+  Result<std::vector<store::Note>> notes(const std::string& kind, const std::string& key) override {
+    bool repeated = false;
+    return TRY(ask({.call = "notes", .note = {.kind = kind, .key = key}}, repeated)).notes;
+  }
+
+  Result<void> erase(const std::string& kind, const std::string& key) override {
+    bool repeated = false;
+    TRY(ask({.call = "erase", .note = {.kind = kind, .key = key}}, repeated));
+    return {};
   }
 
  private:

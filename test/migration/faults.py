@@ -120,7 +120,7 @@ class Faults(Suite):
 
     def _kill(self, side: str, phase: str, strategy: str) -> dict:
         if phase == "drain":
-            raise Skip("a post-copy that lost a daemon is not resumed yet: its faults wait")
+            raise Skip("a post-copy that lost a daemon is resumed by the next issue; until then its faults wait")
         node = "b" if side == "source" else "c"
         # From the restart on the pod is the destination's; what the kill meets in between is either's, but never both's.
         places = ("b", "c") if phase in ("freeze", "restart") else ("b",)

@@ -79,6 +79,15 @@ TEST_F(PeerServerTest, StoreOverTheLinkBehavesAsTheStore) {
   EXPECT_EQ((**store_->get("redis")).owner, "c");
   EXPECT_FALSE(*remote->remove(redis_));
   EXPECT_TRUE(*remote->remove(**remote->get("redis")));
+  ASSERT_TRUE(remote->put({"node", "a", "here", false}, {.lease = 60s}));
+  for (int i = 0; i < 5; i++) ASSERT_TRUE(remote->put({"move", std::to_string(i), "x", false}, {.most = 3}));
+  EXPECT_EQ(remote->notes("move")->size(), 3u);
+  EXPECT_EQ(remote->notes("node", "a")->front().value, "here");
+  EXPECT_FALSE(remote->notes("node")->front().away);
+  EXPECT_EQ(store_->notes("node")->size(), 1u);
+  ASSERT_TRUE(remote->erase("node", "a"));
+  EXPECT_TRUE(remote->notes("node")->empty());
+  EXPECT_EQ(remote->put({"", "a", "", false}).error().kind, ErrorKind::invalid);
 }
 
 TEST_F(PeerServerTest, CallsReuseTheOpenConnection) {
