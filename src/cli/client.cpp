@@ -43,7 +43,7 @@ Result<node::http::Answer> Client::send(const std::string& method, const std::st
     headers["Upgrade"] = std::string(node::http::upgrade_protocol);
     headers["Connection"] = "Upgrade";
   }
-  return node::http::Answer::to(TRY(connect_daemon(socket_path(common_))), method, target,
+  return node::http::Answer::to(Stream(TRY(connect_daemon(socket_path(common_)))), method, target,
                                 body.is_null() ? "" : node::dump(body), headers, node::never());
 }
 
@@ -64,7 +64,7 @@ Result<node::http::Answer> Client::stream(const std::string& method, const std::
   return fail(ErrorKind::failed, "the daemon answered with status {}", answer.status());
 }
 
-Result<Fd> Client::upgrade(const std::string& target, const Json& body) const {
+Result<Stream> Client::upgrade(const std::string& target, const Json& body) const {
   auto answer = TRY(send("POST", target, body, true));
   if (answer.status() == 101) return answer.take_connection();
   const Json json = TRY(node::parse_json(TRY(answer.body(answer_limit, node::never()))));

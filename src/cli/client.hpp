@@ -43,7 +43,7 @@ class Client {
   Result<node::http::Answer> stream(const std::string& method, const std::string& target,
                                     const Json& body = nullptr) const;
   /// A connection turned into a stream of frames.
-  Result<Fd> upgrade(const std::string& target, const Json& body = nullptr) const;
+  Result<Stream> upgrade(const std::string& target, const Json& body = nullptr) const;
 
  private:
   Result<node::http::Answer> send(const std::string& method, const std::string& target, const Json& body,

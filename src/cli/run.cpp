@@ -73,7 +73,7 @@ int run(const Common& common, const RunOptions& options) {
   }
 
   const bool interactive = options.input || options.terminal;
-  const auto connection = client.upgrade(pod_target(name, interactive ? "/attach?input" : "/attach"));
+  auto connection = client.upgrade(pod_target(name, interactive ? "/attach?input" : "/attach"));
   if (!connection) {
     complain(common, connection.error());
     return exit_code::run_failed;
@@ -104,7 +104,7 @@ int attach(const Common& common, const std::string& pod, bool no_input, bool rep
   session.terminal = shown->value("terminal", false) && ::isatty(STDIN_FILENO) == 1 && !no_input;
   session.input = shown->value("input", false) && !no_input;
   const bool interactive = session.terminal || session.input;
-  const auto connection =
+  auto connection =
       client.upgrade(pod_target(pod, fmt::format("/attach?{}{}", interactive ? "&input" : "", replay ? "" : "&tail")));
   if (!connection) return complain(common, connection.error());
   const auto end = run_session(*connection, session);
@@ -123,7 +123,7 @@ int exec(const Common& common, const ExecOptions& options) {
                   {"directory", options.directory},
                   {"terminal", options.terminal},
                   {"input", options.input}};
-  const auto connection = client.upgrade(pod_target(options.pod, "/exec"), body);
+  auto connection = client.upgrade(pod_target(options.pod, "/exec"), body);
   if (!connection) {
     const int code = complain(common, connection.error());
     const int of_program = run_exit_code(connection.error());

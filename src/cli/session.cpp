@@ -60,7 +60,7 @@ void write_out(int fd, const Bytes& bytes) {
 /// Our input, signals and window size on their way to the program, on a thread: neither direction waits for the other.
 class Sender {
  public:
-  Sender(int connection, const Session& session) : connection_(connection), session_(session) {
+  Sender(Stream& connection, const Session& session) : connection_(connection), session_(session) {
     sigemptyset(&signals_);
     if (session_.terminal) sigaddset(&signals_, SIGWINCH);
     if (session_.on_signal)
@@ -73,7 +73,7 @@ class Sender {
   ~Sender() {
     const std::uint64_t one = 1;
     (void)!::write(end_.get(), &one, sizeof one);
-    ::shutdown(connection_, SHUT_RDWR);
+    ::shutdown(connection_.fd(), SHUT_RDWR);
     thread_.join();
     ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
   }
@@ -91,7 +91,7 @@ class Sender {
       if (polls[1].revents != 0) take_signal();
       if (polls[2].revents != 0) input = take_input();
       if (detached_) {
-        ::shutdown(connection_, SHUT_RDWR);
+        ::shutdown(connection_.fd(), SHUT_RDWR);
         return;
       }
     }
@@ -132,7 +132,7 @@ class Sender {
     (void)write_frame(connection_, pod::FrameKind::window, bytes);
   }
 
-  const int connection_;
+  Stream& connection_;
   const Session& session_;
   sigset_t signals_{}, before_{};
   Fd signal_fd_, end_;
@@ -143,11 +143,11 @@ class Sender {
 
 }  // namespace
 
-Result<SessionEnd> run_session(const Fd& connection, const Session& session) {
+Result<SessionEnd> run_session(Stream& connection, const Session& session) {
   std::optional<RawTerminal> raw;
   if (session.terminal && ::isatty(STDIN_FILENO) == 1) raw.emplace();
-  const Sender sender(connection.get(), session);
-  node::FrameReader frames(connection.get());
+  const Sender sender(connection, session);
+  node::FrameReader frames(connection);
   for (;;) {
     const auto frame = frames.next();
     if (!frame && sender.detached()) return SessionEnd{.detached = true};

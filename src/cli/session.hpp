@@ -2,8 +2,8 @@
 
 #include <functional>
 
-#include "base/fd.hpp"
 #include "base/result.hpp"
+#include "base/stream.hpp"
 
 namespace godwit::cli {
 
@@ -21,6 +21,6 @@ struct SessionEnd {
 };
 
 /// Joins the frames on `connection` to our stdin, stdout and stderr until the program has ended.
-Result<SessionEnd> run_session(const Fd& connection, const Session&);
+Result<SessionEnd> run_session(Stream& connection, const Session&);
 
 }  // namespace godwit::cli

@@ -20,11 +20,11 @@
 
 namespace godwit::migrate {
 
-Arrival::Arrival(Fd control, const Accept& accept, const DestinationSite& site)
+Arrival::Arrival(Stream control, const Accept& accept, const DestinationSite& site)
     : control_(std::move(control)), accept_(accept), site_(site) {}
 
 Arrival::~Arrival() {
-  if (reference_) ::shutdown(reference_.get(), SHUT_RDWR);
+  if (reference_) ::shutdown(reference_.fd(), SHUT_RDWR);
   if (descriptors_) descriptors_->dismiss();
 }
 
@@ -110,10 +110,10 @@ Result<bool> Arrival::negotiate() {
   connections_.resize(hello_.connections);
   for (std::uint32_t i = 0; i <= hello_.connections; ++i) {
     // They may come in another order than they were made: each says first what it is.
-    Fd connection = TRY(accept_(limit));
+    Stream connection = TRY(accept_(limit));
     std::uint8_t role = 0;
-    TRY(receive_all(connection.get(), &role, sizeof role, limit));
-    Fd& place = role < hello_.connections ? connections_[role] : reference_;
+    TRY(receive_all(connection, &role, sizeof role, limit));
+    Stream& place = role < hello_.connections ? connections_[role] : reference_;
     if (place) return fail(ErrorKind::invalid, "two connections for one purpose");
     place = std::move(connection);
   }

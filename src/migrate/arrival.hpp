@@ -49,7 +49,7 @@ struct Arriving {
 /// The destination's side of one migration. `receive` (receive.cpp) calls the phases in order.
 class Arrival {
  public:
-  Arrival(Fd control, const Accept& accept, const DestinationSite& site);
+  Arrival(Stream control, const Accept& accept, const DestinationSite& site);
   ~Arrival();
 
   Result<bool> negotiate();  ///< false: a dry run, which ends here
@@ -111,12 +111,12 @@ class Arrival {
   std::map<pid_t, Arriving> processes_;
   std::vector<PodPid> order_;  ///< parents before children
   DestinationObjects objects_;
-  std::vector<Fd> connections_;
+  std::vector<Stream> connections_;
   std::vector<pod::UpperTarget> trees_;         ///< in the order of wire::trees
   std::vector<kernel::RaisedPriority> raised_;  ///< ours and the init's, for the freeze only
   std::vector<kernel::RaisedPriority>
       raised_receivers_;  ///< until the last pages are there: a push must not keep others off the processors
-  Fd reference_;
+  Stream reference_;
   std::unique_ptr<PageReceiver> pages_;
   std::unique_ptr<Pager> pager_;
   std::map<pid_t, kernel::Userfaultfd> pagers_made_;

@@ -4,68 +4,31 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 
 #include <array>
 
 namespace godwit::migrate {
 
-namespace {
-
-std::unexpected<Error> broken(const char* what) {
-  const int code = errno;
-  return std::unexpected(Error{ErrorKind::unreachable, fmt::format("{} the peer", what), code, {}});
+Result<void> send_all(Stream& stream, const void* data, std::size_t size) {
+  const iovec part{const_cast<void*>(data), size};
+  return stream.write({&part, 1}, Deadline::max());
 }
 
-Result<void> write_vector(int socket, iovec* parts, std::size_t count) {
-  while (count > 0) {
-    msghdr header{};
-    header.msg_iov = parts;
-    header.msg_iovlen = count;
-    const ssize_t sent = ::sendmsg(socket, &header, MSG_NOSIGNAL);
-    if (sent < 0) {
-      if (errno == EINTR) continue;
-      return broken("send to");
-    }
-    auto left = static_cast<std::size_t>(sent);
-    while (count > 0 && left >= parts->iov_len) {
-      left -= parts->iov_len;
-      ++parts;
-      --count;
-    }
-    if (count > 0) {
-      parts->iov_base = static_cast<std::uint8_t*>(parts->iov_base) + left;
-      parts->iov_len -= left;
-    }
-  }
-  return {};
-}
-
-}  // namespace
-
-Result<void> send_all(int socket, const void* data, std::size_t size) {
-  iovec part{const_cast<void*>(data), size};
-  return write_vector(socket, &part, 1);
-}
-
-Result<std::size_t> receive_some(int socket, void* data, std::size_t size, std::chrono::milliseconds limit) {
+Result<std::size_t> receive_some(Stream& stream, void* data, std::size_t size, std::chrono::milliseconds limit) {
   for (;;) {
-    const ssize_t got = ::recv(socket, data, size, MSG_DONTWAIT);
+    const ssize_t got = stream.receive(data, size);
     if (got > 0) return static_cast<std::size_t>(got);
     if (got == 0) return fail(ErrorKind::unreachable, "the peer closed the connection");
-    if (errno == EINTR) continue;
-    if (errno != EAGAIN) return broken("receive from");
-    pollfd wait{socket, POLLIN, 0};
-    const int ready = ::poll(&wait, 1, static_cast<int>(limit.count()));
-    if (ready == 0) return fail(ErrorKind::unreachable, "the peer has said nothing for {} ms", limit.count());
-    if (ready < 0 && errno != EINTR) return broken("wait for");
+    if (errno != EAGAIN) return std::unexpected(stream.broken("receive from the peer", errno));
+    if (wait_for(stream.fd(), POLLIN, std::chrono::steady_clock::now() + limit)) continue;
+    return fail(ErrorKind::unreachable, "the peer has said nothing for {} ms", limit.count());
   }
 }
 
-Result<void> receive_all(int socket, void* data, std::size_t size, std::chrono::milliseconds limit) {
+Result<void> receive_all(Stream& stream, void* data, std::size_t size, std::chrono::milliseconds limit) {
   auto* to = static_cast<std::uint8_t*>(data);
   while (size > 0) {
-    const std::size_t got = TRY(receive_some(socket, to, size, limit));
+    const std::size_t got = TRY(receive_some(stream, to, size, limit));
     to += got;
     size -= got;
   }
@@ -85,12 +48,12 @@ void notice_silence(int socket, std::chrono::seconds bound) {
   set(IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(std::chrono::milliseconds(bound).count()));
 }
 
-Channel::Channel(Fd socket) : socket_(std::move(socket)) {
-  notice_silence(socket_.get());
+Channel::Channel(Stream stream) : stream_(std::move(stream)) {
+  notice_silence(stream_.fd());
 }
 
 void Channel::be_patient(std::chrono::seconds bound) {
-  notice_silence(socket_.get(), bound);
+  notice_silence(stream_.fd(), bound);
 }
 
 Result<void> Channel::send(std::uint8_t type, BytesView payload) {
@@ -102,25 +65,25 @@ Result<void> Channel::send(std::uint8_t type, BytesView payload) {
   head[4] = type;
   std::array<iovec, 2> parts{iovec{head.data(), head.size()},
                              iovec{const_cast<std::uint8_t*>(payload.data()), payload.size()}};
-  TRY(write_vector(socket_.get(), parts.data(), payload.empty() ? 1 : 2));
+  TRY(stream_.write({parts.data(), payload.empty() ? std::size_t{1} : 2}, Deadline::max()));
   bytes_sent_ += head.size() + payload.size();
   return {};
 }
 
 Result<Message> Channel::receive(std::chrono::milliseconds limit) {
   std::array<std::uint8_t, 5> head{};
-  TRY(receive_all(socket_.get(), head.data(), head.size(), limit));
+  TRY(receive_all(stream_, head.data(), head.size(), limit));
   std::uint32_t length = 0;
   std::memcpy(&length, head.data(), sizeof length);
   if (length > max_payload) return fail(ErrorKind::invalid, "the peer announced a message of {} bytes", length);
   Message message{head[4], Bytes(length)};
-  TRY(receive_all(socket_.get(), message.payload.data(), length, limit));
+  TRY(receive_all(stream_, message.payload.data(), length, limit));
   return message;
 }
 
-bool Channel::readable() const {
-  pollfd wait{socket_.get(), POLLIN, 0};
-  return ::poll(&wait, 1, 0) > 0;
+bool Channel::readable() {
+  pollfd wait{stream_.fd(), POLLIN, 0};
+  return stream_.ready() || ::poll(&wait, 1, 0) > 0;
 }
 
 }  // namespace godwit::migrate

@@ -5,8 +5,8 @@
 #include <optional>
 
 #include "base/bytes.hpp"
-#include "base/fd.hpp"
 #include "base/result.hpp"
+#include "base/stream.hpp"
 #include "image/codec.hpp"
 
 namespace godwit::migrate {
@@ -21,13 +21,13 @@ struct Message {
   Bytes payload;
 };
 
-/// Framed messages over a blocking, authenticated socket: u32 payload length (little endian), u8 type, payload. A
+/// Framed messages over an authenticated connection: u32 payload length (little endian), u8 type, payload. A
 /// broken or silent peer is `unreachable`; a frame over the limit is `invalid`.
 class Channel {
  public:
   static constexpr std::size_t max_payload = 256 * MiB;
 
-  explicit Channel(Fd socket);
+  explicit Channel(Stream stream);
 
   Result<void> send(std::uint8_t type, BytesView payload);
   template <typename Type, typename T>
@@ -37,14 +37,13 @@ class Channel {
   /// Waits for the next message.
   Result<Message> receive(std::chrono::milliseconds limit = std::chrono::seconds(30));
   /// True when something can be read without waiting (also the end of the connection).
-  [[nodiscard]] bool readable() const;
+  [[nodiscard]] bool readable();
   /// From here on the connection breaks when the peer has been out of reach for so long.
   void be_patient(std::chrono::seconds bound);
-  [[nodiscard]] int fd() const { return socket_.get(); }
   [[nodiscard]] std::uint64_t bytes_sent() const { return bytes_sent_; }
 
  private:
-  Fd socket_;
+  Stream stream_;
   std::uint64_t bytes_sent_ = 0;
 };
 
@@ -54,9 +53,9 @@ class Channel {
 void notice_silence(int socket, std::chrono::seconds bound = patience);
 
 /// Reads or writes all of `size` bytes; the end of the stream is `unreachable`.
-Result<void> send_all(int socket, const void* data, std::size_t size);
-Result<void> receive_all(int socket, void* data, std::size_t size, std::chrono::milliseconds limit);
+Result<void> send_all(Stream&, const void* data, std::size_t size);
+Result<void> receive_all(Stream&, void* data, std::size_t size, std::chrono::milliseconds limit);
 /// What is there, at least one byte.
-Result<std::size_t> receive_some(int socket, void* data, std::size_t size, std::chrono::milliseconds limit);
+Result<std::size_t> receive_some(Stream&, void* data, std::size_t size, std::chrono::milliseconds limit);
 
 }  // namespace godwit::migrate

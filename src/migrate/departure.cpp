@@ -220,12 +220,12 @@ Result<void> Departure::negotiate() {
   total_.lap("negotiate");
   if (options_.dry_run) return expect_cost();
 
-  std::vector<Fd> connections;
+  std::vector<Stream> connections;
   // The destination may get them in another order than they are made: each says first what it is.
-  const auto open = [this](std::uint32_t number) -> Result<Fd> {
-    Fd connection = TRY(connect_());
+  const auto open = [this](std::uint32_t number) -> Result<Stream> {
+    Stream connection = TRY(connect_());
     const auto role = static_cast<std::uint8_t>(number);
-    TRY(send_all(connection.get(), &role, sizeof role));
+    TRY(send_all(connection, &role, sizeof role));
     return connection;
   };
   for (std::uint32_t i = 0; i < hello.connections; ++i) connections.push_back(TRY(open(i)));

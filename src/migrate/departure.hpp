@@ -137,7 +137,7 @@ class Departure {
   store::Record record_;
   std::unique_ptr<Channel> control_;
   std::unique_ptr<PageSender> pages_;
-  Fd reference_;  ///< pages that the destination asks for
+  Stream reference_;  ///< pages that the destination asks for
   SourceDescriptors::Pod facts_;
   std::map<pid_t, Leaving> processes_;  ///< by host pid
   std::vector<pid_t> order_;            ///< parents before children

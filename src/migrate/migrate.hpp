@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "base/fd.hpp"
 #include "base/result.hpp"
+#include "base/stream.hpp"
 #include "control/needs.hpp"
 #include "image/codec.hpp"
 #include "migrate/report.hpp"
@@ -30,10 +30,10 @@ struct Options {
 
 /// How the source reaches the destination: each call opens one more connection of this migration, already
 /// authenticated, as a blocking socket with TCP_NODELAY. The first is the control connection.
-using Connect = std::function<Result<Fd>()>;
+using Connect = std::function<Result<Stream>()>;
 
 /// How the destination gets the further connections of a migration that the source has opened: waits for the next one.
-using Accept = std::function<Result<Fd>(std::chrono::milliseconds limit)>;
+using Accept = std::function<Result<Stream>(std::chrono::milliseconds limit)>;
 
 /// What a migration has come to; called from the migration's thread, often. Cheap calls only.
 using OnProgress = std::function<void(const Progress&)>;
@@ -70,6 +70,6 @@ struct DestinationSite {
 
 /// Takes a pod in over the control connection `control`. Returns when nothing is owed any more (after post-copy has
 /// drained), with the report of this side. On failure before the commit nothing of it is left here.
-Result<Report> receive(Fd control, const Accept&, const DestinationSite&);
+Result<Report> receive(Stream control, const Accept&, const DestinationSite&);
 
 }  // namespace godwit::migrate

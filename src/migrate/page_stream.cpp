@@ -1,7 +1,6 @@
 #include "migrate/page_stream.hpp"
 
 #include <sys/socket.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -101,7 +100,7 @@ Sent count(const std::vector<Run>& runs) {
   return sent;
 }
 
-Result<void> write_runs(int socket, SpaceId space, const std::vector<Run>& runs) {
+Result<void> write_runs(Stream& stream, SpaceId space, const std::vector<Run>& runs) {
   std::vector<PageHeader> headers;
   headers.reserve(runs.size());
   std::vector<iovec> parts;
@@ -111,25 +110,7 @@ Result<void> write_runs(int socket, SpaceId space, const std::vector<Run>& runs)
     parts.push_back({&headers.back(), sizeof(PageHeader)});
     if (!run.zero) parts.push_back({const_cast<std::uint8_t*>(run.data), run.size});
   }
-  std::size_t first = 0;
-  while (first < parts.size()) {
-    msghdr message{};
-    message.msg_iov = &parts[first];
-    message.msg_iovlen = std::min<std::size_t>(parts.size() - first, 1024);
-    ssize_t sent = ::sendmsg(socket, &message, MSG_NOSIGNAL);
-    if (sent < 0) {
-      if (errno == EINTR) continue;
-      const int code = errno;
-      return std::unexpected(Error{ErrorKind::unreachable, "send pages to the peer", code, {}});
-    }
-    while (first < parts.size() && static_cast<std::size_t>(sent) >= parts[first].iov_len)
-      sent -= static_cast<ssize_t>(parts[first++].iov_len);
-    if (first < parts.size()) {
-      parts[first].iov_base = static_cast<std::uint8_t*>(parts[first].iov_base) + sent;
-      parts[first].iov_len -= static_cast<std::size_t>(sent);
-    }
-  }
-  return {};
+  return stream.write(parts, Deadline::max());
 }
 
 /// Pieces cut at block borders, so that each block goes to its own connection.
@@ -147,13 +128,13 @@ std::vector<std::vector<Piece>> deal(std::span<const Piece> pieces, std::size_t 
 
 }  // namespace
 
-PageSender::PageSender(std::vector<Fd> connections, ReadPages read)
+PageSender::PageSender(std::vector<Stream> connections, ReadPages read)
     : connections_(std::move(connections)), read_(std::move(read)) {
-  for (const auto& connection : connections_) notice_silence(connection.get());
+  for (const auto& connection : connections_) notice_silence(connection.fd());
 }
 
 void PageSender::be_patient(std::chrono::seconds bound) {
-  for (const auto& connection : connections_) notice_silence(connection.get(), bound);
+  for (const auto& connection : connections_) notice_silence(connection.fd(), bound);
 }
 
 Result<Sent> PageSender::send(std::span<const Piece> pieces) {
@@ -162,11 +143,11 @@ Result<Sent> PageSender::send(std::span<const Piece> pieces) {
   const auto work = [&](std::size_t which) -> Result<Sent> {
     Sent sent;
     const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
-    const int socket = connections_[which].get();
+    Stream& stream = connections_[which];
     TRY(read_pieces(hands[which], read_, buffer.get(),
                     [&](SpaceId space, const std::vector<Run>& runs) -> Result<void> {
                       sent += count(runs);
-                      return write_runs(socket, space, runs);
+                      return write_runs(stream, space, runs);
                     }));
     return sent;
   };
@@ -183,13 +164,13 @@ Result<Sent> PageSender::send(std::span<const Piece> pieces) {
 
 Result<void> PageSender::end_round(std::uint64_t round) {
   const PageHeader end{0, PageHeader::end, round, 0};
-  for (const auto& connection : connections_) TRY(send_all(connection.get(), &end, sizeof end));
+  for (auto& connection : connections_) TRY(send_all(connection, &end, sizeof end));
   return {};
 }
 
 Result<void> PageSender::close() {
   const PageHeader header{0, PageHeader::close, 0, 0};
-  for (const auto& connection : connections_) TRY(send_all(connection.get(), &header, sizeof header));
+  for (auto& connection : connections_) TRY(send_all(connection, &header, sizeof header));
   connections_.clear();
   return {};
 }
@@ -215,7 +196,7 @@ namespace {
 /// A connection's bytes. Small records come many at a time; of a large one only the beginning is copied twice.
 class Inflow {
  public:
-  explicit Inflow(int socket) : socket_(socket) {}
+  explicit Inflow(Stream& stream) : stream_(stream) {}
   Result<void> take(void* to, std::size_t size) {
     // A connection is silent while the source does something else; a dead one is found by the control connection.
     constexpr auto limit = std::chrono::hours(24);
@@ -227,15 +208,15 @@ class Inflow {
       at += ready;
       size -= ready;
       if (size == 0) return {};
-      if (size >= ahead_.size()) return receive_all(socket_, at, size, limit);
-      end_ = TRY(receive_some(socket_, ahead_.data(), ahead_.size(), limit));
+      if (size >= ahead_.size()) return receive_all(stream_, at, size, limit);
+      end_ = TRY(receive_some(stream_, ahead_.data(), ahead_.size(), limit));
       begin_ = 0;
     }
     return {};
   }
 
  private:
-  int socket_;
+  Stream& stream_;
   std::array<std::uint8_t, 32 * KiB> ahead_;
   std::size_t begin_ = 0, end_ = 0;
 };
@@ -243,7 +224,7 @@ class Inflow {
 }  // namespace
 
 struct PageReceiver::Parts {
-  std::vector<Fd> connections;
+  std::vector<Stream> connections;
   WritePages write;
   std::mutex mutex;
   std::condition_variable changed;
@@ -259,7 +240,7 @@ struct PageReceiver::Parts {
       numbers.push_back(HostPid{::gettid()});
     }
     const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
-    const auto inflow = std::make_unique<Inflow>(connections[which].get());
+    const auto inflow = std::make_unique<Inflow>(connections[which]);
     for (;;) {
       PageHeader header;
       TRY(inflow->take(&header, sizeof header));
@@ -288,9 +269,9 @@ struct PageReceiver::Parts {
   }
 };
 
-PageReceiver::PageReceiver(std::vector<Fd> connections, WritePages write) : parts_(std::make_unique<Parts>()) {
+PageReceiver::PageReceiver(std::vector<Stream> connections, WritePages write) : parts_(std::make_unique<Parts>()) {
   parts_->connections = std::move(connections);
-  for (const auto& connection : parts_->connections) notice_silence(connection.get());
+  for (const auto& connection : parts_->connections) notice_silence(connection.fd());
   parts_->write = std::move(write);
   parts_->ended.assign(parts_->connections.size(), 0);
   for (std::size_t i = 0; i < parts_->connections.size(); ++i) {
@@ -308,7 +289,7 @@ PageReceiver::~PageReceiver() {
     const std::scoped_lock lock(parts_->mutex);
     parts_->stopping = true;
   }
-  for (const auto& connection : parts_->connections) ::shutdown(connection.get(), SHUT_RDWR);
+  for (const auto& connection : parts_->connections) ::shutdown(connection.fd(), SHUT_RDWR);
 }
 
 std::vector<HostPid> PageReceiver::threads() const {

@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "base/bytes.hpp"
-#include "base/fd.hpp"
 #include "base/ids.hpp"
 #include "base/result.hpp"
+#include "base/stream.hpp"
 #include "migrate/page_set.hpp"
 
 /// Pages on the wire. A stream is a sequence of records: a header, then for `data` the bytes. An address is always
@@ -66,7 +66,7 @@ struct Sent {
 /// The sending side: all page connections of a migration.
 class PageSender {
  public:
-  PageSender(std::vector<Fd> connections, ReadPages read);
+  PageSender(std::vector<Stream> connections, ReadPages read);
   /// Sends all pieces. Blocks until the last byte is in the socket.
   Result<Sent> send(std::span<const Piece> pieces);
   /// Says on every connection that the round is complete.
@@ -78,14 +78,14 @@ class PageSender {
   static Sent encode(std::span<const Piece> pieces, const ReadPages& read, Bytes& out);
 
  private:
-  std::vector<Fd> connections_;
+  std::vector<Stream> connections_;
   ReadPages read_;
 };
 
 /// The receiving side: a thread for each connection.
 class PageReceiver {
  public:
-  PageReceiver(std::vector<Fd> connections, WritePages write);
+  PageReceiver(std::vector<Stream> connections, WritePages write);
   ~PageReceiver();
   PageReceiver(const PageReceiver&) = delete;
   PageReceiver& operator=(const PageReceiver&) = delete;

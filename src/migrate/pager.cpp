@@ -39,7 +39,7 @@ struct Space {
 }  // namespace
 
 struct Pager::Parts {
-  Fd reference;
+  Stream reference;
   Fd wake;  ///< eventfd: the end
   /// Who puts pushed pages in place has no priority, and must not keep the faults waiting for it.
   kernel::InheritingMutex mutex;  ///< guards the spaces, the order of events, and what is put in place: an event is
@@ -159,7 +159,7 @@ struct Pager::Parts {
 
   Result<void> ask(Space& space, std::uint64_t address) {
     const PageHeader question{space.source, PageHeader::data, space.at_source(address), page_size};
-    return send_all(reference.get(), &question, sizeof question);
+    return send_all(reference, &question, sizeof question);
   }
 
   struct Pending {
@@ -190,10 +190,10 @@ struct Pager::Parts {
 
   Result<void> take_answer() {
     PageHeader header;
-    TRY(receive_all(reference.get(), &header, sizeof header, std::chrono::minutes(10)));
+    TRY(receive_all(reference, &header, sizeof header, std::chrono::minutes(10)));
     if (header.size > page_size || pending.empty()) return fail(ErrorKind::invalid, "an answer to no question");
     std::array<std::uint8_t, page_size> data{};
-    TRY(receive_all(reference.get(), data.data(), header.size, std::chrono::minutes(10)));
+    TRY(receive_all(reference, data.data(), header.size, std::chrono::minutes(10)));
     const Pending asked = pending.front();
     pending.pop_front();
     const std::scoped_lock lock(mutex);
@@ -205,14 +205,15 @@ struct Pager::Parts {
 
   Result<void> run() {
     for (;;) {
-      std::vector<pollfd> waits{{wake.get(), POLLIN, 0}, {reference.get(), POLLIN, 0}};
+      std::vector<pollfd> waits{{wake.get(), POLLIN, 0}, {reference.fd(), POLLIN, 0}};
       {
         const std::scoped_lock lock(mutex);
         for (auto& space : spaces) waits.push_back({space.fault.fd(), POLLIN, 0});
       }
-      if (::poll(waits.data(), waits.size(), -1) < 0 && errno != EINTR) return fail_errno("wait for faults");
+      if (::poll(waits.data(), waits.size(), reference.ready() ? 0 : -1) < 0 && errno != EINTR)
+        return fail_errno("wait for faults");
       if (waits[0].revents != 0) return {};
-      if ((waits[1].revents & (POLLIN | POLLHUP | POLLERR)) != 0) TRY(take_answer());
+      if ((waits[1].revents & (POLLIN | POLLHUP | POLLERR)) != 0 || reference.ready()) TRY(take_answer());
       const std::scoped_lock lock(mutex);
       for (std::size_t i = 2; i < waits.size(); ++i)
         if ((waits[i].revents & POLLIN) != 0) TRY(obey(spaces[i - 2]));
@@ -221,7 +222,7 @@ struct Pager::Parts {
   }
 };
 
-Pager::Pager(Fd reference) : parts_(std::make_unique<Parts>()) {
+Pager::Pager(Stream reference) : parts_(std::make_unique<Parts>()) {
   parts_->reference = std::move(reference);
   parts_->wake.reset(::eventfd(0, EFD_CLOEXEC));
 }

@@ -4,8 +4,8 @@
 #include <memory>
 #include <vector>
 
-#include "base/fd.hpp"
 #include "base/result.hpp"
+#include "base/stream.hpp"
 #include "kernel/userfaultfd.hpp"
 #include "migrate/page_set.hpp"
 #include "migrate/page_stream.hpp"
@@ -18,7 +18,7 @@ namespace godwit::migrate {
 class Pager {
  public:
   /// `reference`: connection on which pages are asked for.
-  explicit Pager(Fd reference);
+  explicit Pager(Stream reference);
   ~Pager();
   Pager(const Pager&) = delete;
   Pager& operator=(const Pager&) = delete;

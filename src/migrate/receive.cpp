@@ -24,7 +24,7 @@ Result<void> until_ours(Arrival& arrival) {
 
 }  // namespace
 
-Result<Report> receive(Fd control, const Accept& accept, const DestinationSite& site) {
+Result<Report> receive(Stream control, const Accept& accept, const DestinationSite& site) {
   Arrival arrival(std::move(control), accept, site);
   auto wanted = arrival.negotiate();
   if (!wanted) return std::unexpected(wanted.error());

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <thread>
 
 #include "base/log.hpp"
@@ -121,12 +122,12 @@ void Departure::begin_answering() {
     const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
     for (;;) {
       PageHeader asked;
-      if (!receive_all(reference_.get(), &asked, sizeof asked, std::chrono::hours(24))) return;
+      if (!receive_all(reference_, &asked, sizeof asked, std::chrono::hours(24))) return;
       if (asked.kind != PageHeader::data || asked.size == 0 || asked.size > max_piece) return;
       const Range wanted{asked.address, asked.address + asked.size};
       asked.size = read(asked.space, {&wanted, 1}, buffer.get());
-      if (!send_all(reference_.get(), &asked, sizeof asked) || !send_all(reference_.get(), buffer.get(), asked.size))
-        return;
+      const std::array<iovec, 2> answer{iovec{&asked, sizeof asked}, iovec{buffer.get(), asked.size}};
+      if (!reference_.write(answer, Deadline::max())) return;
     }
   });
 }
@@ -161,7 +162,7 @@ void Departure::begin_pushing() {
 
 void Departure::end_answering() {
   if (!answering_.joinable()) return;
-  ::shutdown(reference_.get(), SHUT_RDWR);
+  ::shutdown(reference_.fd(), SHUT_RDWR);
   answering_.join();
 }
 

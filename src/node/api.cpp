@@ -96,28 +96,28 @@ Result<Json> cancel(const Api& api, const http::Request&, const std::shared_ptr<
 }
 
 /// Passes an answer on as it comes. Ends when either side does.
-void relay(int fd, http::Answer answer) {
+void relay(Stream& client, http::Answer answer) {
   if (answer.status() == 101) {
-    if (!http::accept_upgrade(fd)) return;
-    const Fd connection = answer.take_connection();
-    return splice_both(fd, connection.get());
+    if (!http::accept_upgrade(client)) return;
+    Stream connection = answer.take_connection();
+    return splice_both(client, connection);
   }
   if (answer.status() != 200) {
     const auto body = answer.body(MiB, in(request_time));
-    return body ? (void)http::respond(fd, answer.status(), *body) : node::answer(fd, body.error());
+    return body ? (void)http::respond(client, answer.status(), *body) : node::answer(client, body.error());
   }
-  if (!http::begin_chunks(fd, "application/json")) return;
+  if (!http::begin_chunks(client, "application/json")) return;
   char buffer[65536];
   for (;;) {
     const auto got = answer.read(buffer, sizeof buffer, never());
     if (!got) return;  // The client sees that the last chunk is missing.
-    if (!http::send_chunk(fd, std::string_view(buffer, *got)) || *got == 0) return;
+    if (!http::send_chunk(client, std::string_view(buffer, *got)) || *got == 0) return;
   }
 }
 
 /// A request about the pod `name`, handled where it is: here by `local`, or passed on. Looks again when the pod has
 /// moved in between.
-void dispatch(const Api& api, int fd, const http::Request& request, const std::string& name,
+void dispatch(const Api& api, Stream& client, const http::Request& request, const std::string& name,
               const std::function<Result<void>(const std::shared_ptr<LocalPod>&)>& local) {
   Error last{ErrorKind::busy, fmt::format("pod {} moves too fast", name), 0, "try again"};
   for (int attempt = 0; attempt < attempts; attempt++) {
@@ -126,106 +126,109 @@ void dispatch(const Api& api, int fd, const http::Request& request, const std::s
     if (place && place->pod) {
       const auto done = local(place->pod);
       if (done) return;
-      if (done.error().kind != ErrorKind::gone || place->pod->view().here) return answer(fd, done.error());
+      if (done.error().kind != ErrorKind::gone || place->pod->view().here) return answer(client, done.error());
       continue;
     }
-    if (is_forwarded(request)) return answer(fd, Json::object(), misdirected);
-    if (!place) return answer(fd, place.error());
+    if (is_forwarded(request)) return answer(client, Json::object(), misdirected);
+    if (!place) return answer(client, place.error());
     if (place->record.owner == api.links.config().node) {
       // Ours by the record and not here: only forgetting it makes sense.
       if (request.method == "DELETE" && request.path.size() == 3) {
         const auto removed = api.pods.remove_lost(place->record);
-        return removed ? answer(fd, Json{{"name", name}, {"removed", true}}) : answer(fd, removed.error());
+        return removed ? answer(client, Json{{"name", name}, {"removed", true}}) : answer(client, removed.error());
       }
-      return answer(fd, lost(name));
+      return answer(client, lost(name));
     }
     auto passed =
         ask_peer(api, place->record.owner, request.method, request.target, request.body,
                  request.path.back() == "migrate" || request.path.back() == "stop" ? never() : in(request_time * 3),
                  wants_upgrade(request));
-    if (!passed) return answer(fd, passed.error());
+    if (!passed) return answer(client, passed.error());
     if (passed->status() == misdirected) continue;
-    return relay(fd, std::move(*passed));
+    return relay(client, std::move(*passed));
   }
-  answer(fd, last);
+  answer(client, last);
 }
 
-void call(const Api& api, int fd, const http::Request& request, const std::string& name, const Call& local) {
-  dispatch(api, fd, request, name, [&](const std::shared_ptr<LocalPod>& pod) -> Result<void> {
+void call(const Api& api, Stream& client, const http::Request& request, const std::string& name, const Call& local) {
+  dispatch(api, client, request, name, [&](const std::shared_ptr<LocalPod>& pod) -> Result<void> {
     const Json json = TRY(local(api, request, pod));
-    answer(fd, json);
+    answer(client, json);
     return {};
   });
 }
 
-void create(const Api& api, int fd, const http::Request& request) {
+void create(const Api& api, Stream& client, const http::Request& request) {
   const auto body = body_of(request);
-  if (!body) return answer(fd, body.error());
+  if (!body) return answer(client, body.error());
   const auto wanted = new_pod_from(*body);
-  if (!wanted) return answer(fd, wanted.error());
+  if (!wanted) return answer(client, wanted.error());
   if (const auto no = api.starter.objections(wanted->labels); !no.empty())
-    return answer(fd, Error{ErrorKind::refused, fmt::format("{}", fmt::join(no, "; ")), 0,
+    return answer(client, Error{ErrorKind::refused, fmt::format("{}", fmt::join(no, "; ")), 0,
                             "run it on another node: godwit run --node NODE"});
   const auto pod = api.pods.create(*wanted);
-  if (!pod) return answer(fd, pod.error());
-  answer(fd, to_json(**pod, api.links.config().node), 201);
+  if (!pod) return answer(client, pod.error());
+  answer(client, to_json(**pod, api.links.config().node), 201);
 }
 
-void change_node(const Api& api, int fd, const http::Request& request) {
+void change_node(const Api& api, Stream& client, const http::Request& request) {
   const auto body = body_of(request);
-  if (!body) return answer(fd, body.error());
+  if (!body) return answer(client, body.error());
   const auto draining = flag_field(*body, "draining", api.starter.draining());
-  if (!draining) return answer(fd, draining.error());
+  if (!draining) return answer(client, draining.error());
   const auto set = api.starter.set_draining(*draining);
-  return set ? answer(fd, node_json(api)) : answer(fd, set.error());
+  return set ? answer(client, node_json(api)) : answer(client, set.error());
 }
 
-void route_pod(const Api& api, int fd, const http::Request& request) {
+void route_pod(const Api& api, Stream& client, const http::Request& request) {
   const std::string& name = request.path[2];
   const std::string verb = request.path.size() > 3 ? request.path[3] : "";
   const bool post = request.method == "POST";
   if (!valid_name(name))
-    return answer(fd, Error{ErrorKind::invalid, fmt::format("'{}' can't be a pod's name", name), 0, {}});
-  if (request.path.size() == 3 && request.method == "GET") return call(api, fd, request, name, inspect);
-  if (request.path.size() == 3 && request.method == "DELETE") return call(api, fd, request, name, remove);
-  if (request.path.size() == 4 && post && verb == "kill") return call(api, fd, request, name, kill);
-  if (request.path.size() == 4 && post && verb == "stop") return call(api, fd, request, name, stop);
+    return answer(client, Error{ErrorKind::invalid, fmt::format("'{}' can't be a pod's name", name), 0, {}});
+  if (request.path.size() == 3 && request.method == "GET") return call(api, client, request, name, inspect);
+  if (request.path.size() == 3 && request.method == "DELETE") return call(api, client, request, name, remove);
+  if (request.path.size() == 4 && post && verb == "kill") return call(api, client, request, name, kill);
+  if (request.path.size() == 4 && post && verb == "stop") return call(api, client, request, name, stop);
   if (request.path.size() == 5 && post && verb == "migrate" && request.path[4] == "cancel")
-    return call(api, fd, request, name, cancel);
-  if (request.path.size() == 4 && post && verb == "wait") return serve_wait(api, fd, request, name);
-  if (request.path.size() == 4 && request.method == "GET" && verb == "logs") return serve_logs(api, fd, request, name);
-  if (request.path.size() == 4 && post && verb == "attach") return serve_attach(api, fd, request, name);
+    return call(api, client, request, name, cancel);
+  if (request.path.size() == 4 && post && verb == "wait") return serve_wait(api, client, request, name);
+  if (request.path.size() == 4 && request.method == "GET" && verb == "logs")
+    return serve_logs(api, client, request, name);
+  if (request.path.size() == 4 && post && verb == "attach") return serve_attach(api, client, request, name);
   if (request.path.size() == 4 && post && verb == "exec")
-    return dispatch(api, fd, request, name, [&](const std::shared_ptr<LocalPod>& pod) -> Result<void> {
-      return serve_exec(fd, request, *pod);
+    return dispatch(api, client, request, name, [&](const std::shared_ptr<LocalPod>& pod) -> Result<void> {
+      return serve_exec(client, request, *pod);
     });
   if (request.path.size() == 4 && post && verb == "migrate")
-    return dispatch(api, fd, request, name, [&](const std::shared_ptr<LocalPod>& pod) -> Result<void> {
-      return serve_migrate(api, fd, request, pod);
+    return dispatch(api, client, request, name, [&](const std::shared_ptr<LocalPod>& pod) -> Result<void> {
+      return serve_migrate(api, client, request, pod);
     });
-  answer(fd, Error{ErrorKind::not_found, fmt::format("no {} {} in this API", request.method, request.target), 0, {}});
+  answer(client,
+         Error{ErrorKind::not_found, fmt::format("no {} {} in this API", request.method, request.target), 0, {}});
 }
 
-void route(const Api& api, int fd, const http::Request& request) {
+void route(const Api& api, Stream& client, const http::Request& request) {
   const auto& path = request.path;
   const bool get = request.method == "GET";
-  if (path.size() >= 3 && path[0] == "v1" && path[1] == "pods") return route_pod(api, fd, request);
-  if (path == std::vector<std::string>{"v1", "node"} && get) return answer(fd, node_json(api));
-  if (path == std::vector<std::string>{"v1", "node"} && request.method == "POST") return change_node(api, fd, request);
-  if (path == std::vector<std::string>{"v1", "nodes"} && get) return serve_nodes(api, fd);
+  if (path.size() >= 3 && path[0] == "v1" && path[1] == "pods") return route_pod(api, client, request);
+  if (path == std::vector<std::string>{"v1", "node"} && get) return answer(client, node_json(api));
+  if (path == std::vector<std::string>{"v1", "node"} && request.method == "POST") return change_node(api, client, request);
+  if (path == std::vector<std::string>{"v1", "nodes"} && get) return serve_nodes(api, client);
   if (path == std::vector<std::string>{"v1", "pods"} && get)
-    return serve_pods(api, fd, request.flag("local") || is_forwarded(request));
-  if (path == std::vector<std::string>{"v1", "pods"} && request.method == "POST") return create(api, fd, request);
-  answer(fd, Error{ErrorKind::not_found, fmt::format("no {} {} in this API", request.method, request.target), 0, {}});
+    return serve_pods(api, client, request.flag("local") || is_forwarded(request));
+  if (path == std::vector<std::string>{"v1", "pods"} && request.method == "POST") return create(api, client, request);
+  answer(client,
+         Error{ErrorKind::not_found, fmt::format("no {} {} in this API", request.method, request.target), 0, {}});
 }
 
 }  // namespace
 
-void answer(int fd, const Json& json, int status) {
-  (void)http::respond(fd, status, dump(json) + "\n");
+void answer(Stream& client, const Json& json, int status) {
+  (void)http::respond(client, status, dump(json) + "\n");
 }
-void answer(int fd, const Error& error) {
-  answer(fd, to_json(error), http_status(error.kind));
+void answer(Stream& client, const Error& error) {
+  answer(client, to_json(error), http_status(error.kind));
 }
 
 Error lost(const std::string& name) {
@@ -254,7 +257,7 @@ Result<Place> locate(const Api& api, const std::string& name) {
 Result<http::Answer> ask_peer(const Api& api, const std::string& peer, const std::string& method,
                               const std::string& target, const std::string& body, Deadline deadline, bool upgrade,
                               bool forwarded) {
-  Fd connection = TRY(api.links.connect(peer, service::api, peer_time));
+  Stream connection = TRY(api.links.connect(peer, service::api, peer_time));
   std::map<std::string, std::string> headers;
   if (forwarded) headers[forwarded_header] = api.links.config().node;
   if (upgrade) {
@@ -266,20 +269,20 @@ Result<http::Answer> ask_peer(const Api& api, const std::string& peer, const std
   return std::unexpected(std::move(answer.error()).within("node " + peer));
 }
 
-void Api::serve(int fd) const {
-  const auto request = http::read_request(fd, in(request_time));
+void Api::serve(Stream& client) const {
+  const auto request = http::read_request(client, in(request_time));
   if (!request) {
-    if (request.error().kind == ErrorKind::invalid) answer(fd, request.error());
+    if (request.error().kind == ErrorKind::invalid) answer(client, request.error());
     return;
   }
   log::debug("{} {}", request->method, request->target);
   const std::string other = request->header(node_header);
-  if (other.empty() || other == links.config().node || is_forwarded(*request)) return route(*this, fd, *request);
+  if (other.empty() || other == links.config().node || is_forwarded(*request)) return route(*this, client, *request);
   // Somebody wants that node's daemon to do it, in full: not marked as passed on.
   auto passed =
       ask_peer(*this, other, request->method, request->target, request->body, never(), wants_upgrade(*request), false);
-  if (!passed) return answer(fd, passed.error());
-  relay(fd, std::move(*passed));
+  if (!passed) return answer(client, passed.error());
+  relay(client, std::move(*passed));
 }
 
 }  // namespace godwit::node

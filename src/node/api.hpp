@@ -36,7 +36,7 @@ struct Api {
   store::Store& store;
 
   /// Serves the one request of a connection.
-  void serve(int fd) const;
+  void serve(Stream& client) const;
 };
 
 }  // namespace godwit::node

@@ -86,7 +86,7 @@ Json node_json(const Api& api) {
           {"draining", api.starter.draining()}};
 }
 
-void serve_nodes(const Api& api, int fd) {
+void serve_nodes(const Api& api, Stream& client) {
   std::vector<std::string> peers;
   for (const Peer& peer : api.links.config().peers) peers.push_back(peer.name);
   Json list = Json::array({node_json(api)});
@@ -99,18 +99,18 @@ void serve_nodes(const Api& api, int fd) {
     json["address"] = api.links.config().peer(peer)->address;
     list.push_back(std::move(json));
   }
-  answer(fd, Json{{"nodes", std::move(list)}});
+  answer(client, Json{{"nodes", std::move(list)}});
 }
 
-void serve_pods(const Api& api, int fd, bool local) {
+void serve_pods(const Api& api, Stream& client, bool local) {
   Json mine = local_pods(api);
-  if (local) return answer(fd, Json{{"pods", std::move(mine)}, {"warnings", Json::array()}});
+  if (local) return answer(client, Json{{"pods", std::move(mine)}, {"warnings", Json::array()}});
   Json list = Json::array();
   Json warnings = Json::array();
   const auto records = api.store.list();
   if (!records) {
     warnings.push_back(records.error().message() + ": these are the pods of this node only");
-    return answer(fd, Json{{"pods", std::move(mine)}, {"warnings", std::move(warnings)}});
+    return answer(client, Json{{"pods", std::move(mine)}, {"warnings", std::move(warnings)}});
   }
   const std::string& self = api.links.config().node;
   std::vector<std::string> owners;
@@ -138,7 +138,7 @@ void serve_pods(const Api& api, int fd, bool local) {
     json["epoch"] = record.epoch;
     list.push_back(std::move(json));
   }
-  answer(fd, Json{{"pods", std::move(list)}, {"warnings", std::move(warnings)}});
+  answer(client, Json{{"pods", std::move(list)}, {"warnings", std::move(warnings)}});
 }
 
 }  // namespace godwit::node

@@ -26,8 +26,8 @@ Result<Place> locate(const Api&, const std::string& name);
 /// The error about a pod that is ours by its record and nowhere to be found.
 Error lost(const std::string& name);
 
-void answer(int fd, const Json&, int status = 200);
-void answer(int fd, const Error&);
+void answer(Stream& client, const Json&, int status = 200);
+void answer(Stream& client, const Error&);
 
 /// One request to another daemon; `forwarded`: marked so.
 Result<http::Answer> ask_peer(const Api&, const std::string& peer, const std::string& method, const std::string& target,
@@ -39,23 +39,23 @@ class PodStream {
   PodStream() = default;
   static Result<std::unique_ptr<PodStream>> open(const Api&, const std::string& name, const StreamOptions&);
   ~PodStream();
-  [[nodiscard]] int fd() const { return fd_.get(); }
+  [[nodiscard]] Stream& stream() { return stream_; }
 
  private:
-  Fd fd_;
+  Stream stream_;
   std::thread server_;
 };
 
 Json node_json(const Api&);
-void serve_nodes(const Api&, int fd);
-void serve_pods(const Api&, int fd, bool local);
+void serve_nodes(const Api&, Stream& client);
+void serve_pods(const Api&, Stream& client, bool local);
 
-void serve_wait(const Api&, int fd, const http::Request&, const std::string& name);
-void serve_logs(const Api&, int fd, const http::Request&, const std::string& name);
-void serve_attach(const Api&, int fd, const http::Request&, const std::string& name);
+void serve_wait(const Api&, Stream& client, const http::Request&, const std::string& name);
+void serve_logs(const Api&, Stream& client, const http::Request&, const std::string& name);
+void serve_attach(const Api&, Stream& client, const http::Request&, const std::string& name);
 /// These return an error before anything was answered.
-Result<void> serve_exec(int fd, const http::Request&, LocalPod&);
-Result<void> serve_migrate(const Api&, int fd, const http::Request&, const std::shared_ptr<LocalPod>&);
+Result<void> serve_exec(Stream& client, const http::Request&, LocalPod&);
+Result<void> serve_migrate(const Api&, Stream& client, const http::Request&, const std::shared_ptr<LocalPod>&);
 
 inline bool is_forwarded(const http::Request& request) {
   return !request.header(forwarded_header).empty();

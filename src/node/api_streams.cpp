@@ -14,13 +14,13 @@ constexpr std::chrono::seconds peer_time{10};
 
 /// Hands every frame of the pod to `sink`, wherever the pod is and goes, until its stream has come to its end (exit,
 /// end or failure, which are handed on too) or `sink` says false.
-void follow(const Api& api, int client, const std::string& name, StreamOptions options,
+void follow(const Api& api, Stream& client, const std::string& name, StreamOptions options,
             std::unique_ptr<PodStream> stream, const std::function<bool(const pod::Frame&)>& sink) {
   Upstream upstream(client, options.input);
   Deadline patience = in(lost_patience);
   for (;;) {
-    upstream.use(stream->fd());
-    FrameReader frames(stream->fd());
+    upstream.use(&stream->stream());
+    FrameReader frames(stream->stream());
     for (;;) {
       const auto frame = frames.next();
       if (!frame) break;
@@ -39,7 +39,7 @@ void follow(const Api& api, int client, const std::string& name, StreamOptions o
       if (!sink(*frame)) return;
       if (frame->kind == pod::FrameKind::exit || frame->kind == frame::end || frame->kind == frame::failure) return;
     }
-    upstream.use(-1);
+    upstream.use(nullptr);
     // The stream ended in the middle: the pod has moved, or its node is away.
     for (;;) {
       if (upstream.client_gone()) return;
@@ -59,13 +59,13 @@ void follow(const Api& api, int client, const std::string& name, StreamOptions o
 }
 
 /// Serves the frames of a pod that is here to another daemon, which follows it. False when it isn't here.
-bool serve_forwarded(const Api& api, int fd, const StreamOptions& options, const std::string& name) {
+bool serve_forwarded(const Api& api, Stream& client, const StreamOptions& options, const std::string& name) {
   const auto pod = api.pods.find(name);
   if (!pod) {
-    answer(fd, Json::object(), misdirected);
+    answer(client, Json::object(), misdirected);
     return false;
   }
-  if (http::accept_upgrade(fd)) serve_stream(fd, *pod, options);
+  if (http::accept_upgrade(client)) serve_stream(client, *pod, options);
   return true;
 }
 
@@ -88,9 +88,10 @@ Result<std::unique_ptr<PodStream>> PodStream::open(const Api& api, const std::st
   if (place.pod) {
     int pair[2];
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) return fail_errno("socketpair");
-    stream->fd_ = Fd(pair[0]);
-    stream->server_ = std::thread(
-        [pod = std::move(place.pod), options, served = Fd(pair[1])] { serve_stream(served.get(), *pod, options); });
+    stream->stream_ = Stream(Fd(pair[0]));
+    stream->server_ = std::thread([pod = std::move(place.pod), options, served = Stream(Fd(pair[1]))]() mutable {
+      serve_stream(served, *pod, options);
+    });
     return stream;
   }
   if (place.record.owner == api.links.config().node) return std::unexpected(lost(name));
@@ -104,38 +105,38 @@ Result<std::unique_ptr<PodStream>> PodStream::open(const Api& api, const std::st
     if (auto error = error_in(json)) return std::unexpected(std::move(*error));
     return fail(ErrorKind::failed, "node {} answered with {}", place.record.owner, answer.status());
   }
-  stream->fd_ = answer.take_connection();
+  stream->stream_ = answer.take_connection();
   return stream;
 }
 
 PodStream::~PodStream() {
-  if (fd_) ::shutdown(fd_.get(), SHUT_RDWR);
+  if (stream_) ::shutdown(stream_.fd(), SHUT_RDWR);
   if (server_.joinable()) server_.join();
 }
 
-void serve_attach(const Api& api, int fd, const http::Request& request, const std::string& name) {
+void serve_attach(const Api& api, Stream& client, const http::Request& request, const std::string& name) {
   auto options = options_from(request, !request.flag("once"));
-  if (!options) return answer(fd, options.error());
+  if (!options) return answer(client, options.error());
   if (!wants_upgrade(request))
-    return answer(fd, Error{ErrorKind::invalid, "attach needs an upgrade of the connection", 0,
-                            fmt::format("send 'Upgrade: {}'", http::upgrade_protocol)});
-  if (is_forwarded(request)) return (void)serve_forwarded(api, fd, *options, name);
+    return answer(client, Error{ErrorKind::invalid, "attach needs an upgrade of the connection", 0,
+                                fmt::format("send 'Upgrade: {}'", http::upgrade_protocol)});
+  if (is_forwarded(request)) return (void)serve_forwarded(api, client, *options, name);
   auto stream = PodStream::open(api, name, *options);
-  if (!stream) return answer(fd, stream.error());
-  if (!http::accept_upgrade(fd)) return;
-  follow(api, fd, name, *options, std::move(*stream),
-         [&](const pod::Frame& frame) { return write_frame(fd, frame.kind, frame.bytes).has_value(); });
+  if (!stream) return answer(client, stream.error());
+  if (!http::accept_upgrade(client)) return;
+  follow(api, client, name, *options, std::move(*stream),
+         [&](const pod::Frame& frame) { return write_frame(client, frame.kind, frame.bytes).has_value(); });
 }
 
-void serve_logs(const Api& api, int fd, const http::Request& request, const std::string& name) {
+void serve_logs(const Api& api, Stream& client, const http::Request& request, const std::string& name) {
   auto options = options_from(request, false);
-  if (!options) return answer(fd, options.error());
+  if (!options) return answer(client, options.error());
   options->input = false;
   auto stream = PodStream::open(api, name, *options);
-  if (!stream) return answer(fd, stream.error());
+  if (!stream) return answer(client, stream.error());
   const bool frames = request.flag("frames");
-  if (!http::begin_chunks(fd, frames ? "application/octet-stream" : "text/plain; charset=utf-8")) return;
-  follow(api, fd, name, *options, std::move(*stream), [&](const pod::Frame& frame) {
+  if (!http::begin_chunks(client, frames ? "application/octet-stream" : "text/plain; charset=utf-8")) return;
+  follow(api, client, name, *options, std::move(*stream), [&](const pod::Frame& frame) {
     Bytes out;
     if (frames) {
       pod::append_frame(out, frame.kind, frame.bytes);
@@ -144,35 +145,36 @@ void serve_logs(const Api& api, int fd, const http::Request& request, const std:
       out = frame.bytes;
     }
     if (out.empty()) return true;
-    return http::send_chunk(fd, std::string_view(reinterpret_cast<const char*>(out.data()), out.size())).has_value();
+    return http::send_chunk(client, std::string_view(reinterpret_cast<const char*>(out.data()), out.size()))
+        .has_value();
   });
-  (void)http::send_chunk(fd, "");
+  (void)http::send_chunk(client, "");
 }
 
-void serve_wait(const Api& api, int fd, const http::Request& request, const std::string& name) {
+void serve_wait(const Api& api, Stream& client, const http::Request& request, const std::string& name) {
   const auto ended = [](const LocalPod::View& view) { return !view.here || view.state == PodState::exited; };
   Deadline patience = in(lost_patience);
   for (;;) {
     const auto place = locate(api, name);
     if (place && place->pod) {
       const auto view = place->pod->wait(ended, in(std::chrono::seconds(1)));
-      pollfd client{fd, 0, 0};
-      if (::poll(&client, 1, 0) > 0) return;
+      pollfd gone{client.fd(), 0, 0};
+      if (::poll(&gone, 1, 0) > 0) return;
       patience = in(lost_patience);
       if (!view || !view->here) continue;
       const int status = view->status.value_or(0);
-      return answer(fd, Json{{"name", name}, {"exit_code", exit_code(status)}, {"status", status}});
+      return answer(client, Json{{"name", name}, {"exit_code", exit_code(status)}, {"status", status}});
     }
-    if (is_forwarded(request)) return answer(fd, Json::object(), misdirected);
-    if (!place && place.error().kind == ErrorKind::not_found) return answer(fd, place.error());
+    if (is_forwarded(request)) return answer(client, Json::object(), misdirected);
+    if (!place && place.error().kind == ErrorKind::not_found) return answer(client, place.error());
     const bool ours = place && place->record.owner == api.links.config().node;
-    if (ours && !api.pods.expected(name)) return answer(fd, lost(name));
+    if (ours && !api.pods.expected(name)) return answer(client, lost(name));
     Error why = place ? Error{} : place.error();
     if (place && !ours) {
       auto passed = ask_peer(api, place->record.owner, "POST", request.target, "", never());
       if (passed && passed->status() != misdirected) {
         const auto body = passed->body(MiB, in(peer_time));
-        if (body) return (void)http::respond(fd, passed->status(), *body);
+        if (body) return (void)http::respond(client, passed->status(), *body);
         why = body.error();
       } else if (passed) {
         patience = in(lost_patience);
@@ -180,12 +182,12 @@ void serve_wait(const Api& api, int fd, const http::Request& request, const std:
         why = passed.error();
       }
     }
-    if (std::chrono::steady_clock::now() > patience) return answer(fd, why);
+    if (std::chrono::steady_clock::now() > patience) return answer(client, why);
     std::this_thread::sleep_for(between_attempts);
   }
 }
 
-Result<void> serve_exec(int fd, const http::Request& request, LocalPod& pod) {
+Result<void> serve_exec(Stream& client, const http::Request& request, LocalPod& pod) {
   const auto body = parse_json(request.body);
   if (!body) return std::unexpected(body.error());
   auto program = program_from(*body);
@@ -199,10 +201,11 @@ Result<void> serve_exec(int fd, const http::Request& request, LocalPod& pod) {
     const auto same = [&](const std::string& other) { return other.starts_with(prefix); };
     if (std::ranges::none_of(program->environment, same)) program->environment.push_back(entry);
   }
-  return serve_exec(fd, pod, *program, [&] { return http::accept_upgrade(fd); });
+  return serve_exec(client, pod, *program, [&] { return http::accept_upgrade(client); });
 }
 
-Result<void> serve_migrate(const Api& api, int fd, const http::Request& request, const std::shared_ptr<LocalPod>& pod) {
+Result<void> serve_migrate(const Api& api, Stream& client, const http::Request& request,
+                           const std::shared_ptr<LocalPod>& pod) {
   const auto body = parse_json(request.body);
   if (!body || !body->is_object()) return std::unexpected(Error{ErrorKind::invalid, "the body must be a JSON object"});
   migrate::Options options;
@@ -232,7 +235,7 @@ Result<void> serve_migrate(const Api& api, int fd, const http::Request& request,
   if (!begun) return std::unexpected(begun.error());
   // From here on the migration goes on whether anybody reads this or not.
   const Move& move = **begun;
-  if (!http::begin_chunks(fd, "application/x-ndjson")) return {};
+  if (!http::begin_chunks(client, "application/x-ndjson")) return {};
   std::uint64_t seen = 0;
   for (;;) {
     const Move::View view = move.next(seen, never());
@@ -240,11 +243,11 @@ Result<void> serve_migrate(const Api& api, int fd, const http::Request& request,
     if (view.over) {
       Json last{{"report", to_json(view.report)}};
       if (view.error) last["error"] = to_json(*view.error)["error"];
-      (void)http::send_chunk(fd, dump(last) + "\n");
-      (void)http::send_chunk(fd, "");
+      (void)http::send_chunk(client, dump(last) + "\n");
+      (void)http::send_chunk(client, "");
       return {};
     }
-    if (!http::send_chunk(fd, dump(Json{{"progress", to_json(view.progress)}}) + "\n")) return {};
+    if (!http::send_chunk(client, dump(Json{{"progress", to_json(view.progress)}}) + "\n")) return {};
     // The next phase is said at once, the numbers within one now and then.
     const std::string phase = view.progress.phase;
     const Deadline pause = in(progress_interval);

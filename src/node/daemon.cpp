@@ -76,9 +76,9 @@ struct Daemon::Parts {
   }
 
   void serve_peer(Tasks::Connection& connection) {
-    prepare_tcp(connection.fd.get());
+    prepare_tcp(connection.stream.fd());
     const auto caller = respond(
-        connection.fd.get(), links.identity(), [this](const std::string& name) { return config.peer(name) != nullptr; },
+        connection.stream, links.identity(), [this](const std::string& name) { return config.peer(name) != nullptr; },
         [&](const std::string& name) {
           connection.trust();
           return offers(name);
@@ -88,10 +88,10 @@ struct Daemon::Parts {
       if (caller.error().kind == ErrorKind::refused) log::warn("peers: {}", caller.error().message());
       return;
     }
-    if (caller->service == service::api) return api->serve(connection.fd.get());
-    if (caller->service == service::starter) return starter->serve(connection.fd.get(), caller->peer);
-    if (caller->service == service::store) return serve_store(connection.fd.get(), *store);
-    moves->incoming(std::move(connection.fd), caller->peer, caller->service.substr(service::migration.size()));
+    if (caller->service == service::api) return api->serve(connection.stream);
+    if (caller->service == service::starter) return starter->serve(connection.stream, caller->peer);
+    if (caller->service == service::store) return serve_store(connection.stream, *store);
+    moves->incoming(std::move(connection.stream), caller->peer, caller->service.substr(service::migration.size()));
   }
 };
 
@@ -126,7 +126,7 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, pod::Zygote& zygote
   p.commands = std::make_unique<Server>(std::move(socket), most_connections, most_connections,
                                         [&p](Tasks::Connection& connection) {
                                           connection.trust();
-                                          p.api->serve(connection.fd.get());
+                                          p.api->serve(connection.stream);
                                         });
   return std::unique_ptr<Daemon>(new Daemon(std::move(parts)));
 }

@@ -56,7 +56,7 @@ Result<Streams> make_streams(pod::Pod& pod, const pod::Program& program) {
 }
 
 /// Frames of the client to the program; ends with the client, or when told to `stop`.
-void feed(int client, Streams& streams, const std::atomic<bool>& stop) {
+void feed(Stream& client, Streams& streams, const std::atomic<bool>& stop) {
   FrameReader reader(client);
   for (;;) {
     const auto got = reader.next();
@@ -87,7 +87,7 @@ void feed(int client, Streams& streams, const std::atomic<bool>& stop) {
 }
 
 /// Reads what is there; false when the client is gone. A stream that has ended is closed.
-bool forward(int client, Fd& source, pod::FrameKind kind) {
+bool forward(Stream& client, Fd& source, pod::FrameKind kind) {
   std::uint8_t buffer[32768];
   const ssize_t got = ::read(source.get(), buffer, sizeof buffer);
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) return true;
@@ -98,7 +98,7 @@ bool forward(int client, Fd& source, pod::FrameKind kind) {
 
 /// The program's output to the client until the program has ended and nothing is left in its streams: something it left
 /// behind may hold them open for ever. `gone` when the client is, or the pod ended with the program.
-Result<int> pump(int client, LocalPod& pod, PodPid pid, Streams& streams) {
+Result<int> pump(Stream& client, LocalPod& pod, PodPid pid, Streams& streams) {
   const LocalPod::Watch watch(pod);
   const auto kind = streams.terminal ? pod::FrameKind::terminal : pod::FrameKind::output;
   std::optional<int> status;
@@ -109,8 +109,10 @@ Result<int> pump(int client, LocalPod& pod, PodPid pid, Streams& streams) {
       if (!known && known.error().kind != ErrorKind::timeout) return known;
       if (known) status = *known;
     }
-    pollfd polls[4] = {
-        {streams.output.get(), POLLIN, 0}, {streams.error.get(), POLLIN, 0}, {watch.fd(), POLLIN, 0}, {client, 0, 0}};
+    pollfd polls[4] = {{streams.output.get(), POLLIN, 0},
+                       {streams.error.get(), POLLIN, 0},
+                       {watch.fd(), POLLIN, 0},
+                       {client.fd(), 0, 0}};
     if (::poll(polls, 4, status ? 0 : -1) == 0 && status) return *status;
     if ((polls[3].revents & (POLLERR | POLLHUP)) != 0) return fail(ErrorKind::gone, "the client is gone");
     if (polls[0].revents != 0 && !forward(client, streams.output, kind))
@@ -123,7 +125,7 @@ Result<int> pump(int client, LocalPod& pod, PodPid pid, Streams& streams) {
 
 }  // namespace
 
-Result<void> serve_exec(int fd, LocalPod& pod, const pod::Program& program,
+Result<void> serve_exec(Stream& client, LocalPod& pod, const pod::Program& program,
                         const std::function<Result<void>()>& started) {
   Streams streams;
   PodPid pid;
@@ -136,14 +138,14 @@ Result<void> serve_exec(int fd, LocalPod& pod, const pod::Program& program,
   }));
   TRY(started());
   std::atomic<bool> stop = false;
-  std::thread feeder([&] { feed(fd, streams, stop); });
-  const Result<int> status = pump(fd, pod, pid, streams);
-  if (status) (void)write_frame(fd, pod::FrameKind::exit, encode_status(*status));
-  if (!status) (void)write_frame(fd, frame::failure, status.error().message());
+  std::thread feeder([&] { feed(client, streams, stop); });
+  const Result<int> status = pump(client, pod, pid, streams);
+  if (status) (void)write_frame(client, pod::FrameKind::exit, encode_status(*status));
+  if (!status) (void)write_frame(client, frame::failure, status.error().message());
   // What the client still sends is for nobody. When it was the client that went, a terminal hangs up now and pipes
   // break.
   stop = true;
-  ::shutdown(fd, SHUT_RD);
+  ::shutdown(client.fd(), SHUT_RD);
   feeder.join();
   return {};
 }

@@ -78,14 +78,14 @@ Result<Bytes> nonce() {
 }
 
 template <typename T>
-Result<T> receive(int fd, Deadline deadline) {
-  const Bytes frame = TRY(read_frame(fd, handshake_frame_limit, deadline));
+Result<T> receive(Stream& stream, Deadline deadline) {
+  const Bytes frame = TRY(read_frame(stream, handshake_frame_limit, deadline));
   return image::unpack<T>(frame, limits);
 }
 
 template <typename T>
-Result<void> send(int fd, const T& value, Deadline deadline) {
-  return write_frame(fd, image::pack(value), deadline);
+Result<void> send(Stream& stream, const T& value, Deadline deadline) {
+  return write_frame(stream, image::pack(value), deadline);
 }
 
 std::unexpected<Error> refused_by(const std::string& peer, const std::string& why) {
@@ -94,12 +94,12 @@ std::unexpected<Error> refused_by(const std::string& peer, const std::string& wh
 
 }  // namespace
 
-Result<void> initiate(int fd, const Identity& identity, const std::string& peer, const std::string& service,
+Result<void> initiate(Stream& stream, const Identity& identity, const std::string& peer, const std::string& service,
                       Deadline deadline) {
   if (identity.key.empty()) return fail(ErrorKind::refused, "this node has no key");
   Hello hello{.from = identity.node, .to = peer, .nonce = TRY(nonce())};
-  TRY(send(fd, hello, deadline));
-  const Challenge challenge = TRY(receive<Challenge>(fd, deadline));
+  TRY(send(stream, hello, deadline));
+  const Challenge challenge = TRY(receive<Challenge>(stream, deadline));
   if (!challenge.error.empty()) return refused_by(peer, challenge.error);
   if (challenge.version != protocol_version)
     return fail(ErrorKind::refused, "node {} speaks version {}, we speak {}", peer, challenge.version,
@@ -111,8 +111,8 @@ Result<void> initiate(int fd, const Identity& identity, const std::string& peer,
                         .responder_nonce = challenge.nonce,
                         .service = service};
   const Bytes proof = TRY(transcript.mac(identity.key, "initiator"));
-  TRY(send(fd, Proof{service, proof}, deadline));
-  const Answer answer = TRY(receive<Answer>(fd, deadline));
+  TRY(send(stream, Proof{service, proof}, deadline));
+  const Answer answer = TRY(receive<Answer>(stream, deadline));
   const Bytes expected = TRY(transcript.mac(identity.key, "responder", answer.error));
   // An unproved refusal is passed on as it is: who has another key can't prove anything to us.
   if (!answer.error.empty()) return refused_by(peer, answer.error);
@@ -120,14 +120,14 @@ Result<void> initiate(int fd, const Identity& identity, const std::string& peer,
   return {};
 }
 
-Result<Caller> respond(int fd, const Identity& identity, const std::function<bool(const std::string&)>& known,
+Result<Caller> respond(Stream& stream, const Identity& identity, const std::function<bool(const std::string&)>& known,
                        const std::function<bool(const std::string&)>& offers, Deadline deadline) {
   if (identity.key.empty()) return fail(ErrorKind::refused, "this node has no key");
-  const Hello hello = TRY(receive<Hello>(fd, deadline));
+  const Hello hello = TRY(receive<Hello>(stream, deadline));
   if (hello.magic != "godwit" || hello.nonce.size() != nonce_size)
     return fail(ErrorKind::invalid, "a stranger does not speak our protocol");
   const auto turn_away = [&](std::string why) -> std::unexpected<Error> {
-    (void)send(fd, Challenge{.nonce = {}, .error = why}, deadline);
+    (void)send(stream, Challenge{.nonce = {}, .error = why}, deadline);
     // The name is only a claim yet: it goes into the log if it is at least a name.
     return fail(ErrorKind::refused, "{} was turned away: {}", valid_name(hello.from) ? hello.from : "a stranger", why);
   };
@@ -138,16 +138,16 @@ Result<Caller> respond(int fd, const Identity& identity, const std::function<boo
 
   Transcript transcript{
       .from = hello.from, .to = identity.node, .initiator_nonce = hello.nonce, .responder_nonce = TRY(nonce())};
-  TRY(send(fd, Challenge{.nonce = transcript.responder_nonce, .error = {}}, deadline));
-  const Proof proof = TRY(receive<Proof>(fd, deadline));
+  TRY(send(stream, Challenge{.nonce = transcript.responder_nonce, .error = {}}, deadline));
+  const Proof proof = TRY(receive<Proof>(stream, deadline));
   transcript.service = proof.service;
   if (!same(proof.mac, TRY(transcript.mac(identity.key, "initiator")))) {
-    (void)send(fd, Answer{{}, "wrong key"}, deadline);
+    (void)send(stream, Answer{{}, "wrong key"}, deadline);
     return fail(ErrorKind::refused, "{} was turned away: wrong key", hello.from);
   }
   // From here on the caller is who it says it is.
   const std::string verdict = offers(proof.service) ? "" : fmt::format("no service '{}' here", proof.service);
-  TRY(send(fd, Answer{TRY(transcript.mac(identity.key, "responder", verdict)), verdict}, deadline));
+  TRY(send(stream, Answer{TRY(transcript.mac(identity.key, "responder", verdict)), verdict}, deadline));
   if (!verdict.empty()) return fail(ErrorKind::refused, "{} asked for an unknown service", hello.from);
   return Caller{hello.from, proof.service};
 }

@@ -3,7 +3,6 @@
 #include <functional>
 #include <string>
 
-#include "base/fd.hpp"
 #include "node/io.hpp"
 
 /// How two daemons find out that both hold the cluster's key, before anything else is said:
@@ -31,7 +30,7 @@ struct Identity {
 
 /// Proves ourselves to `peer`, the other way round too, and asks for `service`.
 /// `refused` when one side doesn't trust the other or has no such service, with the reason.
-Result<void> initiate(int fd, const Identity&, const std::string& peer, const std::string& service, Deadline);
+Result<void> initiate(Stream& stream, const Identity&, const std::string& peer, const std::string& service, Deadline);
 
 struct Caller {
   std::string peer;
@@ -40,7 +39,7 @@ struct Caller {
 
 /// The other half. `known` says whether a name is that of a listed peer; `offers` whether we have that service: it is
 /// asked once the peer has proved itself, and before the peer learns of it.
-Result<Caller> respond(int fd, const Identity&, const std::function<bool(const std::string&)>& known,
+Result<Caller> respond(Stream& stream, const Identity&, const std::function<bool(const std::string&)>& known,
                        const std::function<bool(const std::string&)>& offers, Deadline);
 
 }  // namespace godwit::node

@@ -1,7 +1,5 @@
 #include "node/http.hpp"
 
-#include <sys/socket.h>
-
 #include <algorithm>
 #include <boost/beast/http.hpp>
 #include <cctype>
@@ -17,14 +15,14 @@ constexpr std::chrono::seconds send_time{60};
 constexpr std::size_t segments_limit = 8;
 
 /// Everything up to and with the empty line, and not a byte more.
-Result<std::string> read_head(int fd, Deadline deadline) {
+Result<std::string> read_head(Stream& client, Deadline deadline) {
   std::string head;
   char buffer[4096];
   for (;;) {
-    TRY(wait_readable(fd, deadline));
-    const ssize_t peeked = ::recv(fd, buffer, sizeof buffer, MSG_PEEK | MSG_DONTWAIT);
-    if (peeked < 0 && (errno == EAGAIN || errno == EINTR)) continue;
-    if (peeked < 0) return std::unexpected(Error{ErrorKind::unreachable, "receive", errno, {}});
+    TRY(wait_readable(client, deadline));
+    const ssize_t peeked = client.receive(buffer, sizeof buffer, true);
+    if (peeked < 0 && errno == EAGAIN) continue;
+    if (peeked < 0) return std::unexpected(client.broken("receive", errno));
     if (peeked == 0)
       return head.empty() ? fail(ErrorKind::gone, "the connection was closed")
                           : fail(ErrorKind::unreachable, "the connection ended in the middle of a message");
@@ -33,7 +31,7 @@ Result<std::string> read_head(int fd, Deadline deadline) {
     const std::size_t end = head.find("\r\n\r\n", before < 3 ? 0 : before - 3);
     const std::size_t take = end == std::string::npos ? static_cast<std::size_t>(peeked) : end + 4 - before;
     head.resize(before + take);
-    TRY(read_exactly(fd, buffer, take, deadline));
+    TRY(read_exactly(client, buffer, take, deadline));
     if (end != std::string::npos) return head;
     if (head.size() > head_limit) return fail(ErrorKind::invalid, "the head of a message is over 16 KiB");
   }
@@ -135,8 +133,8 @@ Result<std::string> decode(std::string_view text) {
   return out;
 }
 
-Result<Request> read_request(int fd, Deadline deadline) {
-  const std::string head = TRY(read_head(fd, deadline));
+Result<Request> read_request(Stream& client, Deadline deadline) {
+  const std::string head = TRY(read_head(client, deadline));
   beast::http::request_parser<beast::http::string_body> parser;
   parser.header_limit(head_limit);
   parser.body_limit(body_limit);
@@ -158,35 +156,36 @@ Result<Request> read_request(int fd, Deadline deadline) {
   if (const auto length = parser.content_length()) {
     if (*length > body_limit) return fail(ErrorKind::invalid, "the request's body is over 1 MiB");
     request.body.resize(*length);
-    TRY(read_exactly(fd, request.body.data(), request.body.size(), deadline));
+    TRY(read_exactly(client, request.body.data(), request.body.size(), deadline));
   }
   return request;
 }
 
-Result<void> respond(int fd, int status, const std::string& body, const std::string& type) {
+Result<void> respond(Stream& client, int status, const std::string& body, const std::string& type) {
   return write_all(
-      fd,
+      client,
       fmt::format("HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{}", status,
                   reason(status), type, body.size(), body),
       in(send_time));
 }
 
-Result<void> begin_chunks(int fd, const std::string& type) {
+Result<void> begin_chunks(Stream& client, const std::string& type) {
   return write_all(
-      fd,
+      client,
       fmt::format("HTTP/1.1 200 OK\r\nContent-Type: {}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
                   type),
       in(send_time));
 }
 
-Result<void> send_chunk(int fd, std::string_view bytes) {
+Result<void> send_chunk(Stream& client, std::string_view bytes) {
   // Without an end: a client that stops reading holds up what it asked for, nothing else.
-  return write_all(fd, fmt::format("{:x}\r\n{}\r\n", bytes.size(), bytes), never());
+  return write_all(client, fmt::format("{:x}\r\n{}\r\n", bytes.size(), bytes), never());
 }
 
-Result<void> accept_upgrade(int fd) {
+Result<void> accept_upgrade(Stream& client) {
   return write_all(
-      fd, fmt::format("HTTP/1.1 101 {}\r\nConnection: Upgrade\r\nUpgrade: {}\r\n\r\n", reason(101), upgrade_protocol),
+      client,
+      fmt::format("HTTP/1.1 101 {}\r\nConnection: Upgrade\r\nUpgrade: {}\r\n\r\n", reason(101), upgrade_protocol),
       in(send_time));
 }
 
@@ -200,15 +199,16 @@ Answer::Answer(Answer&&) noexcept = default;
 Answer& Answer::operator=(Answer&&) noexcept = default;
 Answer::~Answer() = default;
 
-Result<Answer> Answer::to(Fd connection, const std::string& method, const std::string& target, const std::string& body,
-                          const std::map<std::string, std::string>& headers, Deadline deadline) {
+Result<Answer> Answer::to(Stream connection, const std::string& method, const std::string& target,
+                          const std::string& body, const std::map<std::string, std::string>& headers,
+                          Deadline deadline) {
   std::string text =
       fmt::format("{} {} HTTP/1.1\r\nHost: godwit\r\nContent-Length: {}\r\n", method, target, body.size());
   for (const auto& [name, value] : headers) text += fmt::format("{}: {}\r\n", name, value);
   if (!headers.contains("Upgrade")) text += "Connection: close\r\n";
   text += "\r\n" + body;
-  TRY(write_all(connection.get(), text, deadline));
-  const auto head = read_head(connection.get(), deadline);
+  TRY(write_all(connection, text, deadline));
+  const auto head = read_head(connection, deadline);
   if (!head) {
     Error error = head.error();
     if (error.kind == ErrorKind::gone) error.kind = ErrorKind::unreachable;
@@ -249,7 +249,7 @@ Result<std::size_t> Answer::read(char* data, std::size_t size, Deadline deadline
       if (used > 0 && !pending.empty()) continue;
     }
     char buffer[65536];
-    const std::size_t got = TRY(read_some(connection_.get(), buffer, sizeof buffer, deadline));
+    const std::size_t got = TRY(read_some(connection_, buffer, sizeof buffer, deadline));
     if (got == 0) return fail(ErrorKind::unreachable, "the connection ended in the middle of an answer");
     pending.append(buffer, got);
     if (pending.size() > MiB) return fail(ErrorKind::invalid, "malformed answer: a chunk header without end");

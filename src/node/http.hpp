@@ -8,7 +8,7 @@
 #include "base/fd.hpp"
 #include "node/io.hpp"
 
-/// As much of HTTP/1.1 as the API needs, on blocking sockets: one request on a connection, bodies with a length,
+/// As much of HTTP/1.1 as the API needs, on blocking connections: one request on a connection, bodies with a length,
 /// answers that stream in chunks, and upgrades to a raw stream of bytes.
 namespace godwit::node::http {
 
@@ -26,24 +26,24 @@ struct Request {
   [[nodiscard]] bool flag(const std::string& name) const;  ///< ?name, ?name=1, ?name=true
 };
 
-/// Takes exactly the request off the socket; what follows it stays there. `gone` when the connection ended before a
+/// Takes exactly the request off the connection; what follows it stays there. `gone` when the connection ended before a
 /// first byte; `invalid` for what is malformed or over the limits.
-Result<Request> read_request(int fd, Deadline);
+Result<Request> read_request(Stream& client, Deadline);
 
-Result<void> respond(int fd, int status, const std::string& body, const std::string& type = "application/json");
+Result<void> respond(Stream& client, int status, const std::string& body, const std::string& type = "application/json");
 /// Begins an answer whose length isn't known; then `send_chunk`, and at last an empty one.
-Result<void> begin_chunks(int fd, const std::string& type);
-Result<void> send_chunk(int fd, std::string_view bytes);
+Result<void> begin_chunks(Stream& client, const std::string& type);
+Result<void> send_chunk(Stream& client, std::string_view bytes);
 /// From here on the connection is a stream of bytes both ways.
-Result<void> accept_upgrade(int fd);
+Result<void> accept_upgrade(Stream& client);
 inline constexpr std::string_view upgrade_protocol = "godwit-frames";
 
 /// An answer being read.
 class Answer {
  public:
   /// Sends a request (with `Upgrade` when asked) and reads the head of its answer.
-  static Result<Answer> to(Fd connection, const std::string& method, const std::string& target, const std::string& body,
-                           const std::map<std::string, std::string>& headers, Deadline);
+  static Result<Answer> to(Stream connection, const std::string& method, const std::string& target,
+                           const std::string& body, const std::map<std::string, std::string>& headers, Deadline);
 
   [[nodiscard]] int status() const { return status_; }
   /// Some of the body; 0 at its end, `unreachable` when the connection ended before.
@@ -51,7 +51,7 @@ class Answer {
   /// The rest of the body.
   Result<std::string> body(std::size_t limit, Deadline);
   /// The connection, after status 101.
-  [[nodiscard]] Fd take_connection() { return std::move(connection_); }
+  [[nodiscard]] Stream take_connection() { return std::move(connection_); }
 
   Answer(Answer&&) noexcept;
   Answer& operator=(Answer&&) noexcept;
@@ -60,7 +60,7 @@ class Answer {
  private:
   struct Parser;
   Answer();
-  Fd connection_;
+  Stream connection_;
   int status_ = 0;
   std::unique_ptr<Parser> parser_;
 };

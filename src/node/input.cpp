@@ -12,7 +12,7 @@ constexpr char end_of_file = 4;  // Ctrl-D
 
 }  // namespace
 
-Result<std::unique_ptr<Input>> Input::open(int client, LocalPod& pod, std::mutex& writing) {
+Result<std::unique_ptr<Input>> Input::open(Stream& client, LocalPod& pod, std::mutex& writing) {
   const bool terminal = pod.spec.program.terminal;
   Fd stream;
   TRY(pod.with([&](pod::Pod& held) -> Result<void> {
@@ -24,7 +24,7 @@ Result<std::unique_ptr<Input>> Input::open(int client, LocalPod& pod, std::mutex
   return std::unique_ptr<Input>(new Input(client, pod, writing, std::move(stream), terminal));
 }
 
-Input::Input(int client, LocalPod& pod, std::mutex& writing, Fd stream, bool terminal)
+Input::Input(Stream& client, LocalPod& pod, std::mutex& writing, Fd stream, bool terminal)
     : client_(client),
       pod_(pod),
       writing_(writing),
@@ -43,7 +43,7 @@ Input::~Input() {
 void Input::forward() {
   FrameReader frames(client_);
   for (;;) {
-    pollfd polls[2] = {{client_, POLLIN, 0}, {wake_.get(), POLLIN, 0}};
+    pollfd polls[2] = {{client_.fd(), POLLIN, 0}, {wake_.get(), POLLIN, 0}};
     if (!frames.pending() && ::poll(polls, 2, -1) < 0 && errno != EINTR) return;
     if (stop_) return;
     const auto frame = frames.next();

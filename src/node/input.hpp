@@ -17,19 +17,19 @@ namespace godwit::node {
 class Input {
  public:
   /// `writing`: held by whoever writes frames to the client. `not_found` when the pod has ended, `gone` when it left.
-  static Result<std::unique_ptr<Input>> open(int client, LocalPod&, std::mutex& writing);
+  static Result<std::unique_ptr<Input>> open(Stream& client, LocalPod&, std::mutex& writing);
   /// Returns when nothing is read from the client any more.
   ~Input();
 
  private:
-  Input(int client, LocalPod& pod, std::mutex& writing, Fd stream, bool terminal);
+  Input(Stream& client, LocalPod& pod, std::mutex& writing, Fd stream, bool terminal);
   void forward();
   bool put(BytesView bytes);
   bool end();
   void set_window(const Bytes&) const;
   bool acknowledge(std::size_t more);
 
-  const int client_;
+  Stream& client_;
   LocalPod& pod_;
   std::mutex& writing_;
   Fd stream_;  ///< the init's end of stdin, or the terminal's master; none: the input has ended

@@ -12,49 +12,24 @@
 #include <memory>
 
 namespace godwit::node {
-namespace {
-
-int poll_time(Deadline deadline) {
-  if (deadline == never()) return -1;
-  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now()).count();
-  return static_cast<int>(std::clamp<long>(left, 0, 3600 * 1000));
+Result<void> wait_readable(Stream& stream, Deadline deadline) {
+  if (stream.ready()) return {};
+  return wait_for(stream.fd(), POLLIN, deadline);
 }
 
-Result<void> wait_for(int fd, short events, Deadline deadline) {
+Result<std::size_t> read_some(Stream& stream, void* data, std::size_t size, Deadline deadline) {
   for (;;) {
-    pollfd poll{fd, events, 0};
-    const int ready = ::poll(&poll, 1, poll_time(deadline));
-    if (ready > 0) return {};
-    if (ready < 0 && errno != EINTR) return fail_errno("poll");
-    if (std::chrono::steady_clock::now() >= deadline) return fail(ErrorKind::timeout, "no answer in time");
-  }
-}
-
-std::unexpected<Error> broken(std::string_view what) {
-  const int code = errno;
-  return std::unexpected(Error{ErrorKind::unreachable, std::string(what), code, {}});
-}
-
-}  // namespace
-
-Result<void> wait_readable(int fd, Deadline deadline) {
-  return wait_for(fd, POLLIN, deadline);
-}
-
-Result<std::size_t> read_some(int fd, void* data, std::size_t size, Deadline deadline) {
-  for (;;) {
-    const ssize_t got = ::recv(fd, data, size, MSG_DONTWAIT);
+    const ssize_t got = stream.receive(data, size);
     if (got >= 0) return static_cast<std::size_t>(got);
-    if (errno == EINTR) continue;
-    if (errno != EAGAIN) return broken("receive");
-    TRY(wait_for(fd, POLLIN, deadline));
+    if (errno != EAGAIN) return std::unexpected(stream.broken("receive", errno));
+    TRY(wait_for(stream.fd(), POLLIN, deadline));
   }
 }
 
-Result<void> read_exactly(int fd, void* data, std::size_t size, Deadline deadline) {
+Result<void> read_exactly(Stream& stream, void* data, std::size_t size, Deadline deadline) {
   auto* at = static_cast<std::uint8_t*>(data);
   while (size > 0) {
-    const std::size_t got = TRY(read_some(fd, at, size, deadline));
+    const std::size_t got = TRY(read_some(stream, at, size, deadline));
     if (got == 0) return fail(ErrorKind::unreachable, "the other side closed the connection");
     at += got;
     size -= got;
@@ -62,43 +37,32 @@ Result<void> read_exactly(int fd, void* data, std::size_t size, Deadline deadlin
   return {};
 }
 
-Result<void> write_all(int fd, const void* data, std::size_t size, Deadline deadline) {
-  const auto* at = static_cast<const std::uint8_t*>(data);
-  while (size > 0) {
-    const ssize_t sent = ::send(fd, at, size, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (sent > 0) {
-      at += sent;
-      size -= static_cast<std::size_t>(sent);
-      continue;
-    }
-    if (errno == EINTR) continue;
-    if (errno != EAGAIN) return broken("send");
-    TRY(wait_for(fd, POLLOUT, deadline));
-  }
-  return {};
+Result<void> write_all(Stream& stream, const void* data, std::size_t size, Deadline deadline) {
+  const iovec part{const_cast<void*>(data), size};
+  return stream.write({&part, 1}, deadline);
 }
 
-Result<void> write_all(int fd, const std::string& text, Deadline deadline) {
-  return write_all(fd, text.data(), text.size(), deadline);
+Result<void> write_all(Stream& stream, const std::string& text, Deadline deadline) {
+  return write_all(stream, text.data(), text.size(), deadline);
 }
 
-Result<Bytes> read_frame(int fd, std::size_t limit, Deadline deadline) {
+Result<Bytes> read_frame(Stream& stream, std::size_t limit, Deadline deadline) {
   std::uint32_t length = 0;
-  TRY(read_exactly(fd, &length, sizeof length, deadline));
+  TRY(read_exactly(stream, &length, sizeof length, deadline));
   length = ntohl(length);
   if (length > limit) return fail(ErrorKind::invalid, "frame of {} bytes is over the limit of {}", length, limit);
   Bytes payload(length);
-  TRY(read_exactly(fd, payload.data(), payload.size(), deadline));
+  TRY(read_exactly(stream, payload.data(), payload.size(), deadline));
   return payload;
 }
 
-Result<void> write_frame(int fd, BytesView payload, Deadline deadline) {
+Result<void> write_frame(Stream& stream, BytesView payload, Deadline deadline) {
   // One send: with TCP_NODELAY two would be two packets.
   Bytes whole(sizeof(std::uint32_t) + payload.size());
   const std::uint32_t length = htonl(static_cast<std::uint32_t>(payload.size()));
   std::memcpy(whole.data(), &length, sizeof length);
   std::ranges::copy(payload, whole.begin() + sizeof length);
-  return write_all(fd, whole.data(), whole.size(), deadline);
+  return write_all(stream, whole.data(), whole.size(), deadline);
 }
 
 void prepare_tcp(int fd) {
@@ -145,28 +109,34 @@ Result<Fd> connect_tcp(const std::string& host, std::uint16_t port, Deadline dea
   return std::unexpected(std::move(last));
 }
 
-void splice_both(int left, int right) {
+void splice_both(Stream& left, Stream& right) {
   struct Way {
-    int from, to;
+    Stream& from;
+    Stream& to;
     bool open = true;
   };
   std::array<Way, 2> ways{{{left, right}, {right, left}}};
   std::array<char, 65536> buffer;
   while (ways[0].open || ways[1].open) {
     std::array<pollfd, 2> polls;
-    for (int i = 0; i < 2; i++) polls[i] = {ways[i].open ? ways[i].from : -1, POLLIN, 0};
-    if (::poll(polls.data(), polls.size(), -1) < 0) {
+    bool ready = false;
+    for (int i = 0; i < 2; i++) {
+      polls[i] = {ways[i].open ? ways[i].from.fd() : -1, POLLIN, 0};
+      ready = ready || (ways[i].open && ways[i].from.ready());
+    }
+    if (::poll(polls.data(), polls.size(), ready ? 0 : -1) < 0) {
       if (errno == EINTR) continue;
       return;
     }
     for (int i = 0; i < 2; i++) {
-      if (!ways[i].open || polls[i].revents == 0) continue;
-      const auto got = read_some(ways[i].from, buffer.data(), buffer.size(), never());
-      if (!got) return;
-      if (*got == 0) {
+      if (!ways[i].open || (polls[i].revents == 0 && !ways[i].from.ready())) continue;
+      const ssize_t got = ways[i].from.receive(buffer.data(), buffer.size());
+      if (got < 0 && errno == EAGAIN) continue;
+      if (got < 0) return;
+      if (got == 0) {
         ways[i].open = false;
-        ::shutdown(ways[i].to, SHUT_WR);
-      } else if (!write_all(ways[i].to, buffer.data(), *got, never())) {
+        ways[i].to.end();
+      } else if (!write_all(ways[i].to, buffer.data(), static_cast<std::size_t>(got), never())) {
         return;
       }
     }

@@ -2,7 +2,8 @@
 
 namespace godwit::node {
 
-Result<Fd> Links::connect(const std::string& peer, std::string_view service, std::chrono::milliseconds limit) const {
+Result<Stream> Links::connect(const std::string& peer, std::string_view service,
+                              std::chrono::milliseconds limit) const {
   const Peer* known = config_.peer(peer);
   if (known == nullptr) {
     std::string names = config_.node;
@@ -14,8 +15,9 @@ Result<Fd> Links::connect(const std::string& peer, std::string_view service, std
   const auto [host, port] = TRY(split_address(known->address));
   Result<Fd> fd = connect_tcp(host, port, deadline);
   if (!fd) return std::unexpected(std::move(fd.error()).within("node " + peer));
-  const Result<void> shaken = initiate(fd->get(), identity_, peer, std::string(service), deadline);
-  if (shaken) return std::move(*fd);
+  Stream stream(std::move(*fd));
+  const Result<void> shaken = initiate(stream, identity_, peer, std::string(service), deadline);
+  if (shaken) return stream;
   Error error = shaken.error();
   if (error.kind == ErrorKind::timeout) error.kind = ErrorKind::unreachable;
   return std::unexpected(std::move(error).within("node " + peer));

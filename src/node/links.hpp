@@ -20,9 +20,9 @@ class Links {
  public:
   explicit Links(const Config& config) : config_(config), identity_{config.node, config.key} {}
 
-  /// An authenticated connection for `service`: blocking, TCP_NODELAY. `not_found` when there is no such peer in the
+  /// An authenticated connection for `service`, TCP_NODELAY. `not_found` when there is no such peer in the
   /// config, `unreachable` when it doesn't answer, `refused` when one side doesn't trust the other.
-  Result<Fd> connect(const std::string& peer, std::string_view service, std::chrono::milliseconds limit) const;
+  Result<Stream> connect(const std::string& peer, std::string_view service, std::chrono::milliseconds limit) const;
 
   [[nodiscard]] const Config& config() const { return config_; }
   [[nodiscard]] const Identity& identity() const { return identity_; }

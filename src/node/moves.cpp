@@ -31,13 +31,13 @@ bool committed(const std::string& phase) {
 struct Moves::Incoming {
   std::mutex mutex;
   std::condition_variable changed;
-  std::deque<Fd> waiting;
+  std::deque<Stream> waiting;
 
-  Result<Fd> next(std::chrono::milliseconds limit) {
+  Result<Stream> next(std::chrono::milliseconds limit) {
     std::unique_lock lock(mutex);
     if (!changed.wait_for(lock, limit, [this] { return !waiting.empty(); }))
       return fail(ErrorKind::unreachable, "the source opened no further connection in time");
-    Fd connection = std::move(waiting.front());
+    Stream connection = std::move(waiting.front());
     waiting.pop_front();
     return connection;
   }
@@ -213,7 +213,7 @@ Result<void> Moves::cancel(const std::string& pod) {
   return fail(ErrorKind::not_found, "pod {} is in no migration", pod);
 }
 
-void Moves::incoming(Fd connection, const std::string& peer, const std::string& id) {
+void Moves::incoming(Stream connection, const std::string& peer, const std::string& id) {
   const std::string key = peer + "/" + id;
   std::shared_ptr<Incoming> mine;
   {

@@ -159,15 +159,15 @@ control::Room Starter::room(const std::string& pod_id, const control::Needs& nee
 
 Result<control::Answer> Starter::ask(const std::string& node, const control::Ask& ask) const {
   const Deadline deadline = in(ask.elsewhere.empty() ? answer_time : group_time);
-  const Fd connection = TRY(links_.connect(node, service::starter, answer_time));
-  TRY(write_frame(connection.get(), image::pack(Request{ask, {}}), deadline));
-  return image::unpack<control::Answer>(TRY(read_frame(connection.get(), message_limit, deadline)));
+  Stream connection = TRY(links_.connect(node, service::starter, answer_time));
+  TRY(write_frame(connection, image::pack(Request{ask, {}}), deadline));
+  return image::unpack<control::Answer>(TRY(read_frame(connection, message_limit, deadline)));
 }
 
 void Starter::withdraw(const std::string& node, const std::string& move) {
   // Not worth waiting for long: a promise ends by itself.
-  const auto connection = links_.connect(node, service::starter, withdrawal_time);
-  if (connection) (void)write_frame(connection->get(), image::pack(Request{{}, {move}}), in(withdrawal_time));
+  auto connection = links_.connect(node, service::starter, withdrawal_time);
+  if (connection) (void)write_frame(*connection, image::pack(Request{{}, {move}}), in(withdrawal_time));
 }
 
 std::variant<Negotiation::MoveOut, Negotiation::GiveUp> Starter::carry_out(Negotiation& negotiation,
@@ -261,8 +261,8 @@ control::Answer Starter::answer_to(const control::Ask& ask) {
   return answer;
 }
 
-void Starter::serve(int fd, const std::string& peer) {
-  const auto frame = read_frame(fd, message_limit, in(answer_time));
+void Starter::serve(Stream& asking, const std::string& peer) {
+  const auto frame = read_frame(asking, message_limit, in(answer_time));
   if (!frame) return;
   auto request = image::unpack<Request>(*frame, {.bytes = message_limit, .items = 4096, .blob = message_limit, .depth = 8});
   if (!request) return log::warn("starter of {}: {}", peer, request.error().message());
@@ -276,7 +276,7 @@ void Starter::serve(int fd, const std::string& peer) {
   const control::Answer answer = answer_to(request->ask);
   log::info("pod {} of {}: {}", request->ask.pod, request->ask.from,
             answer.yes ? "may come to " + answer.node : "not taken: " + answer.text);
-  (void)write_frame(fd, image::pack(answer), in(answer_time));
+  (void)write_frame(asking, image::pack(answer), in(answer_time));
 }
 
 std::vector<std::string> Starter::decide(const std::string& move, const pod::Spec& spec, const control::Needs& needs) {

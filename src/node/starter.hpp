@@ -40,7 +40,7 @@ class Starter {
   void withdraw(const std::string& node, const std::string& move);
 
   /// Answers one request of `peer` on `fd`.
-  void serve(int fd, const std::string& peer);
+  void serve(Stream&, const std::string& peer);
 
   /// Messages 5 and 6: reasons against taking in this pod now; none: its room is kept until `end`.
   std::vector<std::string> decide(const std::string& move, const pod::Spec&, const control::Needs&);

@@ -160,9 +160,9 @@ class StoreLink final : public store::Store {
     Error last;
     for (int attempt = 0; attempt < 2; attempt++) {
       repeated = attempt > 0;
-      Result<Fd> connection = attempt == 0 ? take() : open();
+      Result<Stream> connection = attempt == 0 ? take() : open();
       if (!connection) return std::unexpected(std::move(connection.error()));
-      Result<Answer> answer = exchange(connection->get(), packed);
+      Result<Answer> answer = exchange(*connection, packed);
       if (!answer) {
         last = answer.error();
         drop_idle();
@@ -177,13 +177,13 @@ class StoreLink final : public store::Store {
     return std::unexpected(std::move(last).within(fmt::format("store on node {}", peer_)));
   }
 
-  static Result<Answer> exchange(int fd, BytesView packed) {
+  static Result<Answer> exchange(Stream& caller, BytesView packed) {
     const Deadline deadline = in(call_time);
-    TRY(write_frame(fd, packed, deadline));
-    return image::unpack<Answer>(TRY(read_frame(fd, answer_limit, deadline)));
+    TRY(write_frame(caller, packed, deadline));
+    return image::unpack<Answer>(TRY(read_frame(caller, answer_limit, deadline)));
   }
 
-  Result<Fd> open() const {
+  Result<Stream> open() const {
     auto connection = links_.connect(peer_, service::store, call_time);
     if (connection) return connection;
     Error error = std::move(connection.error());
@@ -191,11 +191,11 @@ class StoreLink final : public store::Store {
     return std::unexpected(std::move(error).within("store"));
   }
 
-  Result<Fd> take() {
+  Result<Stream> take() {
     {
       const std::lock_guard lock(mutex_);
       if (!idle_.empty()) {
-        Fd connection = std::move(idle_.back());
+        Stream connection = std::move(idle_.back());
         idle_.pop_back();
         return connection;
       }
@@ -203,7 +203,7 @@ class StoreLink final : public store::Store {
     return open();
   }
 
-  void give_back(Fd connection) {
+  void give_back(Stream connection) {
     const std::lock_guard lock(mutex_);
     if (idle_.size() < idle_limit) idle_.push_back(std::move(connection));
   }
@@ -236,7 +236,7 @@ class StoreLink final : public store::Store {
   std::mutex mutex_;
   std::condition_variable wake_;
   bool ending_ = false;
-  std::vector<Fd> idle_;
+  std::vector<Stream> idle_;
   std::thread warmer_;
 };
 
@@ -246,20 +246,20 @@ std::unique_ptr<store::Store> open_store_link(const Links& links, const std::str
   return std::make_unique<StoreLink>(links, peer);
 }
 
-void serve_store(int fd, store::Store& store) {
+void serve_store(Stream& caller, store::Store& store) {
   // Somebody's freeze waits for a commit. What is done here is little, and other load is not to come before it.
   constexpr int priority = 10;
   const kernel::RaisedPriority raised(HostPid{::gettid()}, priority);
   for (;;) {
     // Peers ask every few seconds even when nothing happens: who is silent for a minute is gone.
-    const auto frame = read_frame(fd, request_limit, in(std::chrono::minutes(1)));
+    const auto frame = read_frame(caller, request_limit, in(std::chrono::minutes(1)));
     if (!frame) return;
     const auto request = image::unpack<Request>(*frame);
     if (!request) {
       log::warn("store: {}", request.error().message());
       return;
     }
-    if (!write_frame(fd, image::pack(answer_to(*request, store)), in(call_time))) return;
+    if (!write_frame(caller, image::pack(answer_to(*request, store)), in(call_time))) return;
   }
 }
 

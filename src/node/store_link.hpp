@@ -13,7 +13,7 @@ namespace godwit::node {
 /// whose answer was lost is found out about on a new connection before it is given up as `unreachable`.
 std::unique_ptr<store::Store> open_store_link(const Links&, const std::string& peer);
 
-/// Answers requests on `fd` until the caller goes.
-void serve_store(int fd, store::Store&);
+/// Answers requests on `caller` until the caller goes.
+void serve_store(Stream& caller, store::Store&);
 
 }  // namespace godwit::node

@@ -2,7 +2,6 @@
 
 #include <poll.h>
 #include <sys/inotify.h>
-#include <sys/socket.h>
 
 #include <charconv>
 #include <filesystem>
@@ -23,13 +22,14 @@ bool valid_segment(std::string_view name) {
 }
 
 /// False when the other side is gone.
-bool send_batch(int fd, std::mutex& writing, const std::vector<pod::Frame>& frames, const pod::LogPosition& position) {
+bool send_batch(Stream& client, std::mutex& writing, const std::vector<pod::Frame>& frames,
+                const pod::LogPosition& position) {
   Bytes out;
   for (const pod::Frame& item : frames) pod::append_frame(out, item.kind, item.bytes);
   const std::string place = encode_position(position);
   pod::append_frame(out, frame::position, BytesView(reinterpret_cast<const std::uint8_t*>(place.data()), place.size()));
   const std::lock_guard lock(writing);
-  return write_all(fd, out.data(), out.size(), never()).has_value();
+  return write_all(client, out.data(), out.size(), never()).has_value();
 }
 
 /// The place after all that has been written so far.
@@ -45,18 +45,18 @@ pod::LogPosition log_end(const std::string& directory) {
 }
 
 /// Ends our side and takes what still comes, so that closing doesn't break off what we have sent before.
-void linger(int fd) {
-  ::shutdown(fd, SHUT_WR);
+void linger(Stream& client) {
+  client.end();
   const Deadline deadline = in(linger_time);
   char buffer[16384];
   for (;;) {
-    const auto got = read_some(fd, buffer, sizeof buffer, deadline);
+    const auto got = read_some(client, buffer, sizeof buffer, deadline);
     if (!got || *got == 0) return;
   }
 }
 
-void fail_stream(int fd, const Error& error) {
-  (void)write_frame(fd, frame::failure, error.message());
+void fail_stream(Stream& client, const Error& error) {
+  (void)write_frame(client, frame::failure, error.message());
 }
 
 }  // namespace
@@ -66,20 +66,20 @@ Result<pod::Frame> FrameReader::next() {
     pod::Frame frame;
     if (TRY(pod::take_frame(buffer_, frame))) return frame;
     std::uint8_t chunk[16384];
-    const std::size_t got = TRY(read_some(fd_, chunk, sizeof chunk, never()));
+    const std::size_t got = TRY(read_some(from_, chunk, sizeof chunk, never()));
     if (got == 0) return fail(ErrorKind::gone, "the stream has ended");
     buffer_.insert(buffer_.end(), chunk, chunk + got);
   }
 }
 
-Result<void> write_frame(int fd, pod::FrameKind kind, BytesView bytes) {
+Result<void> write_frame(Stream& client, pod::FrameKind kind, BytesView bytes) {
   Bytes out;
   pod::append_frame(out, kind, bytes);
-  return write_all(fd, out.data(), out.size(), never());
+  return write_all(client, out.data(), out.size(), never());
 }
 
-Result<void> write_frame(int fd, pod::FrameKind kind, const std::string& text) {
-  return write_frame(fd, kind, BytesView(reinterpret_cast<const std::uint8_t*>(text.data()), text.size()));
+Result<void> write_frame(Stream& client, pod::FrameKind kind, const std::string& text) {
+  return write_frame(client, kind, BytesView(reinterpret_cast<const std::uint8_t*>(text.data()), text.size()));
 }
 
 std::string encode_position(const pod::LogPosition& position) {
@@ -113,13 +113,13 @@ Result<int> decode_status(const pod::Frame& frame) {
 
 namespace {
 
-void stream_output(int fd, LocalPod& pod, const StreamOptions& options, std::mutex& writing) {
+void stream_output(Stream& client, LocalPod& pod, const StreamOptions& options, std::mutex& writing) {
   const LocalPod::Watch watch(pod);
   const Fd notify(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
   bool watched = false;
   pod::LogPosition position = options.tail ? log_end(pod.log_directory) : options.position;
   // Said at once: a stream that is opened anew must not go back to the beginning.
-  if (options.tail && !send_batch(fd, writing, {}, position)) return;
+  if (options.tail && !send_batch(client, writing, {}, position)) return;
   for (;;) {
     // Looked at before the log is read: what was written before the end is read after it was seen.
     const LocalPod::View now = pod.view();
@@ -129,20 +129,20 @@ void stream_output(int fd, LocalPod& pod, const StreamOptions& options, std::mut
     const auto frames = pod::read_log(pod.log_directory, position, batch);
     const auto say = [&](pod::FrameKind kind, const Bytes& bytes) {
       const std::lock_guard lock(writing);
-      (void)write_frame(fd, kind, bytes);
+      (void)write_frame(client, kind, bytes);
     };
     if (!frames) {
       const std::string why = frames.error().message();
       return say(frame::failure, Bytes(why.begin(), why.end()));
     }
     if (!frames->empty()) {
-      if (!send_batch(fd, writing, *frames, position)) return;
+      if (!send_batch(client, writing, *frames, position)) return;
       continue;
     }
     if (!now.here) return;
     if (!options.follow) return say(frame::end, {});
     if (now.state == PodState::exited) return say(pod::FrameKind::exit, encode_status(now.status.value_or(0)));
-    pollfd polls[3] = {{watch.fd(), POLLIN, 0}, {notify.get(), POLLIN, 0}, {fd, POLLRDHUP, 0}};
+    pollfd polls[3] = {{watch.fd(), POLLIN, 0}, {notify.get(), POLLIN, 0}, {client.fd(), POLLRDHUP, 0}};
     ::poll(polls, 3, poll_ms);
     // A client that only reads may shut its sending side down; one that is gone shows as an error or hang-up.
     if ((polls[2].revents & (POLLERR | POLLHUP)) != 0) return;
@@ -155,20 +155,20 @@ void stream_output(int fd, LocalPod& pod, const StreamOptions& options, std::mut
 
 }  // namespace
 
-void serve_stream(int fd, LocalPod& pod, const StreamOptions& options) {
+void serve_stream(Stream& client, LocalPod& pod, const StreamOptions& options) {
   std::mutex writing;
   {
     std::unique_ptr<Input> input;
     if (options.input && pod.view().state != PodState::exited) {
-      auto opened = Input::open(fd, pod, writing);
+      auto opened = Input::open(client, pod, writing);
       const bool ended = !opened && opened.error().kind == ErrorKind::not_found;
-      if (!opened && !ended && opened.error().kind != ErrorKind::gone) fail_stream(fd, opened.error());
-      if (!opened && !ended) return linger(fd);
+      if (!opened && !ended && opened.error().kind != ErrorKind::gone) fail_stream(client, opened.error());
+      if (!opened && !ended) return linger(client);
       if (opened) input = std::move(*opened);
     }
-    stream_output(fd, pod, options, writing);
+    stream_output(client, pod, options, writing);
   }
-  linger(fd);
+  linger(client);
 }
 
 }  // namespace godwit::node

@@ -6,7 +6,7 @@
 #include "node/pods.hpp"
 #include "pod/log_segments.hpp"
 
-/// A pod's output and input as frames (pod/log_segments.hpp) on a stream socket.
+/// A pod's output and input as frames (pod/log_segments.hpp) on a connection.
 namespace godwit::node {
 
 /// Frames that only daemons send, beside those of the log.
@@ -27,30 +27,30 @@ struct StreamOptions {
   bool input = false;         ///< input and window frames of the other side go to the program
 };
 
-/// Serves `fd` until the pod has ended (an exit frame is last), has left this node or what is here has been sent (an
-/// end frame; the stream just ends when it left), or the other side goes.
-void serve_stream(int fd, LocalPod&, const StreamOptions&);
+/// Serves `client` until the pod has ended (an exit frame is last), has left this node or what is here has been sent
+/// (an end frame; the stream just ends when it left), or the other side goes.
+void serve_stream(Stream& client, LocalPod&, const StreamOptions&);
 
-/// Starts a program beside the pod's first, with its streams (or a terminal) on `fd`; an exit frame is last.
+/// Starts a program beside the pod's first, with its streams (or a terminal) on `client`; an exit frame is last.
 /// `started` is called before the first frame, once the program runs; errors before that are returned.
-Result<void> serve_exec(int fd, LocalPod&, const pod::Program&, const std::function<Result<void>()>& started);
+Result<void> serve_exec(Stream& client, LocalPod&, const pod::Program&, const std::function<Result<void>()>& started);
 
-/// Reads frames off a socket one by one.
+/// Reads frames off a connection one by one.
 class FrameReader {
  public:
-  explicit FrameReader(int fd) : fd_(fd) {}
-  /// Something of a further frame has been read already.
-  [[nodiscard]] bool pending() const { return !buffer_.empty(); }
+  explicit FrameReader(Stream& from) : from_(from) {}
+  /// Something of a further frame has come in already, and poll may not know of it.
+  [[nodiscard]] bool pending() { return !buffer_.empty() || from_.ready(); }
   /// The next frame; `gone` at the end of the stream.
   Result<pod::Frame> next();
 
  private:
-  int fd_;
+  Stream& from_;
   Bytes buffer_;
 };
 
-Result<void> write_frame(int fd, pod::FrameKind, BytesView bytes);
-Result<void> write_frame(int fd, pod::FrameKind, const std::string& text);
+Result<void> write_frame(Stream& client, pod::FrameKind, BytesView bytes);
+Result<void> write_frame(Stream& client, pod::FrameKind, const std::string& text);
 
 std::string encode_position(const pod::LogPosition&);
 Result<pod::LogPosition> decode_position(const std::string& text);

@@ -18,7 +18,7 @@ void Tasks::run(Fd fd, const Work& work) {
   }
   auto connection = std::make_shared<Connection>();
   connection->handle_ = Fd(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
-  connection->fd = std::move(fd);
+  connection->stream = Stream(std::move(fd));
   try {
     connection->thread_ = std::thread([this, connection, work] { serve(*connection, work); });
     connections_.push_back(connection);
@@ -34,7 +34,7 @@ void Tasks::serve(Connection& connection, const Work& work) {
     // A bug of ours, or no memory: it costs this connection, not the daemon.
     log::error("a request failed: {}", problem.what());
   }
-  connection.fd.reset();
+  connection.stream.reset();
   const std::lock_guard lock(mutex_);
   connection.handle_.reset();
   connection.over_ = true;

@@ -17,7 +17,7 @@ class Tasks {
   /// One connection in the hands of its thread.
   class Connection {
    public:
-    Fd fd;
+    Stream stream;  ///< as it was accepted
     /// The other side has proved who it is: from here on it isn't broken off in favour of newcomers.
     void trust() { trusted_ = true; }
 
@@ -26,7 +26,7 @@ class Tasks {
     std::atomic<bool> trusted_ = false;
     bool broken_ = false;  ///< broken off by us; its thread is about to notice
     bool over_ = false;
-    Fd handle_;  ///< our own duplicate, to break it off by: the thread may give `fd` away
+    Fd handle_;  ///< our own duplicate, to break it off by: the thread may give the stream away
     std::thread thread_;
   };
   using Work = std::function<void(Connection&)>;

@@ -18,33 +18,33 @@ std::uint64_t units(const pod::Frame& frame) {
 
 }  // namespace
 
-Upstream::Upstream(int client, bool input)
+Upstream::Upstream(Stream& client, bool input)
     : client_(client), input_(input), reader_([this] { read(); }), sender_([this] { send(); }) {}
 
 Upstream::~Upstream() {
-  use(-1);
+  use(nullptr);
   {
     const std::lock_guard lock(mutex_);
     over_ = true;
   }
   changed_.notify_all();
-  ::shutdown(client_, SHUT_RD);
+  ::shutdown(client_.fd(), SHUT_RD);
   reader_.join();
   sender_.join();
 }
 
-void Upstream::use(int stream) {
+void Upstream::use(Stream* stream) {
   std::unique_lock lock(mutex_);
   // A write that hangs ends with the connection.
-  if (stream_ >= 0) ::shutdown(stream_, SHUT_RDWR);
-  stream_ = -1;
+  if (stream_ != nullptr) ::shutdown(stream_->fd(), SHUT_RDWR);
+  stream_ = nullptr;
   changed_.wait(lock, [this] { return !sending_; });
   stream_ = stream;
   streams_++;
   next_ = first_;
   acknowledged_ = 0;
   // The client went while there was no stream to tell.
-  if (gone_ && stream_ >= 0) ::shutdown(stream_, SHUT_RDWR);
+  if (gone_ && stream_ != nullptr) ::shutdown(stream_->fd(), SHUT_RDWR);
   changed_.notify_all();
 }
 
@@ -89,7 +89,7 @@ void Upstream::read() {
     std::unique_lock lock(mutex_);
     if (!frame) {
       gone_ = true;
-      if (stream_ >= 0) ::shutdown(stream_, SHUT_RDWR);
+      if (stream_ != nullptr) ::shutdown(stream_->fd(), SHUT_RDWR);
       return;
     }
     if (!input_ || (frame->kind != pod::FrameKind::input && frame->kind != pod::FrameKind::window)) continue;
@@ -104,15 +104,15 @@ void Upstream::read() {
 void Upstream::send() {
   std::unique_lock lock(mutex_);
   for (;;) {
-    changed_.wait(lock, [this] { return over_ || (stream_ >= 0 && next_ < first_ + kept_.size()); });
+    changed_.wait(lock, [this] { return over_ || (stream_ != nullptr && next_ < first_ + kept_.size()); });
     if (over_) return;
     const pod::Frame frame = kept_[next_ - first_];
     const std::uint64_t number = next_;
     const std::uint64_t stream_number = streams_;
-    const int stream = stream_;
+    Stream* const stream = stream_;
     sending_ = true;
     lock.unlock();
-    const bool sent = write_frame(stream, frame.kind, frame.bytes).has_value();
+    const bool sent = write_frame(*stream, frame.kind, frame.bytes).has_value();
     lock.lock();
     sending_ = false;
     if (sent && stream_number == streams_) next_ = std::max(next_, number + 1);

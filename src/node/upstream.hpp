@@ -14,11 +14,11 @@ namespace godwit::node {
 class Upstream {
  public:
   /// Without `input` the client's frames are dropped; that it went is still noticed.
-  Upstream(int client, bool input);
+  Upstream(Stream& client, bool input);
   ~Upstream();
 
-  /// The pod's stream from now on; -1: none at the moment. When this returns nobody writes to the one before.
-  void use(int stream);
+  /// The pod's stream from now on; null: none at the moment. When this returns nobody writes to the one before.
+  void use(Stream* stream);
   /// What a frame::accepted on that stream says.
   void accepted(const std::string& count);
   [[nodiscard]] bool client_gone() const;
@@ -28,7 +28,7 @@ class Upstream {
   void send();
   void drop(std::uint64_t units);
 
-  const int client_;
+  Stream& client_;
   const bool input_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
@@ -38,7 +38,7 @@ class Upstream {
   std::uint64_t next_ = 0;          ///< number of the frame to be sent next
   std::uint64_t acknowledged_ = 0;  ///< on this stream
   std::uint64_t streams_ = 0;       ///< how many there have been
-  int stream_ = -1;
+  Stream* stream_ = nullptr;
   bool sending_ = false;
   bool gone_ = false;
   bool over_ = false;

@@ -19,10 +19,10 @@ struct Pair {
   Pair() {
     int fds[2];
     EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
-    left = Fd(fds[0]);
-    right = Fd(fds[1]);
+    left = Stream(Fd(fds[0]));
+    right = Stream(Fd(fds[1]));
   }
-  Fd left, right;
+  Stream left, right;
 };
 
 struct Outcome {
@@ -35,11 +35,11 @@ Outcome shake(const Identity& from, const std::string& to, const std::string& se
   Outcome outcome;
   std::thread responder([&] {
     outcome.responder = respond(
-        pair.right.get(), at, [](const std::string& name) { return name == "a"; },
+        pair.right, at, [](const std::string& name) { return name == "a"; },
         [](const std::string& name) { return name == "store"; }, in(5s));
     pair.right.reset();
   });
-  outcome.initiator = initiate(pair.left.get(), from, to, service, in(5s));
+  outcome.initiator = initiate(pair.left, from, to, service, in(5s));
   pair.left.reset();
   responder.join();
   return outcome;
@@ -48,10 +48,10 @@ Outcome shake(const Identity& from, const std::string& to, const std::string& se
 /// What the responder says to raw bytes, after which the caller hangs up.
 Result<Caller> respond_to(const Bytes& bytes) {
   Pair pair;
-  EXPECT_TRUE(write_all(pair.left.get(), bytes.data(), bytes.size(), in(5s)));
-  shutdown(pair.left.get(), SHUT_WR);
+  EXPECT_TRUE(write_all(pair.left, bytes.data(), bytes.size(), in(5s)));
+  shutdown(pair.left.fd(), SHUT_WR);
   return respond(
-      pair.right.get(), b, [](const std::string&) { return true; }, [](const std::string&) { return true; }, in(5s));
+      pair.right, b, [](const std::string&) { return true; }, [](const std::string&) { return true; }, in(5s));
 }
 
 /// What an impostor would say.
@@ -93,12 +93,12 @@ TEST(Handshake, ResponderMustProveItselfToo) {
   // A responder that says yes to everybody without having the key.
   Pair pair;
   std::thread impostor([&] {
-    ASSERT_TRUE(read_frame(pair.right.get(), 4096, in(5s)));
-    ASSERT_TRUE(write_frame(pair.right.get(), image::pack(FakeChallenge{}), in(5s)));
-    ASSERT_TRUE(read_frame(pair.right.get(), 4096, in(5s)));
-    ASSERT_TRUE(write_frame(pair.right.get(), image::pack(FakeAnswer{}), in(5s)));
+    ASSERT_TRUE(read_frame(pair.right, 4096, in(5s)));
+    ASSERT_TRUE(write_frame(pair.right, image::pack(FakeChallenge{}), in(5s)));
+    ASSERT_TRUE(read_frame(pair.right, 4096, in(5s)));
+    ASSERT_TRUE(write_frame(pair.right, image::pack(FakeAnswer{}), in(5s)));
   });
-  const auto result = initiate(pair.left.get(), a, "b", "store", in(5s));
+  const auto result = initiate(pair.left, a, "b", "store", in(5s));
   impostor.join();
   ASSERT_FALSE(result);
   EXPECT_NE(result.error().message().find("does not have our key"), std::string::npos);
@@ -123,18 +123,17 @@ TEST(Handshake, ProofOfOneConnectionIsWorthNothingOnAnother) {
   Bytes hello, proof;
   {
     Pair client, server;
-    std::thread initiator([&] { (void)initiate(client.left.get(), a, "b", "store", in(5s)); });
+    std::thread initiator([&] { (void)initiate(client.left, a, "b", "store", in(5s)); });
     std::thread responder([&] {
       (void)respond(
-          server.right.get(), b, [](const std::string&) { return true; }, [](const std::string&) { return true; },
-          in(5s));
+          server.right, b, [](const std::string&) { return true; }, [](const std::string&) { return true; }, in(5s));
     });
-    hello = *read_frame(client.right.get(), 4096, in(5s));
-    ASSERT_TRUE(write_frame(server.left.get(), hello, in(5s)));
-    ASSERT_TRUE(write_frame(client.right.get(), *read_frame(server.left.get(), 4096, in(5s)), in(5s)));
-    proof = *read_frame(client.right.get(), 4096, in(5s));
-    ASSERT_TRUE(write_frame(server.left.get(), proof, in(5s)));
-    ASSERT_TRUE(write_frame(client.right.get(), *read_frame(server.left.get(), 4096, in(5s)), in(5s)));
+    hello = *read_frame(client.right, 4096, in(5s));
+    ASSERT_TRUE(write_frame(server.left, hello, in(5s)));
+    ASSERT_TRUE(write_frame(client.right, *read_frame(server.left, 4096, in(5s)), in(5s)));
+    proof = *read_frame(client.right, 4096, in(5s));
+    ASSERT_TRUE(write_frame(server.left, proof, in(5s)));
+    ASSERT_TRUE(write_frame(client.right, *read_frame(server.left, 4096, in(5s)), in(5s)));
     initiator.join();
     responder.join();
   }
@@ -166,11 +165,11 @@ TEST(Handshake, SilentPeerEndsInTime) {
   Pair pair;
   const auto begin = std::chrono::steady_clock::now();
   const auto result = respond(
-      pair.right.get(), b, [](const std::string&) { return true; }, [](const std::string&) { return true; }, in(50ms));
+      pair.right, b, [](const std::string&) { return true; }, [](const std::string&) { return true; }, in(50ms));
   ASSERT_FALSE(result);
   EXPECT_EQ(result.error().kind, ErrorKind::timeout);
   EXPECT_LT(std::chrono::steady_clock::now() - begin, 2s);
-  const auto initiator = initiate(pair.left.get(), a, "b", "store", in(50ms));
+  const auto initiator = initiate(pair.left, a, "b", "store", in(50ms));
   EXPECT_EQ(initiator.error().kind, ErrorKind::timeout);
 }
 
@@ -181,11 +180,11 @@ TEST(Handshake, DrippingPeerEndsInTimeToo) {
     const char zero = 0;
     // The length says 0x3f0 bytes; then one byte every few milliseconds.
     const Bytes head{0, 0, 3, 0xf0};
-    (void)write_all(pair.left.get(), head.data(), head.size(), in(5s));
-    while (!stop && write_all(pair.left.get(), &zero, 1, in(1s))) std::this_thread::sleep_for(10ms);
+    (void)write_all(pair.left, head.data(), head.size(), in(5s));
+    while (!stop && write_all(pair.left, &zero, 1, in(1s))) std::this_thread::sleep_for(10ms);
   });
   const auto result = respond(
-      pair.right.get(), b, [](const std::string&) { return true; }, [](const std::string&) { return true; }, in(100ms));
+      pair.right, b, [](const std::string&) { return true; }, [](const std::string&) { return true; }, in(100ms));
   stop = true;
   drip.join();
   ASSERT_FALSE(result);

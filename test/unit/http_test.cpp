@@ -14,19 +14,19 @@ struct Pair {
   Pair() {
     int fds[2];
     EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
-    client = Fd(fds[0]);
-    server = Fd(fds[1]);
+    client = Stream(Fd(fds[0]));
+    server = Stream(Fd(fds[1]));
   }
-  Fd client, server;
+  Stream client, server;
 };
 
 Result<Request> parse(const std::string& text) {
   Pair pair;
   std::thread sender([&] {
-    (void)write_all(pair.client.get(), text, in(5s));
-    shutdown(pair.client.get(), SHUT_WR);
+    (void)write_all(pair.client, text, in(5s));
+    shutdown(pair.client.fd(), SHUT_WR);
   });
-  auto request = read_request(pair.server.get(), in(5s));
+  auto request = read_request(pair.server, in(5s));
   pair.server.reset();
   sender.join();
   return request;
@@ -66,9 +66,9 @@ TEST(Http, HostileRequestsAreErrors) {
 TEST(Http, AnswerWithLength) {
   Pair pair;
   std::thread server([&] {
-    const auto request = read_request(pair.server.get(), in(5s));
+    const auto request = read_request(pair.server, in(5s));
     ASSERT_TRUE(request);
-    ASSERT_TRUE(respond(pair.server.get(), 404, "{\"a\":1}"));
+    ASSERT_TRUE(respond(pair.server, 404, "{\"a\":1}"));
   });
   auto answer = Answer::to(std::move(pair.client), "GET", "/v1/x", "", {}, in(5s));
   server.join();
@@ -83,16 +83,16 @@ TEST(Http, ChunksArriveWhenTheyAreSentAndInOrder) {
   Pair pair;
   std::string expected;
   std::thread server([&] {
-    ASSERT_TRUE(read_request(pair.server.get(), in(5s)));
-    ASSERT_TRUE(begin_chunks(pair.server.get(), "text/plain"));
-    ASSERT_TRUE(send_chunk(pair.server.get(), "first"));
+    ASSERT_TRUE(read_request(pair.server, in(5s)));
+    ASSERT_TRUE(begin_chunks(pair.server, "text/plain"));
+    ASSERT_TRUE(send_chunk(pair.server, "first"));
     char go;
     // The second part is sent after the client has seen the first.
-    ASSERT_TRUE(read_exactly(pair.server.get(), &go, 1, in(5s)));
-    ASSERT_TRUE(send_chunk(pair.server.get(), std::string(300000, 'x')));
-    ASSERT_TRUE(send_chunk(pair.server.get(), ""));
+    ASSERT_TRUE(read_exactly(pair.server, &go, 1, in(5s)));
+    ASSERT_TRUE(send_chunk(pair.server, std::string(300000, 'x')));
+    ASSERT_TRUE(send_chunk(pair.server, ""));
   });
-  const int client = pair.client.get();
+  Stream client(Fd(::dup(pair.client.fd())));
   auto answer = Answer::to(std::move(pair.client), "GET", "/", "", {}, in(5s));
   ASSERT_TRUE(answer) << answer.error().message();
   char buffer[64];
@@ -109,9 +109,9 @@ TEST(Http, ChunksArriveWhenTheyAreSentAndInOrder) {
 TEST(Http, CutOffAnswerIsAnError) {
   Pair pair;
   std::thread server([&] {
-    ASSERT_TRUE(read_request(pair.server.get(), in(5s)));
-    ASSERT_TRUE(begin_chunks(pair.server.get(), "text/plain"));
-    ASSERT_TRUE(send_chunk(pair.server.get(), "first"));
+    ASSERT_TRUE(read_request(pair.server, in(5s)));
+    ASSERT_TRUE(begin_chunks(pair.server, "text/plain"));
+    ASSERT_TRUE(send_chunk(pair.server, "first"));
     pair.server.reset();
   });
   auto answer = Answer::to(std::move(pair.client), "GET", "/", "", {}, in(5s));
@@ -123,20 +123,20 @@ TEST(Http, CutOffAnswerIsAnError) {
 TEST(Http, BytesAfterAnUpgradeAreLeftOnTheConnection) {
   Pair pair;
   std::thread server([&] {
-    const auto request = read_request(pair.server.get(), in(5s));
+    const auto request = read_request(pair.server, in(5s));
     ASSERT_TRUE(request);
     EXPECT_EQ(request->header("upgrade"), upgrade_protocol);
-    ASSERT_TRUE(accept_upgrade(pair.server.get()));
-    ASSERT_TRUE(write_all(pair.server.get(), "raw", 3, in(5s)));
+    ASSERT_TRUE(accept_upgrade(pair.server));
+    ASSERT_TRUE(write_all(pair.server, "raw", 3, in(5s)));
   });
   auto answer = Answer::to(std::move(pair.client), "POST", "/", "{}",
                            {{"Upgrade", std::string(upgrade_protocol)}, {"Connection", "Upgrade"}}, in(5s));
   server.join();
   ASSERT_TRUE(answer) << answer.error().message();
   EXPECT_EQ(answer->status(), 101);
-  const Fd raw = answer->take_connection();
+  Stream raw = answer->take_connection();
   char bytes[3];
-  ASSERT_TRUE(read_exactly(raw.get(), bytes, 3, in(5s)));
+  ASSERT_TRUE(read_exactly(raw, bytes, 3, in(5s)));
   EXPECT_EQ(std::string(bytes, 3), "raw");
 }
 

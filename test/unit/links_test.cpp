@@ -43,7 +43,7 @@ class PeerServerTest : public testing::Test {
     port_ = ntohs(name.sin_port);
     server_ = std::make_unique<Server>(std::move(*listener), most, 64, [this](Tasks::Connection& connection) {
       const auto caller = respond(
-          connection.fd.get(), {"b", config_.key}, [](const std::string& peer) { return peer == "a"; },
+          connection.stream, {"b", config_.key}, [](const std::string& peer) { return peer == "a"; },
           [&connection](const std::string& service) {
             connection.trust();
             return service == service::store;
@@ -51,7 +51,7 @@ class PeerServerTest : public testing::Test {
           in(5s));
       if (!caller) return;
       shaken_++;
-      serve_store(connection.fd.get(), *store_);
+      serve_store(connection.stream, *store_);
     });
   }
 
@@ -143,7 +143,7 @@ TEST_F(PeerServerTest, SilentPeersDontKeepOthersOut) {
   const auto begin = std::chrono::steady_clock::now();
   EXPECT_TRUE(links.connect("b", service::store, 5s));
   EXPECT_LT(std::chrono::steady_clock::now() - begin, 1s) << "must not wait for the silent ones' time to run out";
-  pollfd poll_trusted{trusted->get(), POLLIN, 0};
+  pollfd poll_trusted{trusted->fd(), POLLIN, 0};
   EXPECT_EQ(poll(&poll_trusted, 1, 0), 0) << "a trusted connection must not be broken off for strangers";
 }
 
@@ -152,9 +152,9 @@ TEST_F(PeerServerTest, GarbageFromATrustedPeerEndsItsConnectionOnly) {
   auto fd = links.connect("b", service::store, 5s);
   ASSERT_TRUE(fd) << fd.error().message();
   const Bytes garbage{0xdf, 0xff, 0xff, 0xff, 0xff};
-  ASSERT_TRUE(write_frame(fd->get(), garbage, in(5s)));
+  ASSERT_TRUE(write_frame(*fd, garbage, in(5s)));
   char byte;
-  const auto end = read_some(fd->get(), &byte, 1, in(5s));
+  const auto end = read_some(*fd, &byte, 1, in(5s));
   EXPECT_TRUE(!end || *end == 0);
   EXPECT_TRUE(links.connect("b", service::store, 5s));
 }

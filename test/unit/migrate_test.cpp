@@ -101,20 +101,20 @@ class MigrateTest : public ::testing::TestWithParam<std::string> {
   Result<Report> move(const std::string& from, const std::string& to, const std::string& strategy) {
     std::mutex mutex;
     std::condition_variable changed;
-    std::deque<Fd> offered;
-    const Connect connect = [&]() -> Result<Fd> {
+    std::deque<Stream> offered;
+    const Connect connect = [&]() -> Result<Stream> {
       int pair[2];
       if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) return fail_errno("socketpair");
       const std::scoped_lock lock(mutex);
-      offered.emplace_back(pair[1]);
+      offered.emplace_back(Fd(pair[1]));
       changed.notify_all();
-      return Fd(pair[0]);
+      return Stream(Fd(pair[0]));
     };
-    const Accept accept = [&](std::chrono::milliseconds limit) -> Result<Fd> {
+    const Accept accept = [&](std::chrono::milliseconds limit) -> Result<Stream> {
       std::unique_lock lock(mutex);
       if (!changed.wait_for(lock, limit, [&] { return !offered.empty(); }))
         return fail(ErrorKind::timeout, "no connection");
-      Fd next = std::move(offered.front());
+      Stream next = std::move(offered.front());
       offered.pop_front();
       return next;
     };

@@ -32,8 +32,8 @@ class StreamTest : public testing::Test {
     writer_ = std::make_unique<pod::LogWriter>(Fd(open(pod_->log_directory.c_str(), O_DIRECTORY | O_CLOEXEC)));
     int fds[2];
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
-    client_ = Fd(fds[0]);
-    server_ = Fd(fds[1]);
+    client_ = Stream(Fd(fds[0]));
+    server_ = Stream(Fd(fds[1]));
   }
   void TearDown() override {
     client_.reset();
@@ -43,7 +43,7 @@ class StreamTest : public testing::Test {
 
   void serve(const StreamOptions& options) {
     thread_ = std::thread([this, options] {
-      serve_stream(server_.get(), *pod_, options);
+      serve_stream(server_, *pod_, options);
       server_.reset();
     });
   }
@@ -54,7 +54,7 @@ class StreamTest : public testing::Test {
   std::string directory_;
   std::unique_ptr<LocalPod> pod_;
   std::unique_ptr<pod::LogWriter> writer_;
-  Fd client_, server_;
+  Stream client_, server_;
   std::thread thread_;
 };
 
@@ -62,7 +62,7 @@ TEST_F(StreamTest, WhatIsThereThenTheEnd) {
   write("one");
   write("two", pod::FrameKind::error);
   serve({.follow = false});
-  FrameReader frames(client_.get());
+  FrameReader frames(client_);
   auto frame = frames.next();
   ASSERT_TRUE(frame);
   EXPECT_EQ(text_of(frame->bytes), "one");
@@ -82,7 +82,7 @@ TEST_F(StreamTest, GoesOnFromAPositionWithoutLossOrRepetition) {
   serve({});
   pod::LogPosition position;
   {
-    FrameReader frames(client_.get());
+    FrameReader frames(client_);
     EXPECT_EQ(text_of(frames.next()->bytes), "one");
     const auto place = decode_position(text_of(frames.next()->bytes));
     ASSERT_TRUE(place) << place.error().message();
@@ -95,10 +95,10 @@ TEST_F(StreamTest, GoesOnFromAPositionWithoutLossOrRepetition) {
   write("three");
   int fds[2];
   ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
-  client_ = Fd(fds[0]);
-  server_ = Fd(fds[1]);
+  client_ = Stream(Fd(fds[0]));
+  server_ = Stream(Fd(fds[1]));
   serve({.position = position});
-  FrameReader frames(client_.get());
+  FrameReader frames(client_);
   std::string all;
   while (all.size() < 8) {
     const auto frame = frames.next();
@@ -110,7 +110,7 @@ TEST_F(StreamTest, GoesOnFromAPositionWithoutLossOrRepetition) {
 
 TEST_F(StreamTest, FollowsWhatIsWrittenLater) {
   serve({});
-  FrameReader frames(client_.get());
+  FrameReader frames(client_);
   for (int i = 0; i < 50; i++) {
     const std::string text = std::to_string(i);
     write(text);
@@ -127,7 +127,7 @@ TEST_F(StreamTest, FollowsWhatIsWrittenLater) {
 TEST_F(StreamTest, TailBeginsAtTheEnd) {
   write("old");
   serve({.tail = true});
-  FrameReader frames(client_.get());
+  FrameReader frames(client_);
   const auto place = frames.next();
   ASSERT_TRUE(place);
   EXPECT_EQ(place->kind, frame::position);
