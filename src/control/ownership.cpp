@@ -80,6 +80,7 @@ Claim::Action Claim::on(const Told& told) {
 
 Claim::Action Claim::on(const Swapped& swapped) {
   if (asked_ != Asked::commit && asked_ != Asked::fence) return Nothing{};
+  doubtful_ = false;
   // Somebody was first. Who, the record says.
   if (!swapped.yes) return ask(Asked::look);
   if (asked_ == Asked::commit) return settle(Fate::there);
@@ -87,7 +88,9 @@ Claim::Action Claim::on(const Swapped& swapped) {
 }
 
 Claim::Action Claim::on(const Seen& seen) {
-  return asked_ == Asked::look ? judge(seen.record) : Nothing{};
+  if (asked_ != Asked::look) return Nothing{};
+  doubtful_ = false;
+  return judge(seen.record);
 }
 
 Claim::Action Claim::on(const NoAnswer&) {

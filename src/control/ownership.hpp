@@ -1,5 +1,6 @@
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -14,7 +15,7 @@ struct Owner {
   std::string pod_id;
   std::string node;
   std::uint64_t epoch = 0;
-  bool operator==(const Owner&) const = default;
+  auto operator<=>(const Owner&) const = default;
 };
 
 /// What becomes of a frozen copy of a pod.
@@ -40,6 +41,7 @@ class Claim {
     Role role = Role::source;
     std::string node, peer;
     Owner before;  ///< the record before the commit: the source owns it
+    auto operator<=>(const Facts&) const = default;
   };
 
   // What happens.
@@ -80,10 +82,12 @@ class Claim {
 
   Action step(const Event&);
 
-  /// The store has been asked without an answer: shown as such.
+  /// The store has been asked without an answer, and has given none since: shown as such.
   [[nodiscard]] bool doubtful() const { return doubtful_; }
   [[nodiscard]] const std::optional<Fate>& fate() const { return fate_; }
   [[nodiscard]] const Facts& facts() const { return facts_; }
+  /// Two that are equal do the same whatever happens.
+  auto operator<=>(const Claim&) const = default;
 
  private:
   enum class Asked : std::uint8_t { nothing, commit, look, fence };
