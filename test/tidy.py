@@ -10,6 +10,8 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Beside src/: what imports from it, and from which of its folders at most.
+OUTSIDE = {"sim": {"base", "control"}}
 # Beside each other on purpose, although one stands above the other in the list.
 STRANGERS = {("pod", "objects")}
 MACHINE_PATH = re.compile(r"(?<![\w.}])/(?:home/\w+|root/\w+|work/\w+|Users/\w+)")
@@ -51,6 +53,27 @@ def imports(order: list[str], files: list[str]) -> list[str]:
     return wrong
 
 
+def outside(files: list[str]) -> list[str]:
+    """Folders beside src/ include their own files by folder/file.hpp, too."""
+    wrong = []
+    for name in files:
+        room = pathlib.PurePath(name).parts[0]
+        if room not in OUTSIDE or not name.endswith((".cpp", ".hpp")):
+            continue
+        for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):
+            found = re.match(r'\s*#\s*include\s+"([^"]+)"', line)
+            if not found:
+                continue
+            target = found.group(1)
+            other = target.split("/")[0]
+            there = (ROOT / target if other == room else ROOT / "src" / target).is_file()
+            if "/" not in target or not there:
+                wrong.append(f"{name}:{number}: {target} is not a folder/file.hpp")
+            elif other != room and other not in OUTSIDE[room]:
+                wrong.append(f"{name}:{number}: {room}/ may not import {target}")
+    return wrong
+
+
 def paths(files: list[str]) -> list[str]:
     wrong = []
     for name in files:
@@ -66,7 +89,7 @@ def paths(files: list[str]) -> list[str]:
 
 def main() -> int:
     files = tracked()
-    wrong = imports(rooms(), files) + paths(files)
+    wrong = imports(rooms(), files) + outside(files) + paths(files)
     for line in wrong:
         print(line)
     print(f"tidy: {len(files)} files, {len(wrong)} wrong")
