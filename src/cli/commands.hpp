@@ -54,6 +54,9 @@ struct DrainOptions {
 /// Moves all pods of a node away, after it takes no new ones.
 int drain(const Common&, const DrainOptions&);
 
+/// Lists what is in doubt and what pods have left behind; with a pod, an operator's word: "here", "there" or "drop".
+int resolve(const Common&, const std::string& pod, const std::string& place);
+
 int check(const Common&);
 
 /// The script for "bash", "zsh" or "fish"; empty for another shell.

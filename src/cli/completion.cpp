@@ -21,7 +21,7 @@ _godwit() {
     --strategy) choice="auto freeze precopy postcopy hybrid eager-dirty" ;;
     --socket) COMPREPLY=($(compgen -f -- "$cur")); return ;;
     *) case "$command" in
-      "") choice="run ps nodes migrate drain stop kill logs exec attach inspect rm wait check playground completion
+      "") choice="run ps nodes migrate drain resolve stop kill logs exec attach inspect rm wait check playground completion
                   --help --version --json --socket --node" ;;
       completion) choice="bash zsh fish" ;;
       playground) choice="up down exec status daemon link" ;;
@@ -49,7 +49,7 @@ _godwit_nodes() {
 _godwit() {
   local -a commands
   commands=(
-    'run:start a pod' 'ps:list pods' 'nodes:list nodes' 'migrate:move a pod to another node' 'drain:empty a node' 'stop:end pods'
+    'run:start a pod' 'ps:list pods' 'nodes:list nodes' 'migrate:move a pod to another node' 'drain:empty a node' 'resolve:decide what is in doubt' 'stop:end pods'
     'kill:send a signal' 'logs:show output' 'exec:run a program in a pod' 'attach:join the streams of a pod'
     'inspect:show everything about pods' 'rm:forget pods' 'wait:wait for the end of pods'
     'check:say what this machine lacks' 'playground:several machines on one' 'completion:completion for a shell')
@@ -72,13 +72,13 @@ constexpr const char* fish = R"SH(# godwit completion for fish: godwit completio
 function __godwit_nodes
   godwit nodes --json 2>/dev/null | sed -n 's/^    "name": "\(.*\)",\{0,1\}$/\1/p'
 end
-set -l commands run ps nodes migrate drain stop kill logs exec attach inspect rm wait check playground completion
+set -l commands run ps nodes migrate drain resolve stop kill logs exec attach inspect rm wait check playground completion
 complete -c godwit -f
 complete -c godwit -n "not __fish_seen_subcommand_from $commands" -a "$commands"
 complete -c godwit -l json -d 'machine-readable output'
 complete -c godwit -l socket -r -F -d 'the socket of the daemon'
 complete -c godwit -l node -x -a '(__godwit_nodes)' -d 'let the daemon of this node do it'
-set -l about_pods migrate stop kill logs exec attach inspect rm wait
+set -l about_pods migrate resolve stop kill logs exec attach inspect rm wait
 complete -c godwit -n "__fish_seen_subcommand_from $about_pods" -a '(godwit ps --quiet 2>/dev/null)'
 complete -c godwit -n '__fish_seen_subcommand_from migrate' -a '(__godwit_nodes)'
 complete -c godwit -n '__fish_seen_subcommand_from migrate' -l strategy -x \

@@ -86,6 +86,8 @@ Result<bool> Arrival::negotiate() {
   if (static_cast<wire::Type>(message.type) != wire::Type::hello)
     return fail(ErrorKind::invalid, "a migration begins with a hello");
   hello_ = TRY(image::unpack<wire::Hello>(message.payload));
+  if (hello_.from != site_.peer)
+    return fail(ErrorKind::refused, "{} sends a pod in the name of {}", site_.peer, hello_.from);
   report_.pod = hello_.spec.name;
   report_.source = hello_.from;
   report_.destination = site_.site.node;
@@ -141,13 +143,16 @@ Result<void> Arrival::prepare() {
     }
     if (type != wire::Type::prepare)
       return fail(ErrorKind::invalid, "unexpected message {} before prepare", message.type);
-    const auto prepare = TRY(image::unpack<wire::Prepare>(message.payload));
-    pod_ = TRY(pod::Pod::create(site_.site, hello_.spec, pod::Pod::Arrival{prepare.clocks, prepare.at}));
+    prepare_ = TRY(image::unpack<wire::Prepare>(message.payload));
+    const auto& record = prepare_.record;
+    if (record.pod != hello_.spec.name || record.id != hello_.spec.id || record.owner != hello_.from)
+      return fail(ErrorKind::invalid, "{} has no claim to {}", hello_.from, hello_.spec.name);
+    pod_ = TRY(pod::Pod::create(site_.site, hello_.spec, pod::Pod::Arrival{prepare_.clocks, prepare_.at}));
     break;
   }
   clock_ = TRY(objects::PodClock::of(pod_->init()));
   workshop_ = TRY(pod::Workshop::open(pod_->namespaces()));
-  TRY(write_journal(*pod_, Journal::begin(true)));
+  TRY(write_journal(*pod_, Journal::begin(true, site_.move, hello_.from, prepare_.record)));
   // Stubs are born with the init's descriptors: this one is how they reach ours.
   const Fd self = TRY(kernel::pidfd_open(HostPid{::getpid()}));
   TRY(pod_->deposit("builder", self.get()));
@@ -193,7 +198,7 @@ Result<void> Arrival::raise_ourselves(const wire::Freezing& freezing) {
   TRY(pod_->set_first(freezing.first));
   TRY(pod_->port().add_neighbours(freezing.neighbours));
   for (const auto pid : order_) TRY(make_session(processes_.at(pid.value)));
-  auto journal = Journal::begin(true);
+  auto journal = Journal::begin(true, site_.move, hello_.from, prepare_.record);
   journal.add(pod_->init());
   TRY(write_journal(*pod_, journal));
   raised_.emplace_back(HostPid{::gettid()}, daemon_priority);
@@ -411,7 +416,7 @@ Result<void> Arrival::apply_last(const wire::Last& last) {
 
 Result<void> Arrival::begin_references(const wire::Last& last) {
   if (last.owed.empty()) return {};
-  auto pager = std::make_unique<Pager>(std::move(reference_));
+  auto pager = TRY(Pager::make(*pod_, std::move(reference_)));
   for (auto& [pid, process] : processes_) {
     if (process.ended) continue;
     const auto owed = std::ranges::find(last.owed, PodPid{pid}, &wire::Ranges::process);
@@ -426,8 +431,7 @@ Result<void> Arrival::begin_references(const wire::Last& last) {
     TRY(process.memory->drop(stale, process.hand()));
     auto fault = TRY(DestinationMemory::make_userfaultfd(process.host, Pager::features, process.hand()));
     fault = TRY(process.memory->begin_reference(std::move(fault)));
-    TRY(pod_->deposit(fmt::format("pager-{}", pid), fault.fd()));
-    pager->add(static_cast<SpaceId>(pid), std::move(fault), std::move(pages));
+    TRY(pager->add(static_cast<SpaceId>(pid), std::move(fault), std::move(pages)));
   }
   for (const auto thread : pages_->threads()) kernel::work_in_background(thread);
   const std::unique_lock lock(spaces_mutex_);

@@ -62,7 +62,8 @@ class Arrival {
   Result<void> settle();
   void give_up(const Error& why);
   [[nodiscard]] Report& report() { return report_; }
-  [[nodiscard]] bool ours() const { return ours_; }
+  /// Whether it is ours couldn't be told, and isn't for us to tell any more.
+  [[nodiscard]] bool undecided() const { return undecided_; }
 
  private:
   std::vector<std::string> refusals(const wire::Hello&);
@@ -94,9 +95,10 @@ class Arrival {
   Result<void> restore_process(const wire::ProcessImage&, int builder);
   Result<void> restore_threads(const wire::ProcessImage&, Arriving&, objects::ProcessRestore&, kernel::Batch);
   Result<void> write(SpaceId space, std::uint64_t address, const void* data, std::size_t size);
-  Result<void> decide_alone();
   Result<void> write_log(const Message&);
   Result<void> await_log();
+  Result<void> drain();
+  Result<void> follow_to_the_end();
   Arriving* find(PodPid pid);
 
   Channel control_;
@@ -104,6 +106,7 @@ class Arrival {
   const DestinationSite& site_;
   Report report_;
   wire::Hello hello_;
+  wire::Prepare prepare_;
   std::shared_ptr<pod::Pod> pod_;
   std::unique_ptr<pod::Workshop> workshop_;
   objects::PodClock clock_;
@@ -137,11 +140,10 @@ class Arrival {
   };
   std::vector<Restored> restores_;
   Stopwatch watch_;
-  store::Record record_;
+  bool undecided_ = false;
   std::vector<Bytes> held_;
   std::map<pid_t, pid_t>
       temporaries_;  ///< leaders of sessions and groups that have ended at the source: pod pid to host pid
-  bool ours_ = false;
 };
 
 }  // namespace godwit::migrate

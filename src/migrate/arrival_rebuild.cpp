@@ -8,6 +8,7 @@
 #include <mutex>
 #include <thread>
 
+#include "base/fault.hpp"
 #include "base/log.hpp"
 #include "kernel/gadget_x86_64.hpp"
 #include "kernel/pidfd.hpp"
@@ -258,10 +259,13 @@ Result<void> Arrival::pin() {
   watch_.lap("pin");
   TRY(await_log());
   watch_.lap("log");
+  // From the next message on it may be ours without our hearing of it: its init and its gate must outlive us. Until the
+  // store says whose it is it stays frozen.
+  TRY(pod_->deposit_gate());
+  TRY(pod_->keep());
+  watch_.lap("keep");
   TRY(control_.send(wire::Type::rebuilt, wire::Spans{watch_.spans()}));
-  // From here on it may be ours without our hearing of it: its init must outlive us. Until the store says so it stays
-  // frozen.
-  if (const auto kept = pod_->keep(); !kept) log::error("{}: keep: {}", hello_.spec.name, kept.error().message());
+  fault::reach("destination.pinned");
   // While the source commits, from the tracer to the freezer alone. Nothing here may end the move any more: it may be
   // ours already.
   const auto note = [&](const Result<void>& outcome) {
@@ -303,42 +307,27 @@ Result<void> Arrival::await_log() {
   }
 }
 
-Result<void> Arrival::decide_alone() {
-  // The source is out of reach. If it has committed, the pod is ours; if it hasn't, it must not be able to any more:
-  // its epoch is taken away.
-  for (;;) {
-    auto record = site_.store.get(hello_.spec.name);
-    if (record && *record) {
-      if ((*record)->owner == site_.site.node && (*record)->epoch == record_.epoch + 1) return {};
-      if ((*record)->owner != hello_.from)
-        return fail(ErrorKind::refused, "{} belongs to {} by now", hello_.spec.name, (*record)->owner);
-      auto fenced = site_.store.move(**record, hello_.from);
-      if (fenced && *fenced)
-        return fail(ErrorKind::unreachable, "{} was lost before it had committed the move", hello_.from);
-    } else if (record) {
-      return fail(ErrorKind::not_found, "the record of {} is gone", hello_.spec.name);
-    }
-    log::warn("{}: in doubt: {} is out of reach and the store doesn't answer; it stays frozen", hello_.spec.name,
-              hello_.from);
-    std::this_thread::sleep_for(std::chrono::seconds(1));
-  }
-}
-
 Result<void> Arrival::await_commit() {
+  control::Claim claim(
+      {control::Claim::Role::destination, site_.site.node, hello_.from, owner_of(prepare_.record)});
   auto message = control_.receive(std::chrono::seconds(60));
-  if (!message) {
-    TRY(decide_alone());
-    ours_ = true;
-    return {};
+  control::Claim::Event heard = control::Claim::Doubt{};
+  std::string why = message ? "" : message.error().message();
+  if (message && static_cast<wire::Type>(message->type) == wire::Type::abort) {
+    why = TRY(image::unpack<wire::Text>(message->payload)).text;
+    heard = control::Claim::Told{.committed = false};
+  } else if (message && static_cast<wire::Type>(message->type) == wire::Type::go) {
+    held_ = TRY(image::unpack<wire::Frames>(message->payload)).frames;
+    heard = control::Claim::Told{.committed = true};
+  } else if (message) {
+    why = fmt::format("expected the go, got message {}", message->type);
   }
-  const auto type = static_cast<wire::Type>(message->type);
-  if (type == wire::Type::abort)
-    return fail(ErrorKind::cancelled, "{} gave up: {}", hello_.from,
-                TRY(image::unpack<wire::Text>(message->payload)).text);
-  if (type != wire::Type::go) return fail(ErrorKind::invalid, "expected the go, got message {}", message->type);
-  ours_ = true;
+  const auto fate = carry_out(claim, heard, prepare_.record, site_.store, site_.in_doubt);
+  undecided_ = !fate;
+  if (!fate) return fail(ErrorKind::busy, "{} is in doubt, and left so", hello_.spec.name);
+  if (*fate != control::Fate::here) return fail(ErrorKind::cancelled, "{} gave up: {}", hello_.from, why);
+  fault::reach("destination.committed");
   watch_.restart();
-  held_ = TRY(image::unpack<wire::Frames>(message->payload)).frames;
   return {};
 }
 
@@ -364,8 +353,7 @@ Result<void> Arrival::restart() {
   const auto at = now_ns();
   site_.arrived(pod_);
   (void)control_.send(wire::Type::running, wire::Running{at, watch_.spans()});
-  // Once more: the first time it was not allowed to fail.
-  note("keep", pod_->keep());
+  note("forget the gate", pod_->forget_gate());
   return {};
 }
 

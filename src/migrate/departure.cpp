@@ -257,7 +257,7 @@ Result<void> Departure::align_clocks() {
   const std::int64_t passed = ours_then - reading.at;
   TRY(control_->send(
       wire::Type::prepare,
-      wire::Prepare{{reading.clocks.monotonic + passed, reading.clocks.boottime + passed}, theirs_then.monotonic}));
+      wire::Prepare{{reading.clocks.monotonic + passed, reading.clocks.boottime + passed}, theirs_then.monotonic, record_}));
   return {};
 }
 
@@ -502,7 +502,7 @@ Result<void> Departure::send_objects_ahead() {
 Result<void> Departure::copy_while_running() {
   tell("precopy");
   // From here on something of ours may be in the pod's processes.
-  TRY(write_journal(pod_, Journal::begin(false)));
+  TRY(write_journal(pod_, Journal::begin(false, site_.move, site_.destination, record_)));
   trees_.push_back(TRY(pod::UpperSource::open(pod_.upper())));
   trees_.push_back(TRY(pod::UpperSource::open(facts_.root + std::string(wire::trees[1]))));
   TRY(send_files());

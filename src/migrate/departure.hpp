@@ -10,6 +10,7 @@
 #include "kernel/priority.hpp"
 #include "kernel/task_reader.hpp"
 #include "migrate/channel.hpp"
+#include "migrate/claim.hpp"
 #include "migrate/freeze.hpp"
 #include "migrate/migrate.hpp"
 #include "migrate/page_stream.hpp"
@@ -68,8 +69,8 @@ class Departure {
   Result<void> release();
   /// Before the commit: everything here is as it was. Says why to the destination.
   void give_up(const Error& why);
-
-  [[nodiscard]] bool committed() const { return committed_; }
+  /// After it: nothing here runs again.
+  void let_lie(const Error& why);
 
  private:
   Result<wire::Hello> introduce();
@@ -121,7 +122,6 @@ class Departure {
   void raise_priorities(const Known&);
   void let_down();
   Result<void> write_down(const Known&);
-  Result<bool> ask_whose();
   void be_patient(std::chrono::seconds bound);
   void tell(std::string phase);
 
@@ -171,7 +171,7 @@ class Departure {
   std::jthread answering_;  ///< serves pages that are asked for, from the last scan on: rebuilding may need some
   std::jthread sending_;    ///< the pages of the freeze, beside what is still to be captured
   std::jthread pushing_;    ///< sends all that is owed, after the commit
-  bool holding_ = false, pinned_ = false, committed_ = false;
+  bool holding_ = false, pinned_ = false;
 };
 
 }  // namespace godwit::migrate

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "base/fault.hpp"
 #include "base/log.hpp"
 #include "migrate/departure.hpp"
 #include "migrate/recover.hpp"
@@ -54,7 +55,7 @@ void append(std::vector<wire::Ranges>& list, PodPid process, Range range) {
 
 /// A daemon that dies in the freeze leaves threads raised: whoever takes the pod over finds here what they were.
 Result<void> Departure::write_down(const Known& known) {
-  Journal journal = Journal::begin(false);
+  Journal journal = Journal::begin(false, site_.move, site_.destination, record_);
   journal.add(pod_.init());
   for (const auto& process : known.processes)
     for (const auto& thread : process.threads) journal.add(thread.host);
@@ -441,6 +442,8 @@ Result<void> Departure::send_objects() {
 Result<void> Departure::pin() {
   TRY(pod_.workload().freeze());
   pinned_ = true;
+  // Were we to die now, the kernel must not answer for the pod as it was: what it acknowledged would be lost.
+  TRY(pod_.deposit_gate());
   freeze_watch_.lap("pin");
   // Nobody writes any more. Whoever dies after the commit, the log is there as a whole; meanwhile the destination
   // rebuilds.
@@ -456,33 +459,23 @@ Result<void> Departure::pin() {
   return {};
 }
 
-/// The answer to the commit was lost, not the question: only the record says who owns the pod now. True: the
-/// destination. As long as the store doesn't say, the pod stays frozen: it may run there. A question that is still on
-/// its way is made void before the pod goes on here.
-Result<bool> Departure::ask_whose() {
-  for (std::uint64_t tries = 0;; ++tries) {
-    const auto record = site_.store.get(report_.pod);
-    if (record && !*record) return false;
-    if (record && (*record)->owner == site_.destination) return (*record)->epoch == record_.epoch + 1;
-    if (record && (*record)->owner != site_.node) return false;
-    if (record) {
-      const auto fenced = site_.store.move(**record, site_.node);
-      if (fenced && *fenced) return false;
-    }
-    if (tries % 25 == 0) log::warn("{}: in doubt: the store doesn't answer; it stays frozen", report_.pod);
-    std::this_thread::sleep_for(std::chrono::milliseconds(200));
-  }
-}
-
 Result<void> Departure::commit() {
-  auto moved = site_.store.move(record_, site_.destination);
-  if (!moved) {
-    moved = TRY(ask_whose());
-  }
-  if (!*moved) return fail(ErrorKind::busy, "somebody else has changed the record of {}", report_.pod);
-  committed_ = true;
+  control::Claim claim(
+      {control::Claim::Role::source, site_.node, site_.destination, owner_of(record_)});
+  report_.fate = carry_out(claim, control::Claim::Commit{}, record_, site_.store, site_.in_doubt);
   freeze_watch_.lap("commit");
-  return {};
+  fault::reach("source.committed");
+  if (!report_.fate) return fail(ErrorKind::busy, "{} is in doubt, and left so", report_.pod);
+  switch (*report_.fate) {
+    case control::Fate::there:
+      return {};
+    case control::Fate::here:
+      return fail(ErrorKind::unreachable, "{} took the commit of {} back: it had lost this node, or the store was away",
+                  site_.destination, report_.pod);
+    case control::Fate::gone:
+      break;
+  }
+  return fail(ErrorKind::gone, "{} belongs to somebody else by now, or to nobody", report_.pod);
 }
 
 void Departure::give_up(const Error& why) {
@@ -491,6 +484,7 @@ void Departure::give_up(const Error& why) {
   end_answering();
   if (pinned_) {
     (void)pod_.workload().thaw();
+    (void)pod_.forget_gate();
     pinned_ = false;
   }
   descriptors_.reset();

@@ -12,6 +12,8 @@
 #include "base/stream.hpp"
 #include "control/needs.hpp"
 #include "image/codec.hpp"
+#include "migrate/claim.hpp"
+#include "migrate/pager.hpp"
 #include "migrate/report.hpp"
 #include "pod/pod.hpp"
 #include "store/store.hpp"
@@ -40,11 +42,13 @@ using OnProgress = std::function<void(const Progress&)>;
 
 /// What the source needs of its node.
 struct SourceSite {
+  std::string move;         ///< the migration's id
   std::string node;         ///< our name
   std::string destination;  ///< the other's
   store::Store& store;
   std::atomic<bool>& cancelled;  ///< set from outside; honoured up to the commit
   OnProgress progress;
+  InDoubt in_doubt;  ///< after a commit whose answer is lost
   std::optional<std::chrono::steady_clock::time_point> deadline;  ///< cancelled by then, up to the commit
   std::uint64_t link_bytes_per_second = 0;  ///< as the last migration there had it; 0: not known, a dry run probes
 };
@@ -57,6 +61,8 @@ Result<Report> send(pod::Pod& pod, const Options&, const Connect&, const SourceS
 
 /// What the destination needs of its node.
 struct DestinationSite {
+  std::string move;  ///< the migration's id
+  std::string peer;  ///< who sends it, by its own proof
   pod::Site site;
   store::Store& store;
   /// What this node's starter decides about the exact needs: reasons against it; none: there is room, kept until the
@@ -64,6 +70,12 @@ struct DestinationSite {
   std::function<std::vector<std::string>(const pod::Spec&, const control::Needs&)> decide;
   /// Called once the pod is ours by the store's word, before its first instruction here. It is in place from then on.
   std::function<void(std::shared_ptr<pod::Pod>)> arrived;
+  /// When the source is lost, and the store doesn't say whether it has committed before.
+  InDoubt in_doubt;
+  /// For pages that are still owed when one of the migration's own connections has broken.
+  std::function<Pager::Source()> source;
+  /// After the restart: they can't be had any more, and the pod must not run on without them.
+  std::function<void(const std::string& why)> lost;
   /// So many bytes of it have come. From several threads, now and then.
   std::function<void(std::uint64_t)> received;
 };

@@ -30,6 +30,7 @@ void PageSet::change(Range range, bool value) {
       else
         block[word] &= ~bits;
     }
+    if (!value && std::ranges::none_of(block, [](std::uint64_t word) { return word != 0; })) blocks_.erase(existing);
     at = until;
   }
 }
@@ -72,6 +73,12 @@ std::uint64_t PageSet::pages() const {
   for (const auto& [number, block] : blocks_)
     for (const auto word : block) count += static_cast<std::uint64_t>(std::popcount(word));
   return count;
+}
+
+std::optional<Range> PageSet::first() const {
+  if (blocks_.empty()) return {};
+  const std::uint64_t begin = blocks_.begin()->first * block_size;
+  return runs({begin, begin + block_size}).front();
 }
 
 std::vector<Range> PageSet::all() const {

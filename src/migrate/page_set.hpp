@@ -3,6 +3,7 @@
 #include <array>
 #include <bit>
 #include <cstdint>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -33,6 +34,8 @@ class PageSet {
   /// Stretches of `range` that are in the set (or, with `members` false, that are not), in order.
   [[nodiscard]] std::vector<Range> runs(Range range, bool members = true) const;
   [[nodiscard]] std::uint64_t pages() const;
+  /// Some stretch of the set; none when it is empty. Within one block.
+  [[nodiscard]] std::optional<Range> first() const;
   /// All of the set, in order.
   [[nodiscard]] std::vector<Range> all() const;
 
@@ -40,7 +43,7 @@ class PageSet {
   static constexpr std::uint64_t block_size = 512 * page_size;
   using Block = std::array<std::uint64_t, 8>;
   void change(Range range, bool value);
-  std::unordered_map<std::uint64_t, Block> blocks_;
+  std::unordered_map<std::uint64_t, Block> blocks_;  ///< none is empty
 };
 
 }  // namespace godwit::migrate

@@ -26,7 +26,8 @@ struct PageHeader {
     data = 0,  ///< `size` bytes follow
     zero = 1,  ///< `size` bytes of zeros, none follow
     end = 2,   ///< the round `address` is complete on this connection
-    close = 3  ///< nothing more will come
+    close = 3,   ///< nothing more will come
+    drained = 4  ///< to the source: nothing is owed any more; and back: it has heard
   };
   SpaceId space = 0;
   std::uint32_t kind = data;

@@ -16,6 +16,8 @@
 #include "base/log.hpp"
 #include "kernel/priority.hpp"
 #include "migrate/channel.hpp"
+#include "migrate/owed_log.hpp"
+#include "migrate/remainder.hpp"
 
 namespace godwit::migrate {
 
@@ -24,7 +26,8 @@ namespace {
 /// One address space. A process that forks while it is owed pages becomes two, both served from the same pages of the
 /// source.
 struct Space {
-  SpaceId source = 0;  ///< whose pages at the source
+  SpaceId source = 0;        ///< whose pages at the source
+  std::uint32_t number = 0;  ///< in the log
   kernel::Userfaultfd fault;
   PageSet owed;                                       ///< by address here
   std::vector<std::pair<Range, std::int64_t>> moved;  ///< mremap: address here minus address at the source, newest last
@@ -34,19 +37,71 @@ struct Space {
         return address - static_cast<std::uint64_t>(move->second);
     return address;
   }
+
+  /// The program has given this up.
+  void removed(Range range) { owed.remove(range); }
+
+  /// It has moved it. What is owed of it is owed there now; nothing of it: false.
+  bool remapped(Range from, std::uint64_t to_begin) {
+    const std::uint64_t shift = to_begin - from.begin;
+    std::vector<std::pair<Range, std::int64_t>> landed;
+    for (const auto& run : owed.runs(from)) {
+      for (std::uint64_t at = run.begin; at < run.end; at += page_size) {
+        const auto origin = at_source(at);
+        const auto here = at + shift;
+        const auto difference = static_cast<std::int64_t>(here - origin);
+        if (!landed.empty() && landed.back().first.end == here && landed.back().second == difference)
+          landed.back().first.end += page_size;
+        else
+          landed.push_back({{here, here + page_size}, difference});
+      }
+      owed.remove(run);
+      owed.add({run.begin + shift, run.end + shift});
+    }
+    for (auto& entry : landed) moved.push_back(entry);
+    return !landed.empty();
+  }
 };
+
+const std::string log_name = "owed";
+
+std::string fault_name(std::uint32_t space) {
+  return fmt::format("owed-{}", space);
+}
 
 }  // namespace
 
 struct Pager::Parts {
-  Stream reference;
-  Fd wake;  ///< eventfd: the end
+  Parts(pod::Pod& owing, OwedLog written) : pod(owing), log(std::move(written)) {}
+
+  pod::Pod& pod;
+  OwedLog log;
+  Stream reference;             ///< none: faults wait until there is a new one. Only the thread touches it
+  std::optional<Stream> fresh;  ///< the new one; guarded by `mutex`
+  Fd wake;                      ///< eventfd: the end, or a new connection
   /// Who puts pushed pages in place has no priority, and must not keep the faults waiting for it.
   kernel::InheritingMutex mutex;  ///< guards the spaces, the order of events, and what is put in place: an event is
                                   ///< read and obeyed in one piece
   std::deque<Space> spaces;
   std::jthread thread;
-  bool ending = false;
+  std::atomic<bool> ending = false;
+
+  void nudge() const {
+    const std::uint64_t one = 1;
+    (void)!::write(wake.get(), &one, sizeof one);
+  }
+
+  void note(const OwedLog::Entry& entry) {
+    if (const auto noted = log.add(entry); !noted)
+      log::error("{}: {}", pod.spec().name, noted.error().message());
+  }
+
+  /// Another address space; its userfaultfd is left with the pod's init.
+  Result<void> keep(Space space) {
+    TRY(pod.deposit(fault_name(space.number), space.fault.fd()));
+    spaces.push_back(std::move(space));
+    return {};
+  }
 
   /// Fills a stretch of owed pages from its beginning, as far as it goes in one piece: how many bytes are in place now.
   /// 0: the layout has changed or is changing, and what is owed where has to be looked up anew. The mutex is held.
@@ -119,35 +174,29 @@ struct Pager::Parts {
           faults.emplace_back(&space, event.arg.pagefault.address & ~(page_size - 1));
           break;
         case UFFD_EVENT_REMOVE:
-        case UFFD_EVENT_UNMAP:
-          space.owed.remove({event.arg.remove.start, event.arg.remove.end});
+        case UFFD_EVENT_UNMAP: {
+          const Range range{event.arg.remove.start, event.arg.remove.end};
+          if (!space.owed.runs(range).empty())
+            note({.kind = OwedLog::Entry::removed, .space = space.number, .a = range.begin, .b = range.end});
+          space.removed(range);
           break;
+        }
         case UFFD_EVENT_REMAP: {
           const Range from{event.arg.remap.from, event.arg.remap.from + event.arg.remap.len};
-          const auto shift = static_cast<std::int64_t>(event.arg.remap.to - event.arg.remap.from);
-          std::vector<std::pair<Range, std::int64_t>> landed;
-          for (const auto& run : space.owed.runs(from)) {
-            const Range to{run.begin + static_cast<std::uint64_t>(shift), run.end + static_cast<std::uint64_t>(shift)};
-            for (std::uint64_t at = run.begin; at < run.end; at += page_size) {
-              const auto origin = space.at_source(at);
-              const auto here = at + static_cast<std::uint64_t>(shift);
-              const auto difference = static_cast<std::int64_t>(here - origin);
-              if (!landed.empty() && landed.back().first.end == here && landed.back().second == difference)
-                landed.back().first.end += page_size;
-              else
-                landed.push_back({{here, here + page_size}, difference});
-            }
-            space.owed.remove(run);
-            space.owed.add(to);
-          }
-          for (auto& entry : landed) space.moved.push_back(entry);
+          if (!space.owed.runs(from).empty())
+            note({OwedLog::Entry::moved, space.number, from.begin, from.end, event.arg.remap.to});
+          space.remapped(from, event.arg.remap.to);
           break;
         }
         case UFFD_EVENT_FORK: {
-          Space child{.source = space.source, .owed = space.owed, .moved = space.moved};
-          auto fault = kernel::Userfaultfd::take(Fd(static_cast<int>(event.arg.fork.ufd)));
-          child.fault = std::move(fault);
-          spaces.push_back(std::move(child));
+          Space child{.source = space.source,
+                      .number = static_cast<std::uint32_t>(spaces.size()),
+                      .owed = space.owed,
+                      .moved = space.moved};
+          child.fault = kernel::Userfaultfd::take(Fd(static_cast<int>(event.arg.fork.ufd)));
+          note({.kind = OwedLog::Entry::forked, .space = space.number, .a = child.number});
+          if (const auto kept = keep(std::move(child)); !kept)
+            log::error("{}: {}", pod.spec().name, kept.error().message());
           break;
         }
         default:
@@ -155,11 +204,6 @@ struct Pager::Parts {
       }
     }
     return changed;
-  }
-
-  Result<void> ask(Space& space, std::uint64_t address) {
-    const PageHeader question{space.source, PageHeader::data, space.at_source(address), page_size};
-    return send_all(reference, &question, sizeof question);
   }
 
   struct Pending {
@@ -170,7 +214,17 @@ struct Pager::Parts {
   };
   std::deque<Pending> pending;  ///< asked for, in the order of the answers
 
-  Result<void> serve_faults() {
+  Result<void> ask(const Pending& wanted) {
+    const PageHeader question{wanted.space->source, PageHeader::data, wanted.origin, page_size};
+    return send_all(reference, &question, sizeof question);
+  }
+
+  void broken(const Error& why) {
+    if (reference) log::warn("{}: page faults wait: {}", pod.spec().name, why.message());
+    reference.reset();
+  }
+
+  void serve_faults() {
     for (auto& [space, address] : std::exchange(faults, {})) {
       if (!space->owed.contains(address)) {
         auto zeroed = space->fault.zero(address, page_size, true);
@@ -182,10 +236,10 @@ struct Pager::Parts {
             return p.space == space && p.address == address && p.origin == origin;
           }))
         continue;
-      TRY(ask(*space, address));
       pending.push_back({space, address, origin});
+      if (!reference) continue;
+      if (const auto asked = ask(pending.back()); !asked) broken(asked.error());
     }
-    return {};
   }
 
   Result<void> take_answer() {
@@ -193,7 +247,8 @@ struct Pager::Parts {
     TRY(receive_all(reference, &header, sizeof header, std::chrono::minutes(10)));
     if (header.size > page_size || pending.empty()) return fail(ErrorKind::invalid, "an answer to no question");
     std::array<std::uint8_t, page_size> data{};
-    TRY(receive_all(reference, data.data(), header.size, std::chrono::minutes(10)));
+    if (header.kind != PageHeader::zero)
+      TRY(receive_all(reference, data.data(), header.size, std::chrono::minutes(10)));
     const Pending asked = pending.front();
     pending.pop_front();
     const std::scoped_lock lock(mutex);
@@ -203,36 +258,158 @@ struct Pager::Parts {
     return {};
   }
 
+  /// A new connection, if there is one: what the old one left unanswered is asked again.
+  void renew() {
+    {
+      const std::scoped_lock lock(mutex);
+      if (!fresh) return;
+      reference = std::move(*fresh);
+      fresh.reset();
+    }
+    for (const auto& wanted : pending) {
+      if (const auto asked = ask(wanted); !asked) return broken(asked.error());
+    }
+  }
+
   Result<void> run() {
     for (;;) {
-      std::vector<pollfd> waits{{wake.get(), POLLIN, 0}, {reference.fd(), POLLIN, 0}};
+      std::vector<pollfd> waits{{wake.get(), POLLIN, 0}, {reference ? reference.fd() : -1, POLLIN, 0}};
       {
         const std::scoped_lock lock(mutex);
         for (auto& space : spaces) waits.push_back({space.fault.fd(), POLLIN, 0});
       }
-      if (::poll(waits.data(), waits.size(), reference.ready() ? 0 : -1) < 0 && errno != EINTR)
+      const bool ready = reference && reference.ready();
+      if (::poll(waits.data(), waits.size(), ready ? 0 : -1) < 0 && errno != EINTR)
         return fail_errno("wait for faults");
-      if (waits[0].revents != 0) return {};
-      if ((waits[1].revents & (POLLIN | POLLHUP | POLLERR)) != 0 || reference.ready()) TRY(take_answer());
+      if (waits[0].revents != 0) {
+        std::uint64_t count = 0;
+        (void)!::read(wake.get(), &count, sizeof count);
+        if (ending) return {};
+        renew();
+      }
+      if (reference && (ready || (waits[1].revents & (POLLIN | POLLHUP | POLLERR)) != 0))
+        if (const auto taken = take_answer(); !taken) broken(taken.error());
       const std::scoped_lock lock(mutex);
       for (std::size_t i = 2; i < waits.size(); ++i)
         if ((waits[i].revents & POLLIN) != 0) TRY(obey(spaces[i - 2]));
-      TRY(serve_faults());
+      serve_faults();
     }
+  }
+
+  /// What is owed in one piece at the source, at most `most` bytes from the beginning; nothing when nothing is owed.
+  std::optional<std::pair<SpaceId, Range>> next_owed(std::uint64_t most) {
+    const std::scoped_lock lock(mutex);
+    for (const auto& space : spaces) {
+      const auto run = space.owed.first();
+      if (!run) continue;
+      // In one piece here is not in one piece there, once the program has moved something.
+      Range wanted{space.at_source(run->begin), 0};
+      wanted.end = wanted.begin + (space.moved.empty() ? std::min(run->size(), most) : page_size);
+      return std::pair{space.source, wanted};
+    }
+    return {};
+  }
+
+  Result<void> fetch_all(Stream& bulk) {
+    const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
+    while (const auto wanted = next_owed(max_piece)) {
+      const auto& [space, range] = *wanted;
+      const PageHeader question{space, PageHeader::data, range.begin, range.size()};
+      TRY(send_all(bulk, &question, sizeof question));
+      PageHeader answer;
+      TRY(receive_all(bulk, &answer, sizeof answer, std::chrono::minutes(1)));
+      const bool zero = answer.kind == PageHeader::zero;
+      if (answer.size == 0 || answer.size > range.size() || answer.size % page_size != 0)
+        return fail(ErrorKind::invalid, "{} bytes for {} that were asked for", answer.size, range.size());
+      if (!zero) TRY(receive_all(bulk, buffer.get(), answer.size, std::chrono::minutes(1)));
+      TRY(put(space, range.begin, zero ? nullptr : buffer.get(), answer.size));
+    }
+    return {};
+  }
+
+  Result<void> put(SpaceId space, std::uint64_t address, const std::uint8_t* bytes, std::size_t size) {
+    // A fault waits for no more than one of these.
+    constexpr std::uint64_t most_at_once = 32 * KiB;
+    for (std::uint64_t done = 0; done < size;) {
+      const std::uint64_t part = std::min<std::uint64_t>(size - done, most_at_once);
+      const Range range{address + done, address + done + part};
+      const std::scoped_lock lock(mutex);
+      // A fork in between adds a space at the end, which is owed what its parent was.
+      for (std::size_t i = 0; i < spaces.size(); ++i)
+        if (spaces[i].source == space) TRY(place(spaces[i], range, bytes != nullptr ? bytes + done : nullptr));
+      done += part;
+    }
+    return {};
+  }
+
+  /// As an earlier daemon has written it down.
+  Result<void> replay() {
+    for (const auto& entry : TRY(log.read())) {
+      const bool makes = entry.kind == OwedLog::Entry::made;
+      if (makes ? entry.space != spaces.size() : entry.space >= spaces.size())
+        return fail(ErrorKind::invalid, "the log of owed pages is out of order");
+      switch (entry.kind) {
+        case OwedLog::Entry::made:
+          spaces.push_back({.source = static_cast<SpaceId>(entry.a), .number = entry.space});
+          break;
+        case OwedLog::Entry::owed:
+          spaces[entry.space].owed.add({entry.a, entry.b});
+          break;
+        case OwedLog::Entry::removed:
+          spaces[entry.space].removed({entry.a, entry.b});
+          break;
+        case OwedLog::Entry::moved:
+          spaces[entry.space].remapped({entry.a, entry.b}, entry.c);
+          break;
+        default:
+          if (entry.a != spaces.size()) return fail(ErrorKind::invalid, "the log of owed pages is out of order");
+          spaces.push_back({.source = spaces[entry.space].source,
+                            .number = static_cast<std::uint32_t>(entry.a),
+                            .owed = spaces[entry.space].owed,
+                            .moved = spaces[entry.space].moved});
+      }
+    }
+    return {};
   }
 };
 
-Pager::Pager(Stream reference) : parts_(std::make_unique<Parts>()) {
-  parts_->reference = std::move(reference);
-  parts_->wake.reset(::eventfd(0, EFD_CLOEXEC));
+Pager::Pager(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+
+Result<std::unique_ptr<Pager>> Pager::make(pod::Pod& pod, Stream reference) {
+  auto parts = std::make_unique<Parts>(pod, TRY(OwedLog::make()));
+  parts->reference = std::move(reference);
+  parts->wake.reset(::eventfd(0, EFD_CLOEXEC));
+  TRY(pod.deposit(log_name, parts->log.fd()));
+  return std::unique_ptr<Pager>(new Pager(std::move(parts)));
+}
+
+Result<std::unique_ptr<Pager>> Pager::adopt(pod::Pod& pod) {
+  auto written = pod.withdraw(log_name);
+  if (!written && written.error().kind == ErrorKind::not_found) return nullptr;
+  if (!written) return std::unexpected(written.error());
+  auto parts = std::make_unique<Parts>(pod, TRY(OwedLog::take(std::move(*written))));
+  parts->wake.reset(::eventfd(0, EFD_CLOEXEC));
+  TRY(parts->replay());
+  for (auto& space : parts->spaces) {
+    space.fault = kernel::Userfaultfd::take(TRY(pod.withdraw(fault_name(space.number))));
+    // What the earlier daemon had read of it isn't told again: whoever waits tries again.
+    for (const auto& run : space.owed.all()) (void)space.fault.wake(run.begin, run.size());
+  }
+  return std::unique_ptr<Pager>(new Pager(std::move(parts)));
 }
 
 Pager::~Pager() {
   (void)end();
 }
 
-void Pager::add(SpaceId space, kernel::Userfaultfd fault, PageSet owed) {
-  parts_->spaces.push_back({.source = space, .fault = std::move(fault), .owed = std::move(owed)});
+Result<void> Pager::add(SpaceId source, kernel::Userfaultfd fault, PageSet owed) {
+  Space space{.source = source, .number = static_cast<std::uint32_t>(parts_->spaces.size()), .owed = std::move(owed)};
+  space.fault = std::move(fault);
+  std::vector<OwedLog::Entry> entries{{.kind = OwedLog::Entry::made, .space = space.number, .a = source}};
+  for (const auto& run : space.owed.all())
+    entries.push_back({.kind = OwedLog::Entry::owed, .space = space.number, .a = run.begin, .b = run.end});
+  TRY(parts_->log.add(entries));
+  return parts_->keep(std::move(space));
 }
 
 Result<void> Pager::begin() {
@@ -244,21 +421,7 @@ Result<void> Pager::begin() {
 }
 
 Result<void> Pager::put(SpaceId space, std::uint64_t address, const void* data, std::size_t size) {
-  const auto* bytes = static_cast<const std::uint8_t*>(data);
-  // A fault waits for no more than one of these.
-  constexpr std::uint64_t most_at_once = 32 * KiB;
-  for (std::uint64_t done = 0; done < size;) {
-    const std::uint64_t part = std::min<std::uint64_t>(size - done, most_at_once);
-    const Range range{address + done, address + done + part};
-    const std::scoped_lock lock(parts_->mutex);
-    // A fork in between adds a space at the end, which is owed what its parent was.
-    for (std::size_t i = 0; i < parts_->spaces.size(); ++i) {
-      Space& candidate = parts_->spaces[i];
-      if (candidate.source == space) TRY(parts_->place(candidate, range, bytes != nullptr ? bytes + done : nullptr));
-    }
-    done += part;
-  }
-  return {};
+  return parts_->put(space, address, static_cast<const std::uint8_t*>(data), size);
 }
 
 std::uint64_t Pager::owed_pages() {
@@ -268,13 +431,62 @@ std::uint64_t Pager::owed_pages() {
   return pages;
 }
 
+namespace {
+
+/// What the source says first on a connection for pages.
+Result<void> greeted(Stream& connection) {
+  std::uint8_t word = 0;
+  TRY(receive_all(connection, &word, sizeof word, std::chrono::seconds(10)));
+  if (word == static_cast<std::uint8_t>(PagesLeft::here)) return {};
+  if (word == static_cast<std::uint8_t>(PagesLeft::lost)) return fail(ErrorKind::gone, "it hasn't them any more");
+  return fail(ErrorKind::busy, "it isn't ready to give them");
+}
+
+}  // namespace
+
+Result<void> Pager::fetch(const Source& source) {
+  using Clock = std::chrono::steady_clock;
+  constexpr auto pause = std::chrono::milliseconds(200);
+  auto last_contact = Clock::now();
+  const auto attempt = [&]() -> Result<void> {
+    Stream reference = TRY(source.connect());
+    TRY(greeted(reference));
+    Stream bulk = TRY(source.connect());
+    TRY(greeted(bulk));
+    {
+      const std::scoped_lock lock(parts_->mutex);
+      parts_->fresh = std::move(reference);
+    }
+    parts_->nudge();
+    TRY(parts_->fetch_all(bulk));
+    // That it has heard is its own affair: it asks, when it hasn't.
+    PageHeader word{.kind = PageHeader::drained};
+    if (send_all(bulk, &word, sizeof word)) (void)receive_all(bulk, &word, sizeof word, std::chrono::seconds(5));
+    return {};
+  };
+  for (;;) {
+    const std::uint64_t before = owed_pages();
+    const auto fetched = attempt();
+    if (fetched || fetched.error().kind == ErrorKind::gone) return fetched;
+    if (source.stopped()) return fail(ErrorKind::cancelled, "this daemon ends");
+    // A source that is there but busy with itself is no lost one.
+    if (fetched.error().kind == ErrorKind::busy || owed_pages() < before) last_contact = Clock::now();
+    if (Clock::now() - last_contact > source.patience)
+      return fail(ErrorKind::gone, "out of reach for {} s: {}", source.patience.count(), fetched.error().message());
+    source.waiting(fetched.error().message());
+    std::this_thread::sleep_for(pause);
+  }
+}
+
 Result<void> Pager::end() {
   if (parts_->thread.joinable()) {
-    const std::uint64_t one = 1;
-    if (::write(parts_->wake.get(), &one, sizeof one) < 0) return fail_errno("end the pager");
+    parts_->ending = true;
+    parts_->nudge();
     parts_->thread.join();
   }
   const std::scoped_lock lock(parts_->mutex);
+  for (const auto& space : parts_->spaces) (void)parts_->pod.forget(fault_name(space.number));
+  (void)parts_->pod.forget(log_name);
   parts_->spaces.clear();
   return {};
 }

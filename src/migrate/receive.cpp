@@ -2,6 +2,7 @@
 
 #include <thread>
 
+#include "base/fault.hpp"
 #include "base/log.hpp"
 #include "migrate/arrival.hpp"
 #include "migrate/recover.hpp"
@@ -11,11 +12,15 @@ namespace godwit::migrate {
 namespace {
 
 Result<void> until_ours(Arrival& arrival) {
+  fault::reach("destination.negotiated");
   TRY(arrival.prepare());
+  fault::reach("destination.prepared");
   // Namespaces, root and network port are there; the gate is shut and the clocks stand right.
   TRY(arrival.follow_until_last());
   // The source has stopped the pod. Its memory is in place here, or known to be owed.
+  fault::reach("destination.copied");
   TRY(arrival.rebuild());
+  fault::reach("destination.rebuilt");
   // Every process, thread and descriptor is as it was; all threads are stopped with the program's own registers.
   TRY(arrival.pin());
   // The freezer holds them; nothing has been sent or acknowledged.
@@ -31,11 +36,13 @@ Result<Report> receive(Stream control, const Accept& accept, const DestinationSi
   if (!*wanted) return arrival.report();
   auto outcome = until_ours(arrival);
   if (!outcome) {
-    arrival.give_up(outcome.error());
+    // In doubt and left so: it stands in the freezer, for the next daemon.
+    if (!arrival.undecided()) arrival.give_up(outcome.error());
     return std::unexpected(outcome.error());
   }
   // The store says that this node owns it.
   TRY(arrival.restart());
+  fault::reach("destination.restarted");
   // It runs.
   TRY(arrival.settle());
   // Nothing is owed any more.
@@ -68,38 +75,54 @@ Result<void> Arrival::settle() {
     if (!back && back.error().kind != ErrorKind::gone)
       log::warn("{}: thread {}: {}", hello_.spec.name, restored.tid.value, back.error().message());
   }
-  remove_journal(*pod_);
   descriptors_.reset();
   workshop_.reset();
   (void)pod_->forget("builder");
+  if (!pager_) remove_journal(*pod_);
+  fault::reach("destination.settled");
 
+  Result<void> drained;
   std::jthread draining;
-  if (pager_) {
-    draining = std::jthread([this] {
-      auto complete = pages_->wait(last_.round.number + 1);
-      if (!complete) {
-        log::error("{}: pages are still owed and {} is out of reach: {}", hello_.spec.name, hello_.from,
-                   complete.error().message());
-        return;
-      }
-      (void)pager_->end();
-      for (const auto& [pid, process] : processes_) (void)pod_->forget(fmt::format("pager-{}", pid));
-      (void)control_.send(wire::Type::drained, BytesView{});
-    });
+  if (pager_) draining = std::jthread([&] { drained = drain(); });
+  auto outcome = follow_to_the_end();
+  if (!pager_) return outcome;
+  // The source may be gone, or have come back, since: what counts is that all pages are here.
+  draining.join();
+  if (drained) report_.moved = true;
+  return drained;
+}
+
+/// Until every page is here, by whatever way.
+Result<void> Arrival::drain() {
+  auto complete = pages_->wait(last_.round.number + 1);
+  if (!complete) {
+    log::warn("{}: {}; the rest is fetched", hello_.spec.name, complete.error().message());
+    complete = pager_->fetch(site_.source());
   }
+  if (!complete && complete.error().kind == ErrorKind::gone) site_.lost(complete.error().message());
+  if (!complete && complete.error().kind == ErrorKind::cancelled) return complete;
+  fault::reach("destination.drained");
+  TRY(pager_->end());
+  remove_journal(*pod_);
+  TRY(complete);
+  (void)control_.send(wire::Type::drained, BytesView{});
+  return {};
+}
+
+/// Frames that the source still passes on, until it says that this was all.
+Result<void> Arrival::follow_to_the_end() {
   for (;;) {
-    auto message = control_.receive(std::chrono::minutes(30));
-    if (!message) return std::unexpected(message.error());
-    switch (static_cast<wire::Type>(message->type)) {
+    auto message = TRY(control_.receive(std::chrono::minutes(30)));
+    switch (static_cast<wire::Type>(message.type)) {
       case wire::Type::frames:
-        for (const auto& frame : TRY(image::unpack<wire::Frames>(message->payload)).frames)
+        for (const auto& frame : TRY(image::unpack<wire::Frames>(message.payload)).frames)
           (void)pod_->gate().deliver(frame);
         break;
       case wire::Type::bye:
         report_.moved = true;
         return {};
       default:
-        return fail(ErrorKind::invalid, "unexpected message {} after the restart", message->type);
+        return fail(ErrorKind::invalid, "unexpected message {} after the restart", message.type);
     }
   }
 }

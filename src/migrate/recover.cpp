@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <set>
 #include <thread>
@@ -27,8 +28,8 @@ namespace {
 constexpr std::size_t journal_limit = 16 * MiB;
 constexpr image::Limits limits{.bytes = journal_limit, .items = 256 * 1024, .blob = 64 * KiB, .depth = 8};
 
-std::string path_of(const pod::Pod& pod) {
-  return pod.directory() + "/migrating";
+std::string path_in(const std::string& directory) {
+  return directory + "/migrating";
 }
 
 std::vector<HostPid> processes_of(pod::Pod& pod) {
@@ -127,9 +128,12 @@ Result<bool> recover_gadget(HostPid process, const objects::PodClock& clock, con
 
 }  // namespace
 
-Journal Journal::begin(bool arriving) {
+Journal Journal::begin(bool arriving, const std::string& move, const std::string& peer, const store::Record& record) {
   const BytesView code = kernel::gadget::code();
   return {.arriving = arriving,
+          .move = move,
+          .peer = peer,
+          .record = record,
           .gadget = Bytes(code.begin(), code.end()),
           .gadget_size = kernel::Gadget::full_size(),
           .threads = {}};
@@ -144,7 +148,7 @@ void Journal::add(HostPid thread) {
 }
 
 Result<void> write_journal(const pod::Pod& pod, const Journal& journal) {
-  const std::string path = path_of(pod), fresh = path + ".new";
+  const std::string path = path_in(pod.directory()), fresh = path + ".new";
   const Bytes bytes = image::pack(journal);
   if (bytes.size() > journal_limit)
     return fail(ErrorKind::refused, "{} has too many threads to be written down", pod.spec().name);
@@ -158,8 +162,8 @@ Result<void> write_journal(const pod::Pod& pod, const Journal& journal) {
   return {};
 }
 
-Result<std::optional<Journal>> read_journal(const pod::Pod& pod) {
-  const std::string path = path_of(pod);
+Result<std::optional<Journal>> read_journal(const std::string& directory) {
+  const std::string path = path_in(directory);
   const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
   if (!file && errno == ENOENT) return std::nullopt;
   if (!file) return fail_errno("read {}", path);
@@ -177,7 +181,7 @@ Result<std::optional<Journal>> read_journal(const pod::Pod& pod) {
 }
 
 void remove_journal(const pod::Pod& pod) {
-  const std::string path = path_of(pod);
+  const std::string path = path_in(pod.directory());
   if (::unlink(path.c_str()) != 0 && errno != ENOENT) log::warn("remove {}: {}", path, std::strerror(errno));
 }
 
@@ -186,15 +190,18 @@ void recover_frozen(pod::Pod& pod, const Journal& journal) {
   recover_threads(pod, journal);
 }
 
-void recover_running(pod::Pod& pod, const Journal& journal) {
+bool recover_running(pod::Pod& pod, const Journal& journal) {
   const auto& name = pod.spec().name;
-  const Journal own = Journal::begin(false);
-  if (journal.gadget != own.gadget || journal.gadget_size != own.gadget_size) {
+  const BytesView own = kernel::gadget::code();
+  if (!std::ranges::equal(journal.gadget, own) || journal.gadget_size != kernel::Gadget::full_size()) {
     log::error("{}: pages of another version's gadget may be left in it", name);
-    return remove_journal(pod);
+    return true;
   }
   const auto clock = objects::PodClock::of(pod.init());
-  if (!clock) return log::error("{}: {}", name, clock.error().message());
+  if (!clock) {
+    log::error("{}: {}", name, clock.error().message());
+    return false;
+  }
   bool clean = true;
   for (const HostPid process : processes_of(pod)) {
     const auto gone = recover_gadget(process, *clock, name);
@@ -202,7 +209,7 @@ void recover_running(pod::Pod& pod, const Journal& journal) {
     log::error("{}: {}", name, gone.error().message());
     clean = false;
   }
-  if (clean) remove_journal(pod);
+  return clean;
 }
 
 }  // namespace godwit::migrate

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "control/ownership.hpp"
 #include "image/codec.hpp"
 
 namespace godwit::migrate {
@@ -62,6 +64,10 @@ struct Report {
   std::uint64_t expected_freeze_us = 0;  ///< dry run: estimate from what preflight counted
   std::uint64_t expected_bytes = 0;
   std::string expected_from;  ///< dry run: what the estimate was made from
+  /// Of the copy here: `there` from the commit on, whatever happened then; none when it was in doubt and left so. Not
+  /// told to others.
+  std::optional<control::Fate> fate = control::Fate::here;
+  bool owing = false;  ///< the destination hasn't all pages yet. Not told either
   MSGPACK_DEFINE_MAP(pod, source, destination, strategy, asked, moved, error, freeze_us, total_us, bytes_sent, rounds,
                      pauses_us, phases, freeze, residuals, refusals, expected_freeze_us, expected_bytes, expected_from)
 };

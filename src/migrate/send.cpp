@@ -7,8 +7,10 @@
 #include <array>
 #include <thread>
 
+#include "base/fault.hpp"
 #include "base/log.hpp"
 #include "migrate/departure.hpp"
+#include "migrate/remainder.hpp"
 #include "pod/log_segments.hpp"
 
 namespace godwit::migrate {
@@ -20,20 +22,26 @@ constexpr std::size_t log_piece = 256 * KiB;
 Result<void> until_commit(Departure& departure, const Options& options) {
   TRY(departure.negotiate());
   if (options.dry_run) return {};
+  fault::reach("source.negotiated");
   TRY(departure.prepare());
+  fault::reach("source.prepared");
   // The destination has namespaces, a root and a silent network port for the pod, and its clocks stand right.
   TRY(departure.copy_while_running());
   // Stubs with the right numbers and layouts stand there; what could be copied while the pod runs has been.
+  fault::reach("source.copied");
 
   TRY(departure.freeze());
+  fault::reach("source.frozen");
   // No thread of the pod runs and no packet reaches it. Nothing has been consumed: everything from here can be undone.
   TRY(departure.send_last_files());
   TRY(departure.send_objects());
   TRY(departure.send_last_pages());
   TRY(departure.send_state());
+  fault::reach("source.state");
   // The last system call of ours inside the pod has been made; registers and masks are as the program left them.
   TRY(departure.pin());
   // The freezer holds the pod here and there: neither daemon's death starts it. The destination is complete and silent.
+  fault::reach("source.pinned");
   return departure.commit();
 }
 
@@ -44,14 +52,21 @@ Result<Report> send(pod::Pod& pod, const Options& options, const Connect& connec
   Departure departure(pod, options, connect, site, report);
   auto outcome = until_commit(departure, options);
   if (!outcome) {
-    departure.give_up(outcome.error());
+    if (report.fate == control::Fate::here)
+      departure.give_up(outcome.error());
+    else
+      departure.let_lie(outcome.error());
     return std::unexpected(outcome.error());
   }
   if (options.dry_run) return report;
   // The destination owns the pod. Whatever goes wrong from here, it never runs here again.
-  TRY(departure.hand_over());
+  auto handed = departure.hand_over();
   // It runs there.
-  TRY(departure.release());
+  if (handed) handed = departure.release();
+  if (!handed) {
+    departure.let_lie(handed.error());
+    return std::unexpected(handed.error());
+  }
   // Nothing of it is left here.
   return report;
 }
@@ -62,11 +77,13 @@ Result<void> Departure::hand_over() {
          frame = pod_.gate().next_held())
       frames.push_back(std::move(*frame));
   };
+  report_.owing = owes();
   if (owes()) begin_pushing();
   wire::Frames held;
   drain(held.frames);
   report_.moved = true;
   TRY(control_->send(wire::Type::go, held));
+  fault::reach("source.said-go");
   auto message = TRY(expect(wire::Type::running, std::chrono::seconds(30)));
   const auto running = TRY(image::unpack<wire::Running>(message.payload));
   freeze_watch_.lap("restart");
@@ -119,16 +136,10 @@ Result<void> Departure::send_logs() {
 
 void Departure::begin_answering() {
   answering_ = std::jthread([this] {
-    const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
-    for (;;) {
-      PageHeader asked;
-      if (!receive_all(reference_, &asked, sizeof asked, std::chrono::hours(24))) return;
-      if (asked.kind != PageHeader::data || asked.size == 0 || asked.size > max_piece) return;
-      const Range wanted{asked.address, asked.address + asked.size};
-      asked.size = read(asked.space, {&wanted, 1}, buffer.get());
-      const std::array<iovec, 2> answer{iovec{&asked, sizeof asked}, iovec{buffer.get(), asked.size}};
-      if (!reference_.write(answer, Deadline::max())) return;
-    }
+    // It ends with the connection: ours when all is there, or broken. Then the destination asks elsewhere.
+    (void)answer_pages(reference_, [this](SpaceId space, std::span<const Range> ranges, std::uint8_t* to) {
+      return read(space, ranges, to);
+    });
   });
 }
 
@@ -166,6 +177,20 @@ void Departure::end_answering() {
   answering_.join();
 }
 
+/// The copy here is not the pod any more. It stays as it is, in the freezer, untraced, its network shut: whoever has
+/// called this knows what for.
+void Departure::let_lie(const Error& why) {
+  if (sending_.joinable()) sending_.join();
+  if (pushing_.joinable()) pushing_.join();
+  end_answering();
+  descriptors_.reset();
+  in_hand_.clear();
+  let_down();
+  thaw_all(frozen_);
+  (void)pod_.gate().set(pod::Gate::State::shut);
+  report_.error = why.message();
+}
+
 Departure::~Departure() {
   end_answering();
 }
@@ -190,7 +215,9 @@ Result<void> Departure::release() {
   if (owes()) {
     report_.residuals.push_back(
         {"pages", "the destination fetches them on reference", "when the last one has arrived"});
+    fault::reach("source.owing");
     TRY(finish_serving());
+    report_.owing = false;
     report_.residuals.clear();
   }
   TRY(forward_frames(std::chrono::milliseconds(0), std::chrono::milliseconds(100)));
@@ -199,6 +226,7 @@ Result<void> Departure::release() {
   report_.total_us = total_.total_us();
   report_.phases = total_.spans();
   processes_.clear();
+  fault::reach("source.released");
   TRY(pod_.destroy());
   tell("done");
   return {};

@@ -15,6 +15,7 @@
 #include "objects/thread_state.hpp"
 #include "pod/manifest.hpp"
 #include "pod/spec.hpp"
+#include "store/store.hpp"
 
 /// What travels on a migration's control connection.
 ///
@@ -56,7 +57,7 @@
 /// first byte of each says what it is, its number among the page connections, or their count for the one on reference.
 namespace godwit::migrate::wire {
 
-inline constexpr std::uint32_t protocol = 4;
+inline constexpr std::uint32_t protocol = 5;
 
 enum class Type : std::uint8_t {
   hello = 1,
@@ -118,7 +119,8 @@ struct Clock {
 struct Prepare {
   pod::Clocks clocks;   ///< the pod's, at `at`
   std::int64_t at = 0;  ///< the destination's CLOCK_MONOTONIC
-  MSGPACK_DEFINE_MAP(clocks, at)
+  store::Record record; ///< as the commit will expect it
+  MSGPACK_DEFINE_MAP(clocks, at, record)
 };
 
 /// One process as the destination has to make it.

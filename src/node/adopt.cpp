@@ -2,9 +2,11 @@
 
 #include <filesystem>
 
+#include "base/fault.hpp"
 #include "base/log.hpp"
 #include "migrate/recover.hpp"
 #include "node/ended.hpp"
+#include "node/interrupted.hpp"
 #include "node/pods.hpp"
 
 namespace godwit::node {
@@ -12,15 +14,19 @@ namespace {
 
 constexpr std::size_t ended_limit = MiB;
 
-/// Undoes what an interrupted migration has left in a pod that is ours, and lets it go on.
-void recover(pod::Pod& pod) {
-  const auto journal = migrate::read_journal(pod);
-  if (!journal) log::error("pod {}: {}", pod.spec().name, journal.error().message());
-  const bool interrupted = journal && *journal;
-  if (interrupted) migrate::recover_frozen(pod, **journal);
+/// Undoes what an interrupted migration has left in a pod that is ours, and lets it go on. True when nothing is left
+/// to be undone.
+bool recover(pod::Pod& pod, const std::optional<migrate::Journal>& journal) {
+  if (journal) migrate::recover_frozen(pod, *journal);
   if (const auto thawed = pod.workload().thaw(); !thawed)
     log::error("pod {}: {}", pod.spec().name, thawed.error().message());
-  if (interrupted) migrate::recover_running(pod, **journal);
+  return !journal || migrate::recover_running(pod, *journal);
+}
+
+std::optional<migrate::Journal> journal_of(const pod::Pod& pod) {
+  auto journal = migrate::read_journal(pod.directory());
+  if (!journal) log::error("pod {}: {}", pod.spec().name, journal.error().message());
+  return journal ? std::move(*journal) : std::nullopt;
 }
 
 }  // namespace
@@ -65,54 +71,141 @@ void Pods::adopt_one(std::unique_ptr<pod::Pod> pod) {
   const std::string name = pod->spec().name;
   const auto life = pod->life();
   if (!life) log::warn("pod {}: {}", name, life.error().message());
+  auto journal = journal_of(*pod);
   const auto frozen = pod->workload().frozen();
   // A frozen pod was in a migration, and the store says whose it is now. A running one is ours, whatever the store's
   // health: nothing runs elsewhere before it has been frozen here.
   const bool doubtful = !frozen || *frozen;
-  // One that runs is told at once; what it was raised for is over.
-  if (!doubtful) recover(*pod);
-  const std::string note = "the store has not been asked yet";
-  const auto local = insert(std::move(pod), doubtful ? PodState::in_doubt : PodState::running, note);
+  const auto local = insert(std::move(pod), doubtful ? PodState::in_doubt : PodState::running,
+                            doubtful ? "the store has not been asked yet" : "");
+  {
+    const std::lock_guard alone(local->use_);
+    if (doubtful && journal) {
+      control::Claim claim({.role = journal->arriving ? control::Claim::Role::destination : control::Claim::Role::source,
+                            .node = config_.node,
+                            .peer = journal->peer,
+                            .before = migrate::owner_of(journal->record)});
+      auto doubt = doubts_.doubt(name, journal->peer, journal->arriving);
+      local->interrupted_ =
+          std::make_unique<Interrupted>(std::move(*journal), std::move(claim), std::move(doubt), false);
+    } else if (journal) {
+      go_on(local, *journal);
+    }
+  }
   settle(local);
   if (local->view().here) log::info("pod {} taken over: {}", name, to_string(local->view().state));
 }
 
-/// Asks the store whose the pod is, and acts on it.
+/// What becomes of a frozen copy; nothing as long as the store doesn't say.
+std::optional<control::Fate> Pods::fate_of(LocalPod& pod) {
+  if (!pod.interrupted_) {
+    // Frozen, and nobody has written down why: no more can be told than whose it is.
+    const auto record = store_.get(pod.spec.name);
+    if (!record) return {};
+    const bool ours = *record && (*record)->id == pod.spec.id && (*record)->owner == config_.node;
+    return ours ? control::Fate::here : control::Fate::gone;
+  }
+  Interrupted& interrupted = *pod.interrupted_;
+  const control::Claim::Event first =
+      std::exchange(interrupted.asked, true) ? control::Claim::Event(control::Claim::Tick{}) : control::Claim::Doubt{};
+  return migrate::carry_out(interrupted.claim, first, interrupted.journal.record, store_,
+                            [&](control::Time) -> std::optional<control::Claim::Event> {
+                              auto event = interrupted.doubt->wait(control::Time(0));
+                              if (event && std::holds_alternative<control::Claim::Tick>(*event)) return {};
+                              return event;
+                            });
+}
+
+/// A pod of ours that an earlier daemon had in a migration: whatever was done to it for that is undone. With `use_`.
+void Pods::go_on(const std::shared_ptr<LocalPod>& pod, const migrate::Journal& journal) {
+  pod::Pod& held = *pod->pod_;
+  const std::string& name = pod->spec.name;
+  std::unique_ptr<migrate::Pager> pager;
+  if (journal.arriving) {
+    auto adopted = migrate::Pager::adopt(held);
+    if (adopted) pager = std::move(*adopted);
+    // Before it runs: what it touches may have to be fetched.
+    const auto begun = adopted && pager ? pager->begin() : Result<void>{};
+    if (!adopted || !begun) {
+      const std::string why = (adopted ? begun.error() : adopted.error()).message();
+      log::error("pod {}: what it is owed can't be served any more: {}", name, why);
+    }
+  }
+  if (const auto opened = held.gate().release(); !opened) log::error("pod {}: {}", name, opened.error().message());
+  (void)held.forget_gate();
+  const bool clean = recover(held, journal);
+  if (const auto announced = held.announce(); !announced) log::warn("pod {}: {}", name, announced.error().message());
+  pod->change([&](LocalPod::View& view) {
+    view.state = PodState::running;
+    view.destination.clear();
+    view.note.clear();
+    view.settling = pager != nullptr;
+  });
+  if (pager)
+    fetch_rest(pod, std::move(pager), journal);
+  else if (clean)
+    migrate::remove_journal(held);
+}
+
+/// Finds out whose the pod is, and acts on it.
 void Pods::settle(const std::shared_ptr<LocalPod>& pod) {
+  const std::string& name = pod->spec.name;
+  const std::lock_guard alone(pod->use_);
+  if (!pod->pod_) return;
+  if (pod->view().state != PodState::in_doubt) return claim(pod);
+  const auto fate = fate_of(*pod);
+  if (!fate) {
+    pod->change([&](LocalPod::View& view) { view.note = "the store can't be asked whose it is"; });
+    return;
+  }
+  fault::reach("adopt.decided");
+  const auto interrupted = std::move(pod->interrupted_);
+  const auto journal = interrupted ? interrupted->journal : migrate::Journal{};
+  if (*fate == control::Fate::here) {
+    log::info("pod {} is ours and goes on", name);
+    pod->unclaimed_ = interrupted && interrupted->doubt->resolved();
+    go_on(pod, journal);
+    return wake();
+  }
+  (void)pod->pod_->gate().set(pod::Gate::State::shut);
+  if (*fate == control::Fate::there && !journal.arriving) {
+    remainders_.add(std::move(pod->pod_), journal.move, journal.peer);
+  } else {
+    log::warn("pod {} is not ours: what is left of it here is destroyed", name);
+    if (const auto destroyed = pod->pod_->destroy(); !destroyed)
+      log::error("pod {}: {}", name, destroyed.error().message());
+  }
+  pod->pod_.reset();
+  departed(*pod);
+}
+
+/// Holds a running pod against its record. With `use_`.
+void Pods::claim(const std::shared_ptr<LocalPod>& pod) {
   const std::string& name = pod->spec.name;
   const auto record = store_.get(name);
   if (!record) {
     const std::string& why = record.error().message();
-    if (pod->view().note != why) log::warn("pod {} is {}: {}", name, to_string(pod->view().state), why);
+    if (pod->view().note != why) log::warn("pod {} runs, but the store can't be asked: {}", name, why);
     pod->change([&](LocalPod::View& view) { view.note = why; });
     return;
   }
-  const std::lock_guard alone(pod->use_);
-  if (!pod->pod_) return;
-  const bool ours = *record && (*record)->id == pod->spec.id && (*record)->owner == config_.node;
-  if (!ours) {
+  const bool known = *record && (*record)->id == pod->spec.id;
+  if (known && (*record)->owner == config_.node) {
+    pod->unclaimed_ = false;
+  } else if (known && pod->unclaimed_) {
+    const auto moved = store_.move(**record, config_.node);
+    if (!moved || !*moved) return;
+    log::warn("pod {}: its record said {}; by an operator's word it is ours", name, (*record)->owner);
+    pod->unclaimed_ = false;
+  } else {
     log::warn("pod {} belongs to {}: what is left of it here is destroyed", name,
               *record ? "node " + (*record)->owner : "nobody any more");
     if (const auto destroyed = pod->pod_->destroy(); !destroyed)
       log::error("pod {}: {}", name, destroyed.error().message());
-    departed(*pod);
-    return;
-  }
-  if (pod->view().state == PodState::in_doubt) {
-    // Ours by the store's word: nobody else may run it, so it goes on here.
-    if (const auto opened = pod->pod_->gate().set(pod::Gate::State::open); !opened)
-      log::error("pod {}: {}", name, opened.error().message());
-    recover(*pod->pod_);
-    if (const auto announced = pod->pod_->announce(); !announced)
-      log::warn("pod {}: {}", name, announced.error().message());
-    log::info("pod {} is ours and goes on", name);
-    pod->change([](LocalPod::View& view) {
-      view.state = PodState::running;
-      view.destination.clear();
-    });
+    pod->pod_.reset();
+    return departed(*pod);
   }
   pod->change([](LocalPod::View& view) { view.note.clear(); });
-  wake();
 }
 
 void Pods::adopt_ended(const std::string& directory) {
@@ -122,6 +215,7 @@ void Pods::adopt_ended(const std::string& directory) {
   auto local = std::make_shared<LocalPod>((*ended)->spec, directory);
   local->view_.state = PodState::exited;
   local->view_.status = (*ended)->status;
+  local->view_.note = (*ended)->note;
   const std::lock_guard lock(mutex_);
   pods_.emplace(local->spec.name, std::move(local));
 }

@@ -180,6 +180,18 @@ void change_node(const Api& api, Stream& client, const http::Request& request) {
   return set ? answer(client, node_json(api)) : answer(client, set.error());
 }
 
+void resolve(const Api& api, Stream& client, const http::Request& request) {
+  const auto body = body_of(request);
+  if (!body) return answer(client, body.error());
+  const auto pod = text_field(*body, "pod");
+  const auto place = text_field(*body, "place");
+  if (!pod || !place) return answer(client, pod ? place.error() : pod.error());
+  if (*place != "here" && *place != "there" && *place != "drop")
+    return answer(client, Error{ErrorKind::invalid, "'place' must be here, there or drop", 0, {}});
+  const auto done = *place == "drop" ? api.remainders.drop(*pod) : api.doubts.resolve(*pod, *place == "here");
+  return done ? answer(client, Json{{"pod", *pod}, {"place", *place}}) : answer(client, done.error());
+}
+
 void route_pod(const Api& api, Stream& client, const http::Request& request) {
   const std::string& name = request.path[2];
   const std::string verb = request.path.size() > 3 ? request.path[3] : "";
@@ -214,6 +226,8 @@ void route(const Api& api, Stream& client, const http::Request& request) {
   if (path.size() >= 3 && path[0] == "v1" && path[1] == "pods") return route_pod(api, client, request);
   if (path == std::vector<std::string>{"v1", "node"} && get) return answer(client, node_json(api));
   if (path == std::vector<std::string>{"v1", "node"} && request.method == "POST") return change_node(api, client, request);
+  if (path == std::vector<std::string>{"v1", "node", "resolve"} && request.method == "POST")
+    return resolve(api, client, request);
   if (path == std::vector<std::string>{"v1", "nodes"} && get) return serve_nodes(api, client);
   if (path == std::vector<std::string>{"v1", "pods"} && get)
     return serve_pods(api, client, request.flag("local") || is_forwarded(request));

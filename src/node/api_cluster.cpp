@@ -62,6 +62,33 @@ std::map<std::string, Result<Json>> ask_all(const Api& api, const std::vector<st
   return all;
 }
 
+std::int64_t seconds_since(std::chrono::system_clock::time_point then) {
+  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now() - then).count();
+}
+
+Json doubts_json(const Api& api) {
+  Json list = Json::array();
+  for (const auto& doubt : api.doubts.list())
+    list.push_back({{"pod", doubt.pod},
+                    {"peer", doubt.peer},
+                    {"arriving", doubt.arriving},
+                    {"seconds", seconds_since(doubt.since)}});
+  return list;
+}
+
+Json remainders_json(const Api& api) {
+  Json list = Json::array();
+  for (const auto& left : api.remainders.list())
+    list.push_back({{"pod", left.pod},
+                    {"destination", left.destination},
+                    {"move", left.move},
+                    {"asked", left.asked},
+                    {"seconds", seconds_since(left.since)},
+                    {"reason", "the destination has not fetched all of its pages"},
+                    {"ends", "when it has, or when the pod has ended"}});
+  return list;
+}
+
 }  // namespace
 
 Json node_json(const Api& api) {
@@ -83,7 +110,9 @@ Json node_json(const Api& api) {
           {"store", config.store},
           {"labels", config.labels},
           {"guests", config.guests},
-          {"draining", api.starter.draining()}};
+          {"draining", api.starter.draining()},
+          {"doubts", doubts_json(api)},
+          {"remainders", remainders_json(api)}};
 }
 
 void serve_nodes(const Api& api, Stream& client) {

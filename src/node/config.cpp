@@ -356,6 +356,9 @@ Result<Config> parse_config(const std::string& text, const std::string& origin) 
   auto most_pods = static_cast<std::int64_t>(config.most_pods);
   TRY(root.number("most_pods", 0, 1'000'000, most_pods));
   config.most_pods = static_cast<std::uint64_t>(most_pods);
+  auto page_patience = static_cast<std::int64_t>(config.page_patience);
+  TRY(root.number("page_patience", 1, 30LL * 24 * 3600, page_patience));
+  config.page_patience = static_cast<std::uint64_t>(page_patience);
   TRY(root.finish());
   if (config.node.empty()) config.node = own_name();
   if (config.socket.path.empty()) config.socket.path = config.run_dir + "/godwit.sock";
@@ -394,6 +397,7 @@ std::string write_config(const Config& config) {
   line("log_level", config.log_level);
   if (!config.guests) out += "guests = false\n";
   if (config.most_pods != 0) out += fmt::format("most_pods = {}\n", config.most_pods);
+  out += fmt::format("page_patience = {}\n", config.page_patience);
   for (const Peer& peer : config.peers)
     out += fmt::format("[[peers]]\nname = {}\naddress = {}\n", quoted(peer.name), quoted(peer.address));
   out += "[socket]\n";

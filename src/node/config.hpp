@@ -60,6 +60,8 @@ struct Config {
   std::map<std::string, std::vector<std::string>> groups;
   bool guests = true;           ///< false: takes only pods that were created here
   std::uint64_t most_pods = 0;  ///< at a time; 0: any number
+  /// Seconds for which the source of a pod may be out of reach that still has pages of it: then they are lost.
+  std::uint64_t page_patience = 600;
 
   bool operator==(const Config&) const = default;
   [[nodiscard]] const Peer* peer(const std::string& name) const;

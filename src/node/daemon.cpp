@@ -60,6 +60,8 @@ struct Daemon::Parts {
   Fd lock;
   Links links;
   std::unique_ptr<store::Store> store;
+  Doubts doubts;
+  std::unique_ptr<Remainders> remainders;
   std::unique_ptr<Pods> pods;
   std::unique_ptr<Starter> starter;
   std::unique_ptr<Moves> moves;
@@ -70,8 +72,8 @@ struct Daemon::Parts {
   [[nodiscard]] bool serves_store() const { return !config.store.starts_with("peer:"); }
 
   [[nodiscard]] bool offers(const std::string& name) const {
-    if (name.starts_with(service::migration))
-      return valid_migration(std::string_view(name).substr(service::migration.size()));
+    for (const auto of_a_move : {service::migration, service::pages, service::owed})
+      if (name.starts_with(of_a_move)) return valid_migration(std::string_view(name).substr(of_a_move.size()));
     return name == service::api || name == service::starter || (name == service::store && serves_store());
   }
 
@@ -91,7 +93,12 @@ struct Daemon::Parts {
     if (caller->service == service::api) return api->serve(connection.stream);
     if (caller->service == service::starter) return starter->serve(connection.stream, caller->peer);
     if (caller->service == service::store) return serve_store(connection.stream, *store);
-    moves->incoming(std::move(connection.stream), caller->peer, caller->service.substr(service::migration.size()));
+    const auto move_of = [&](std::string_view prefix) { return caller->service.substr(prefix.size()); };
+    if (caller->service.starts_with(service::pages))
+      return remainders->serve(connection.stream, caller->peer, move_of(service::pages));
+    if (caller->service.starts_with(service::owed))
+      return remainders->serve_question(connection.stream, move_of(service::owed));
+    moves->incoming(std::move(connection.stream), caller->peer, move_of(service::migration));
   }
 };
 
@@ -110,10 +117,11 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, pod::Zygote& zygote
   auto parts = std::make_unique<Parts>(std::move(config), std::move(site), std::move(lock));
   Parts& p = *parts;
   p.store = TRY(open_store(p.config, p.links));
-  p.pods = std::make_unique<Pods>(p.config, p.site, *p.store);
+  p.remainders = std::make_unique<Remainders>(p.links, *p.store, p.config.state_dir);
+  p.pods = std::make_unique<Pods>(p.links, p.site, *p.store, p.doubts, *p.remainders);
   p.starter = std::make_unique<Starter>(p.config, p.links, *p.pods);
-  p.moves = std::make_unique<Moves>(p.links, *p.starter, *p.pods, *p.store, p.site);
-  p.api = std::make_unique<Api>(p.links, *p.pods, *p.moves, *p.starter, *p.store);
+  p.moves = std::make_unique<Moves>(p.links, *p.starter, *p.pods, *p.store, p.doubts, *p.remainders, p.site);
+  p.api = std::make_unique<Api>(p.links, *p.pods, *p.moves, *p.starter, *p.store, p.doubts, *p.remainders);
 
   // The port first: other nodes may have to ask our store before they can tell whose their pods are.
   if (!p.config.key.empty()) {
@@ -140,6 +148,7 @@ Daemon::~Daemon() {
   p.moves.reset();
   p.starter.reset();
   p.pods.reset();
+  p.remainders.reset();
   // What pods are in stays; the rest would be left for nobody.
   for (const std::string& directory : {p.site.cgroup + "/pods", p.site.cgroup}) ::rmdir(directory.c_str());
 }

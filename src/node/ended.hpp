@@ -11,8 +11,9 @@ namespace godwit::node {
 /// What is kept of a pod whose program has ended, beside its log, until it is removed: also over a restart of ours.
 struct Ended {
   pod::Spec spec;
-  int status = 0;  ///< as waitpid gives it
-  MSGPACK_DEFINE_MAP(spec, status)
+  int status = 0;    ///< as waitpid gives it
+  std::string note;  ///< why, where that isn't the program's own affair
+  MSGPACK_DEFINE_MAP(spec, status, note)
 };
 
 /// Writes `directory`/ended, whole or not at all.

@@ -13,6 +13,8 @@ inline constexpr std::string_view api = "api";               ///< HTTP, as on th
 inline constexpr std::string_view store = "store";           ///< node/store_link
 inline constexpr std::string_view starter = "starter";       ///< node/starter: who takes a pod
 inline constexpr std::string_view migration = "migration:";  ///< followed by the migration's id
+inline constexpr std::string_view pages = "pages:";          ///< the same: what a pod has left, node/remainders
+inline constexpr std::string_view owed = "owed:";            ///< the same: whether it still needs that
 }  // namespace service
 
 /// Connections to the peers in the config. Thread-safe; every call opens one.

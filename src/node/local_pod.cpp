@@ -1,6 +1,7 @@
 #include <sys/eventfd.h>
 #include <sys/wait.h>
 
+#include "node/interrupted.hpp"
 #include "node/pods.hpp"
 
 namespace godwit::node {
@@ -35,6 +36,8 @@ int exit_code(int status) {
 LocalPod::LocalPod(pod::Spec pod_spec, std::string pod_directory)
     : spec(std::move(pod_spec)), directory(std::move(pod_directory)), log_directory(directory + "/log") {}
 
+LocalPod::~LocalPod() = default;
+
 LocalPod::View LocalPod::view() const {
   const std::lock_guard lock(mutex_);
   return view_;
@@ -65,7 +68,7 @@ Result<void> LocalPod::with(const std::function<Result<void>(pod::Pod&)>& work, 
     if (now.state == PodState::exited) return fail(ErrorKind::not_found, "pod {} has ended", spec.name);
     if (now.state == PodState::in_doubt)
       return std::unexpected(Error{ErrorKind::busy, fmt::format("pod {} is in doubt: {}", spec.name, now.note), 0,
-                                   "it goes on when the store answers"});
+                                   "it goes on when the store answers; godwit resolve decides without it"});
     const std::lock_guard alone(use_);
     if (!pod_ || view().state != PodState::running) continue;
     return work(*pod_);

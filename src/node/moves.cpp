@@ -65,8 +65,15 @@ void Move::change(const std::function<void(View&)>& edit) {
   changed_.notify_all();
 }
 
-Moves::Moves(const Links& links, Starter& starter, Pods& pods, store::Store& store, pod::Site site)
-    : links_(links), starter_(starter), pods_(pods), store_(store), site_(std::move(site)) {}
+Moves::Moves(const Links& links, Starter& starter, Pods& pods, store::Store& store, Doubts& doubts,
+             Remainders& remainders, pod::Site site)
+    : links_(links),
+      starter_(starter),
+      pods_(pods),
+      store_(store),
+      doubts_(doubts),
+      remainders_(remainders),
+      site_(std::move(site)) {}
 
 Result<std::shared_ptr<Move>> Moves::begin(const std::shared_ptr<LocalPod>& pod, const std::string& destination,
                                            const migrate::Options& options, std::optional<Deadline> deadline) {
@@ -153,7 +160,20 @@ void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::P
     const std::lock_guard lock(mutex_);
     if (const auto known = link_speeds_.find(destination); known != link_speeds_.end()) speed = known->second;
   }
-  const migrate::SourceSite site{site_.node, destination, store_, move->cancelled_, progress, move->deadline, speed};
+  const auto doubt = doubts_.doubt(pod->spec().name, destination, false);
+  const auto in_doubt = [&](control::Time pause) {
+    pods_.in_doubt(*move->pod, fmt::format("the store doesn't say whether it is on {}", destination));
+    return doubt->wait(pause);
+  };
+  const migrate::SourceSite site{.move = move->id,
+                                 .node = site_.node,
+                                 .destination = destination,
+                                 .store = store_,
+                                 .cancelled = move->cancelled_,
+                                 .progress = progress,
+                                 .in_doubt = in_doubt,
+                                 .deadline = move->deadline,
+                                 .link_bytes_per_second = speed};
   migrate::Report report;
   const Result<migrate::Report> result = migrate::send(*pod, move->options, connect, site, report);
   // Refused by our own preflight: nobody there waits for it to begin.
@@ -166,7 +186,8 @@ void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::P
     }
   });
   if (result) remember_speed(destination, *result);
-  conclude(*move, result);
+  if (!result) log::warn("pod {} to {}: {}", pod->spec().name, destination, result.error().message());
+  conclude(*move, pod, result ? *result : report, doubt->resolved());
 }
 
 /// The largest round tells what the link gave: small ones are all overhead.
@@ -179,28 +200,24 @@ void Moves::remember_speed(const std::string& destination, const migrate::Report
   link_speeds_[destination] = largest.bytes * 1'000'000 / largest.us;
 }
 
-/// The pod's place after a migration: gone, ours again, or in doubt.
-void Moves::conclude(Move& move, const Result<migrate::Report>& result) {
+/// The pod's place after a migration.
+void Moves::conclude(Move& move, std::shared_ptr<pod::Pod> held, const migrate::Report& report, bool unclaimed) {
   LocalPod& pod = *move.pod;
-  const std::string& name = pod.spec.name;
   if (move.options.dry_run) return pods_.take_back(pod);
-  if (result && result->moved) {
-    log::info("pod {} moved to {} ({}): frozen {} us, {} us in all, {} bytes", name, result->destination,
-              result->strategy, result->freeze_us, result->total_us, result->bytes_sent);
-    return pods_.departed(pod);
+  // Left for the next daemon, who asks again.
+  if (!report.fate) return pods_.departed(pod);
+  switch (*report.fate) {
+    case control::Fate::here:
+      return pods_.take_back(pod, unclaimed);
+    case control::Fate::there:
+      if (report.moved && report.error.empty())
+        log::info("pod {} moved to {} ({}): frozen {} us, {} us in all, {} bytes", pod.spec.name, report.destination,
+                  report.strategy, report.freeze_us, report.total_us, report.bytes_sent);
+      if (report.owing) remainders_.add(std::move(held), move.id, report.destination);
+      return report.owing || report.error.empty() ? pods_.departed(pod) : pods_.abandon(pod);
+    case control::Fate::gone:
+      return pods_.abandon(pod);
   }
-  if (!result) log::warn("pod {} to {}: {}", name, move.view().destination, result.error().message());
-  // Failed: before the commit it is ours still, after it is not. The record knows.
-  const auto record = store_.get(name);
-  if (!record) return pods_.in_doubt(pod, record.error().message());
-  if (*record && (*record)->id == pod.spec.id && (*record)->owner == site_.node) return pods_.take_back(pod);
-  log::warn("pod {} belongs to {}: it runs there", name, *record ? (*record)->owner : "nobody");
-  // Pages that are still owed stay with the frozen process: gone, they would turn into zeros there.
-  if (move.view().progress.phase == "drain") {
-    log::error("pod {}: what it left here stays, frozen: pages of it were not fetched", name);
-    return pods_.departed(pod);
-  }
-  pods_.abandon(pod);
 }
 
 Result<void> Moves::cancel(const std::string& pod) {
@@ -236,15 +253,31 @@ void Moves::incoming(Stream connection, const std::string& peer, const std::stri
   }
   pods_.expect_arrival(1);
   std::shared_ptr<LocalPod> arrived;
+  std::shared_ptr<Doubts::Doubt> doubt;
+  std::string name;
   const migrate::DestinationSite site{
-      site_,
-      store_,
-      [&](const pod::Spec& spec, const control::Needs& needs) { return starter_.decide(id, spec, needs); },
-      [&](std::shared_ptr<pod::Pod> pod) {
-        arrived = pods_.arrived(std::move(pod));
-        pods_.expect_arrival(-1);
-      },
-      [&](std::uint64_t bytes) { starter_.used(id, bytes); },
+      .move = id,
+      .peer = peer,
+      .site = site_,
+      .store = store_,
+      .decide =
+          [&](const pod::Spec& spec, const control::Needs& needs) {
+            name = spec.name;
+            return starter_.decide(id, spec, needs);
+          },
+      .arrived =
+          [&](std::shared_ptr<pod::Pod> pod) {
+            arrived = pods_.arrived(std::move(pod), doubt && doubt->resolved());
+            pods_.expect_arrival(-1);
+          },
+      .in_doubt =
+          [&](control::Time pause) {
+            if (!doubt) doubt = doubts_.doubt(name, peer, true);
+            return doubt->wait(pause);
+          },
+      .source = [&] { return pods_.source(peer, id, name); },
+      .lost = [&](const std::string& why) { pods_.lose(*arrived, why); },
+      .received = [&](std::uint64_t bytes) { starter_.used(id, bytes); },
   };
   const auto result = migrate::receive(
       std::move(connection), [&](std::chrono::milliseconds limit) { return mine->next(limit); }, site);
@@ -271,6 +304,7 @@ void Moves::stop(std::chrono::seconds patience) {
   std::unique_lock lock(mutex_);
   stopping_ = true;
   for (const auto& [id, move] : outgoing_) move->cancel();
+  doubts_.stop();
   const auto over = [this] {
     for (const auto& [id, move] : outgoing_)
       if (!move->view().over) return false;

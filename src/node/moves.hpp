@@ -55,7 +55,7 @@ class Move {
 /// Migrations from and to this node, each on a thread of its own: ptrace is bound to a thread. Thread-safe.
 class Moves {
  public:
-  Moves(const Links&, Starter&, Pods&, store::Store&, pod::Site);
+  Moves(const Links&, Starter&, Pods&, store::Store&, Doubts&, Remainders&, pod::Site);
   ~Moves() { stop(); }
 
   /// Begins to move a pod away: to a node, one of a group, or any. Goes on whoever watches; its outcome stands in the
@@ -76,7 +76,7 @@ class Moves {
   struct Incoming;
   void send(const std::shared_ptr<Move>&, const std::shared_ptr<pod::Pod>&, const std::vector<std::string>& candidates);
   Result<std::string> agree(const Move&, pod::Pod&, const std::vector<std::string>& candidates);
-  void conclude(Move&, const Result<migrate::Report>&);
+  void conclude(Move&, std::shared_ptr<pod::Pod>, const migrate::Report&, bool unclaimed);
   void remember_speed(const std::string& destination, const migrate::Report&);
   void collect();
 
@@ -84,6 +84,8 @@ class Moves {
   Starter& starter_;
   Pods& pods_;
   store::Store& store_;
+  Doubts& doubts_;
+  Remainders& remainders_;
   const pod::Site site_;
   std::mutex mutex_;
   std::condition_variable ended_;

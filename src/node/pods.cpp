@@ -14,6 +14,7 @@
 #include "kernel/pidfd.hpp"
 #include "kernel/procfs.hpp"
 #include "node/ended.hpp"
+#include "node/interrupted.hpp"
 
 namespace godwit::node {
 namespace {
@@ -65,8 +66,14 @@ Fd first_program(pod::Pod& pod) {
 
 }  // namespace
 
-Pods::Pods(const Config& config, pod::Site site, store::Store& store)
-    : config_(config), site_(std::move(site)), store_(store), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+Pods::Pods(const Links& links, pod::Site site, store::Store& store, Doubts& doubts, Remainders& remainders)
+    : links_(links),
+      config_(links.config()),
+      site_(std::move(site)),
+      store_(store),
+      doubts_(doubts),
+      remainders_(remainders),
+      wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   watcher_ = std::thread([this] { watch(); });
 }
 
@@ -77,6 +84,7 @@ Pods::~Pods() {
   }
   wake();
   watcher_.join();
+  for (auto& thread : fetching_) thread.join();
 }
 
 void Pods::wake() {
@@ -266,11 +274,16 @@ void Pods::freezing(LocalPod& pod) {
   pod.frozen_ = true;
 }
 
-void Pods::take_back(LocalPod& pod) {
+void Pods::take_back(LocalPod& pod, bool unclaimed) {
+  if (unclaimed) {
+    const std::lock_guard alone(pod.use_);
+    pod.unclaimed_ = true;
+  }
   pod.change([&](LocalPod::View& view) {
     if (!view.here) return;
     view.state = PodState::running;
     view.destination.clear();
+    view.note.clear();
     pod.first_.reset();
   });
   // The watcher left it alone while it was lent: its program may have ended.
@@ -307,18 +320,24 @@ void Pods::in_doubt(LocalPod& pod, const std::string& note) {
   wake();
 }
 
-std::shared_ptr<LocalPod> Pods::arrived(std::shared_ptr<pod::Pod> pod) {
+std::shared_ptr<LocalPod> Pods::arrived(std::shared_ptr<pod::Pod> pod, bool unclaimed) {
   log::info("pod {} has arrived", pod->spec().name);
-  return insert(std::move(pod), PodState::running, "", true);
+  auto local = insert(std::move(pod), PodState::running, "", true);
+  const std::lock_guard alone(local->use_);
+  local->unclaimed_ = unclaimed;
+  return local;
 }
 
 void Pods::settled(LocalPod& pod) {
-  pod.change([](LocalPod::View& view) { view.settling = false; });
+  pod.change([](LocalPod::View& view) {
+    view.settling = false;
+    if (view.state == PodState::running) view.note.clear();
+  });
 }
 
 void Pods::ended(const std::shared_ptr<LocalPod>& pod, int status) {
   log::info("pod {} has ended with {}", pod->spec.name, exit_code(status));
-  if (const auto written = write_ended(pod->directory, {pod->spec, status}); !written)
+  if (const auto written = write_ended(pod->directory, {pod->spec, status, pod->view().note}); !written)
     log::warn("pod {}: {}", pod->spec.name, written.error().message());
   // Whoever waits hears it now; whoever wants to forget the pod waits for `use_` until it is taken down.
   pod->change([&](LocalPod::View& view) {
@@ -364,17 +383,20 @@ void Pods::watch() {
       if (ending_) return;
       for (const auto& [name, pod] : pods_) {
         const auto state = pod->view().state;
-        if (state == PodState::in_doubt) doubtful.push_back(pod);
+        // Whose own migration is in doubt is asked for by that.
+        if (state == PodState::in_doubt && pod->view().destination.empty()) doubtful.push_back(pod);
         if (state != PodState::running) continue;
         running.push_back(pod);
       }
     }
+    bool unclaimed = false;
     for (const auto& pod : running) {
       const std::lock_guard alone(pod->use_);
+      unclaimed = unclaimed || pod->unclaimed_;
       const bool usable = pod->pod_ && pod->view().state == PodState::running;
       polls.push_back({usable ? pod->pod_->events_fd() : -1, POLLIN, 0});
     }
-    if (::poll(polls.data(), polls.size(), doubtful.empty() ? -1 : doubt_interval_ms) < 0 && errno != EINTR) {
+    if (::poll(polls.data(), polls.size(), doubtful.empty() && !unclaimed ? -1 : doubt_interval_ms) < 0 && errno != EINTR) {
       log::error("poll: {}", std::strerror(errno));
       continue;
     }
@@ -383,6 +405,10 @@ void Pods::watch() {
     for (std::size_t i = 0; i < running.size(); i++)
       if (polls[i + 1].revents != 0) collect_exits(running[i]);
     for (const auto& pod : doubtful) settle(pod);
+    for (const auto& pod : running) {
+      const std::lock_guard alone(pod->use_);
+      if (pod->pod_ && pod->unclaimed_) claim(pod);
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <functional>
+#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -12,8 +13,13 @@
 #include <thread>
 #include <vector>
 
+#include "migrate/pager.hpp"
+#include "migrate/recover.hpp"
 #include "node/config.hpp"
+#include "node/doubts.hpp"
 #include "node/io.hpp"
+#include "node/links.hpp"
+#include "node/remainders.hpp"
 #include "pod/network.hpp"
 #include "pod/pod.hpp"
 #include "store/store.hpp"
@@ -23,15 +29,18 @@ namespace godwit::node {
 enum class PodState {
   running,
   leaving,   ///< in the hands of a migration; what needs the pod waits for it
-  in_doubt,  ///< frozen by a migration that was interrupted, and the store can't be asked whose it is
+  in_doubt,  ///< frozen by a migration, and the store can't be asked whose it is
   exited,    ///< its program has ended; exit status and log are kept until it is removed
 };
 const char* to_string(PodState);
+
+struct Interrupted;
 
 /// One pod on this node. The table and whoever works on the pod share it; `here` tells whether it is still this node's.
 class LocalPod {
  public:
   explicit LocalPod(pod::Spec spec, std::string directory);
+  ~LocalPod();
 
   const pod::Spec spec;
   const std::string directory;      ///< state_dir/pods/NAME
@@ -89,6 +98,8 @@ class LocalPod {
   bool frozen_ = false;            ///< leaving, and whatever comes from outside has to wait
   std::mutex use_;                 ///< held while somebody works on the pod; taken before mutex_
   std::shared_ptr<pod::Pod> pod_;  ///< null once its program has ended; only touched with `use_`
+  bool unclaimed_ = false;  ///< here by an operator's word; the record has yet to be told. Only touched with `use_`
+  std::unique_ptr<Interrupted> interrupted_;  ///< taken over in doubt; only touched with `use_`
 };
 
 /// What `run` asks for.
@@ -104,7 +115,7 @@ struct NewPod {
 /// The pods of this node. Thread-safe.
 class Pods {
  public:
-  Pods(const Config&, pod::Site, store::Store&);
+  Pods(const Links&, pod::Site, store::Store&, Doubts&, Remainders&);
   ~Pods();
 
   /// Takes back what an earlier daemon left. A pod whose record names another owner is destroyed: it runs there. One
@@ -136,17 +147,22 @@ class Pods {
   /// The migration is about to freeze the pod: what it gets from outside now would be lost. When this returns, what it
   /// got before is there. One lock.
   void freezing(LocalPod&);
-  /// The migration came to nothing, the pod is ours and runs on.
-  void take_back(LocalPod&);
+  /// The migration came to nothing, the pod is ours and runs on. `unclaimed`: by an operator's word, against a store
+  /// that has to be told.
+  void take_back(LocalPod&, bool unclaimed = false);
   /// The pod is another node's now: this node's table forgets it.
   void departed(LocalPod&);
   /// The same, and destroys what is left of it here.
   void abandon(LocalPod&);
-  /// What a migration has come to can't be told until the store answers: frozen until then.
+  /// The migration can't tell what it has come to until the store answers: frozen until then.
   void in_doubt(LocalPod&, const std::string& note);
   /// A pod has arrived and is ours; it settles until the migration that brought it is over.
-  std::shared_ptr<LocalPod> arrived(std::shared_ptr<pod::Pod>);
+  std::shared_ptr<LocalPod> arrived(std::shared_ptr<pod::Pod>, bool unclaimed);
   void settled(LocalPod&);
+  /// Whence a pod that has come by `move` gets what it is still owed.
+  migrate::Pager::Source source(const std::string& peer, const std::string& move, const std::string& pod);
+  /// What it is owed is lost: it ends here, and the reason stays with it.
+  void lose(LocalPod&, const std::string& why);
 
  private:
   std::shared_ptr<LocalPod> insert(std::shared_ptr<pod::Pod>, PodState, const std::string& note = {},
@@ -156,19 +172,27 @@ class Pods {
   void adopt_one(std::unique_ptr<pod::Pod>);
   void adopt_ended(const std::string& directory);
   void settle(const std::shared_ptr<LocalPod>&);
+  std::optional<control::Fate> fate_of(LocalPod&);
+  void go_on(const std::shared_ptr<LocalPod>&, const migrate::Journal&);
+  void claim(const std::shared_ptr<LocalPod>&);
+  void fetch_rest(const std::shared_ptr<LocalPod>&, std::unique_ptr<migrate::Pager>, const migrate::Journal&);
   void watch();
   void collect_exits(const std::shared_ptr<LocalPod>&);
   void ended(const std::shared_ptr<LocalPod>&, int status);
   void wake();
 
+  const Links& links_;
   const Config& config_;
   const pod::Site site_;
   store::Store& store_;
+  Doubts& doubts_;
+  Remainders& remainders_;
   mutable std::mutex mutex_;
   std::map<std::string, std::shared_ptr<LocalPod>> pods_;
   std::multiset<std::string> being_made_;
   int arriving_ = 0;
-  bool ending_ = false;
+  std::atomic<bool> ending_ = false;
+  std::list<std::thread> fetching_;
   Fd wake_;
   std::thread watcher_;
 };

@@ -230,6 +230,11 @@ Result<void> Pod::deposit_gate() {
   return {};
 }
 
+Result<void> Pod::forget_gate() {
+  for (const auto& [name, fd] : gate().descriptors()) TRY(forget("gate/" + name));
+  return {};
+}
+
 const Port& Pod::port() const {
   return *parts_->port;
 }

@@ -157,6 +157,7 @@ class Pod {
 
   /// Leaves the gate with the init, so that its state outlives us; an adopted pod gets it back.
   Result<void> deposit_gate();
+  Result<void> forget_gate();
   /// Tells the neighbours where the pod is now: gratuitous ARP and unsolicited neighbour advertisement, from inside the
   /// pod, with a socket that was opened at creation.
   Result<void> announce();

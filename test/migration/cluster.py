@@ -96,14 +96,20 @@ class Cluster:
 
     def api(self, node: str, method: str, path: str, body: dict | None = None, seconds: float = 30) -> http.client.HTTPResponse:
         """Asks a node's daemon directly: for what is asked often, and for what the command doesn't show."""
-        if node not in self._pids:
-            self._pids = {host["name"]: host["pid"] for host in self.status()["hosts"]}
-        connection = _Api(f"/proc/{self._pids[node]}/root/run/godwit/godwit.sock", seconds)
+        connection = _Api(f"/proc/{self.host_pid(node)}/root/run/godwit/godwit.sock", seconds)
         try:
             connection.request(method, path, body=None if body is None else json.dumps(body), headers={"Content-Type": "application/json"})
             return connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             raise Failure(f"{method} {path} on {node}: {error}") from None
+
+    def host_pid(self, node: str) -> int:
+        if node not in self._pids:
+            self._pids = {host["name"]: host["pid"] for host in self.status()["hosts"]}
+        return self._pids[node]
+
+    def daemon_state(self, node: str) -> str:
+        return next(host["daemon"]["state"] for host in self.status()["hosts"] if host["name"] == node)
 
     def daemon(self, action: str, node: str) -> None:
         self.playground("daemon", action, node)
@@ -242,6 +248,9 @@ class Migration:
                 raise Failure(f"the migration failed before phase {phase}: {json.dumps(self.last)[:2000]}")
             if phase not in self.phases:
                 raise Skip(f"the migration was over without being seen in phase {phase}; it said {json.dumps(self.last)[:300]}")
+
+    def over(self) -> bool:
+        return self._over
 
     def finish(self, seconds: float = 60) -> dict:
         """The last that it said: `report`, and `error` if it didn't go well."""

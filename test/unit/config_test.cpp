@@ -38,6 +38,7 @@ TEST(Config, WrittenConfigReadsBackTheSame) {
   config.groups = {{"rack1", {"a", "b"}}, {"rack2", {"c"}}};
   config.guests = false;
   config.most_pods = 7;
+  config.page_patience = 30;
   const auto read = parse_config(write_config(config), "test.toml");
   ASSERT_TRUE(read) << read.error().message();
   EXPECT_EQ(*read, config);

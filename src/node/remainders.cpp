@@ -1,0 +1,158 @@
+#include "node/remainders.hpp"
+
+#include <filesystem>
+
+#include "base/log.hpp"
+#include "migrate/channel.hpp"
+#include "migrate/recover.hpp"
+
+namespace godwit::node {
+namespace {
+
+constexpr std::chrono::seconds look_interval{2};
+constexpr std::chrono::seconds answer_time{5};
+
+/// A pod on this node that is in the middle of this move, by what stands in its directory: whatever daemon wrote it.
+std::optional<migrate::Journal> journal_of(const std::string& state_dir, const std::string& move, bool arriving) {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(state_dir + "/pods", error)) {
+    auto journal = migrate::read_journal(entry.path());
+    if (journal && *journal && (*journal)->move == move && (*journal)->arriving == arriving) return std::move(**journal);
+  }
+  return {};
+}
+
+}  // namespace
+
+Remainders::Remainders(const Links& links, store::Store& store, std::string state_dir)
+    : links_(links), store_(store), state_dir_(std::move(state_dir)) {
+  watcher_ = std::thread([this] { watch(); });
+}
+
+Remainders::~Remainders() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    changed_.notify_all();
+  }
+  watcher_.join();
+}
+
+std::vector<Remainders::View> Remainders::list() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<View> views;
+  for (const auto& [move, entry] : entries_) {
+    views.push_back(entry->view);
+    views.back().asked = entry->serving > 0;
+  }
+  return views;
+}
+
+void Remainders::add(std::shared_ptr<pod::Pod> pod, const std::string& move, const std::string& destination) {
+  const auto entry = std::make_shared<Entry>();
+  entry->view = {pod->spec().name, move, destination, std::chrono::system_clock::now(), false};
+  auto memory = migrate::Remainder::of(*pod);
+  if (memory)
+    entry->memory = std::move(*memory);
+  else
+    log::error("pod {}: {}", entry->view.pod, memory.error().message());
+  entry->pod = std::move(pod);
+  log::warn("pod {} runs on {}: what it has left here stays until it has been fetched", entry->view.pod, destination);
+  const std::lock_guard lock(mutex_);
+  entries_[move] = entry;
+}
+
+std::shared_ptr<Remainders::Entry> Remainders::find(const std::string& move) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = entries_.find(move);
+  return found == entries_.end() ? nullptr : found->second;
+}
+
+void Remainders::serve(Stream& connection, const std::string& peer, const std::string& move) {
+  const auto say = [&](migrate::PagesLeft word) {
+    const auto byte = static_cast<std::uint8_t>(word);
+    return migrate::send_all(connection, &byte, sizeof byte);
+  };
+  const auto entry = find(move);
+  if (!entry || !entry->memory) {
+    const auto journal = journal_of(state_dir_, move, false);
+    (void)say(journal && journal->peer == peer ? migrate::PagesLeft::later : migrate::PagesLeft::lost);
+    return;
+  }
+  if (entry->view.destination != peer) return log::warn("{} asks for pages of pod {}, which went to {}", peer,
+                                                        entry->view.pod, entry->view.destination);
+  if (!say(migrate::PagesLeft::here)) return;
+  migrate::notice_silence(connection.fd());
+  {
+    const std::lock_guard lock(mutex_);
+    entry->serving++;
+  }
+  const auto drained = entry->memory->serve(connection);
+  {
+    const std::lock_guard lock(mutex_);
+    entry->serving--;
+  }
+  if (!drained || !*drained) return;
+  end(entry);
+  const migrate::PageHeader word{.kind = migrate::PageHeader::drained};
+  (void)migrate::send_all(connection, &word, sizeof word);
+}
+
+void Remainders::serve_question(Stream& connection, const std::string& move) const {
+  const std::uint8_t owed = journal_of(state_dir_, move, true) ? 1 : 0;
+  (void)migrate::send_all(connection, &owed, sizeof owed);
+}
+
+void Remainders::end(const std::shared_ptr<Entry>& entry) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(entry->over, true)) return;
+  }
+  if (const auto destroyed = entry->pod->destroy(); !destroyed)
+    log::error("pod {}: {}", entry->view.pod, destroyed.error().message());
+  log::info("pod {}: nothing of it is left here", entry->view.pod);
+  const std::lock_guard lock(mutex_);
+  entries_.erase(entry->view.move);
+}
+
+Result<void> Remainders::drop(const std::string& pod) {
+  std::shared_ptr<Entry> entry;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [move, candidate] : entries_)
+      if (candidate->view.pod == pod) entry = candidate;
+  }
+  if (!entry) return fail(ErrorKind::not_found, "pod {} has left nothing on this node", pod);
+  log::warn("pod {}: an operator gives up what it has left here", pod);
+  end(entry);
+  return {};
+}
+
+/// Whether the destination may still come for it.
+bool Remainders::needed(const Entry& entry) const {
+  const auto record = store_.get(entry.view.pod);
+  // Ended and removed, or moved on, which it only does when it has all.
+  if (record && (!*record || (*record)->id != entry.pod->spec().id || (*record)->owner != entry.view.destination))
+    return false;
+  auto connection = links_.connect(entry.view.destination, std::string(service::owed) + entry.view.move, answer_time);
+  std::uint8_t owed = 1;
+  if (!connection || !migrate::receive_all(*connection, &owed, sizeof owed, answer_time)) return true;
+  return owed != 0;
+}
+
+void Remainders::watch() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait_for(lock, look_interval, [this] { return stopping_; });
+    if (stopping_) return;
+    std::vector<std::shared_ptr<Entry>> idle;
+    for (const auto& [move, entry] : entries_)
+      if (entry->serving == 0) idle.push_back(entry);
+    lock.unlock();
+    for (const auto& entry : idle)
+      if (!needed(*entry)) end(entry);
+    lock.lock();
+  }
+}
+
+}  // namespace godwit::node

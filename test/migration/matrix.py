@@ -1,0 +1,145 @@
+"""Daemons that die, and links that break, at every named point of a move (src/base/fault.hpp), for every strategy: afterwards the pod runs in
+exactly one place, with its memory as it should be, and neither node has anything of it too much."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from harness import BUILD, Case, Failure, wait_for
+from migration.cluster import Cluster, Migration, alone
+from migration.faults import Faults
+
+STRATEGIES = ("freeze", "precopy", "postcopy", "hybrid", "eager-dirty", "auto")
+OWING = ("postcopy", "hybrid", "eager-dirty")
+# On whose daemon; who has the pod when both sides are themselves again: b is the source, c the destination.
+BEFORE, AFTER, EITHER = ("b",), ("c",), ("b", "c")
+POINTS = {
+    "source.negotiated": ("b", BEFORE), "source.prepared": ("b", BEFORE), "source.copied": ("b", BEFORE), "source.frozen": ("b", BEFORE),
+    "source.state": ("b", BEFORE), "source.pinned": ("b", BEFORE), "claim.swap": ("b", BEFORE), "claim.swapped": ("b", AFTER),
+    "source.committed": ("b", AFTER), "source.said-go": ("b", AFTER), "source.owing": ("b", AFTER), "source.released": ("b", AFTER),
+    "destination.negotiated": ("c", BEFORE), "destination.prepared": ("c", BEFORE), "destination.copied": ("c", BEFORE),
+    "destination.rebuilt": ("c", BEFORE), "destination.pinned": ("c", EITHER), "destination.committed": ("c", AFTER),
+    "destination.restarted": ("c", AFTER), "destination.settled": ("c", AFTER), "destination.drained": ("c", AFTER),
+}
+ONLY_OWING = ("source.owing", "destination.drained")
+FAULTS = ("kill", "kill-both", "cut")
+
+
+class Matrix(Faults):
+    name = "matrix"
+
+    def cases(self):
+        return [Case(f"{fault}-at-{point}-{strategy}", lambda f=fault, p=point, s=strategy: self._cell(f, p, s))
+                for point in POINTS for fault in FAULTS for strategy in STRATEGIES if self._wanted(fault, point, strategy)]
+
+    def _wanted(self, fault: str, point: str, strategy: str) -> bool:
+        if point in ONLY_OWING and strategy not in OWING:
+            return False
+        if os.environ.get("GODWIT_MATRIX") == "all":
+            return True
+        # The rest is `./dev faults`.
+        if strategy == "postcopy":
+            return fault == "kill" or point in ("source.pinned", "source.committed", "destination.restarted")
+        return strategy == "precopy" and fault == "kill" and point in ("claim.swap", "claim.swapped", "source.committed", "destination.pinned")
+
+    def setup(self):
+        self.cluster = Cluster("matrix", nodes=3, options=("--godwitd", BUILD / "godwitd-faults"))
+        self.cluster.up()
+        self.count = 0
+
+    # ---- fault points
+
+    def _file(self, node: str, name: str) -> str:
+        return f"/proc/{self.cluster.host_pid(node)}/root/run/godwit/{name}"
+
+    def _arm(self, node: str, point: str, action: str) -> None:
+        with open(self._file(node, "fault.new"), "w") as file:
+            file.write(f"{point}:{action}\n")
+        os.rename(self._file(node, "fault.new"), self._file(node, "fault"))
+
+    def _disarm(self) -> None:
+        for node in ("b", "c"):
+            for name in ("fault.go", "fault", "fault.reached"):
+                if name == "fault.go":
+                    open(self._file(node, name), "w").close()
+                    continue
+                if os.path.exists(self._file(node, name)):
+                    os.unlink(self._file(node, name))
+            os.unlink(self._file(node, "fault.go"))
+
+    def _reached(self, node: str, fault: str, moving: Migration) -> None:
+        def happened():
+            if fault == "kill":
+                return not self._alive(node) or (moving.over() and "no")
+            return os.path.exists(self._file(node, "fault.reached")) or (moving.over() and "no")
+
+        if wait_for(f"{fault} on {node}", happened, 40, step=0.02) == "no" and (fault != "kill" or self._alive(node)):
+            # The source may have heard the end of it a moment before the other side gets there.
+            wait_for(f"{fault} on {node} after the end of the move ({str(moving.last)[:400]})",
+                     lambda: not self._alive(node) if fault == "kill" else os.path.exists(self._file(node, "fault.reached")), 5, step=0.02)
+
+    def _alive(self, node: str) -> bool:
+        return self.cluster.daemon_state(node) == "running"
+
+    # ---- one cell
+
+    def _cell(self, fault: str, point: str, strategy: str) -> dict:
+        cluster = self.cluster
+        side, places = POINTS[point]
+        self.count += 1
+        pod = f"m{self.count}"
+        try:
+            self._start(pod)
+            marks = self._marks(pod)
+            self._arm(side, point, "kill" if fault == "kill" else "wait")
+            moving = Migration(cluster, pod, "c", strategy, node="a")
+            self._reached(side, fault, moving)
+            if fault == "kill-both":
+                for node in ("b", "c"):
+                    cluster.daemon("kill", node)
+                places = EITHER
+            elif fault == "cut":
+                cluster.link("c", "down")
+                self._go(side)
+                time.sleep(4)
+                cluster.link("c", "up")
+                places = EITHER
+            self._disarm()
+            for node in ("b", "c"):
+                if not self._alive(node):
+                    cluster.daemon("start", node)
+            node = self._runs(pod, places, 60)
+            self._nothing_left(pod)
+            if (left := self._marks(pod)) != marks:
+                raise Failure(f"something of the migration is left: {marks} became {left}")
+            self._finish(pod, node)
+            return {"node": node}
+        except Failure as failure:
+            raise Failure(f"{failure}\n" + "\n".join(f"-- {node}:\n{cluster.daemon_log(node, 25)}" for node in ("b", "c"))) from None
+        finally:
+            self._disarm()
+            cluster.link("c", "up")
+            cluster.heal()
+            cluster.remove(pod)
+
+    def _go(self, node: str) -> None:
+        open(self._file(node, "fault.go"), "w").close()
+
+    def _nothing_left(self, pod: str) -> None:
+        """No doubt, no remainder, and no directory of the pod but the owner's."""
+
+        def clean():
+            for node in ("b", "c"):
+                told = cluster_json(self.cluster, node)
+                if told["doubts"] or told["remainders"]:
+                    return None
+            homes = [node for node in ("b", "c") if os.path.isdir(f"/proc/{self.cluster.host_pid(node)}/root/var/lib/godwit/pods/{pod}")]
+            return alone(pod) and len(homes) == 1
+
+        wait_for(f"nothing but {pod} itself to be left", clean, 30, step=0.2)
+
+
+def cluster_json(cluster: Cluster, node: str) -> dict:
+    return json.loads(cluster.api(node, "GET", "/v1/node").read())
