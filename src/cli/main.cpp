@@ -148,12 +148,12 @@ void add_others(const Builder& builder, MigrateOptions& options, DrainOptions& d
       ->check(CLI::IsMember({"auto", "freeze", "precopy", "postcopy", "hybrid", "eager-dirty"}));
   drain.add_flag("--only-close", drain_options.only_close, "It takes no more pods, and keeps what it has");
   drain.add_flag("--undo", drain_options.undo, "It takes pods again");
-  CLI::App& resolve =
-      builder.command("resolve", "Decide about a pod that is in doubt, or has left something behind", R"(  godwit resolve
+  CLI::App& resolve = builder.command("resolve", "Decide about a pod that is in doubt, or has left something behind",
+                                      R"(  godwit resolve
   godwit resolve --node b --here web     it goes on at b: say so only when the other node's copy is known to be dead
   godwit resolve --node b --there web    the other node's copy is the pod: what b has of it is given up
   godwit resolve --node a --drop web     pages that web has left at a are given up: if it needs them it ends)",
-                      [&] { return cli::resolve(common, simple.pod, simple.place); });
+                                      [&] { return cli::resolve(common, simple.pod, simple.place); });
   resolve.add_option("pod", simple.pod, "Pod; without, all of them are listed");
   for (const char* place : {"here", "there", "drop"})
     resolve.add_flag_callback(fmt::format("--{}", place), [&simple, place] { simple.place = place; });

@@ -308,8 +308,7 @@ Result<void> Arrival::await_log() {
 }
 
 Result<void> Arrival::await_commit() {
-  control::Claim claim(
-      {control::Claim::Role::destination, site_.site.node, hello_.from, owner_of(prepare_.record)});
+  control::Claim claim({control::Claim::Role::destination, site_.site.node, hello_.from, owner_of(prepare_.record)});
   auto message = control_.receive(std::chrono::seconds(60));
   control::Claim::Event heard = control::Claim::Doubt{};
   std::string why = message ? "" : message.error().message();

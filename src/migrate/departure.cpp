@@ -257,7 +257,8 @@ Result<void> Departure::align_clocks() {
   const std::int64_t passed = ours_then - reading.at;
   TRY(control_->send(
       wire::Type::prepare,
-      wire::Prepare{{reading.clocks.monotonic + passed, reading.clocks.boottime + passed}, theirs_then.monotonic, record_}));
+      wire::Prepare{
+          {reading.clocks.monotonic + passed, reading.clocks.boottime + passed}, theirs_then.monotonic, record_}));
   return {};
 }
 

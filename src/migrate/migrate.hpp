@@ -48,7 +48,7 @@ struct SourceSite {
   store::Store& store;
   std::atomic<bool>& cancelled;  ///< set from outside; honoured up to the commit
   OnProgress progress;
-  InDoubt in_doubt;  ///< after a commit whose answer is lost
+  InDoubt in_doubt;                                               ///< after a commit whose answer is lost
   std::optional<std::chrono::steady_clock::time_point> deadline;  ///< cancelled by then, up to the commit
   std::uint64_t link_bytes_per_second = 0;  ///< as the last migration there had it; 0: not known, a dry run probes
 };

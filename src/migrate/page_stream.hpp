@@ -23,9 +23,9 @@ inline constexpr SpaceId object_space = 1U << 31;
 
 struct PageHeader {
   enum Kind : std::uint32_t {
-    data = 0,  ///< `size` bytes follow
-    zero = 1,  ///< `size` bytes of zeros, none follow
-    end = 2,   ///< the round `address` is complete on this connection
+    data = 0,    ///< `size` bytes follow
+    zero = 1,    ///< `size` bytes of zeros, none follow
+    end = 2,     ///< the round `address` is complete on this connection
     close = 3,   ///< nothing more will come
     drained = 4  ///< to the source: nothing is owed any more; and back: it has heard
   };

@@ -31,6 +31,7 @@ struct Space {
   kernel::Userfaultfd fault;
   PageSet owed;                                       ///< by address here
   std::vector<std::pair<Range, std::int64_t>> moved;  ///< mremap: address here minus address at the source, newest last
+  PageSet written;  ///< what the log says that is owed: pages that have come as well, until the program gives them up
   [[nodiscard]] std::uint64_t at_source(std::uint64_t address) const {
     for (auto move = moved.rbegin(); move != moved.rend(); ++move)
       if (address >= move->first.begin && address < move->first.end)
@@ -39,13 +40,16 @@ struct Space {
   }
 
   /// The program has given this up.
-  void removed(Range range) { owed.remove(range); }
+  void removed(Range range) {
+    owed.remove(range);
+    written.remove(range);
+  }
 
-  /// It has moved it. What is owed of it is owed there now; nothing of it: false.
-  bool remapped(Range from, std::uint64_t to_begin) {
+  /// It has moved it. What is owed of it is owed there now.
+  void remapped(Range from, std::uint64_t to_begin) {
     const std::uint64_t shift = to_begin - from.begin;
     std::vector<std::pair<Range, std::int64_t>> landed;
-    for (const auto& run : owed.runs(from)) {
+    for (const auto& run : written.runs(from)) {
       for (std::uint64_t at = run.begin; at < run.end; at += page_size) {
         const auto origin = at_source(at);
         const auto here = at + shift;
@@ -55,11 +59,14 @@ struct Space {
         else
           landed.push_back({{here, here + page_size}, difference});
       }
+      written.remove(run);
+      written.add({run.begin + shift, run.end + shift});
+    }
+    for (const auto& run : owed.runs(from)) {
       owed.remove(run);
       owed.add({run.begin + shift, run.end + shift});
     }
     for (auto& entry : landed) moved.push_back(entry);
-    return !landed.empty();
   }
 };
 
@@ -92,8 +99,7 @@ struct Pager::Parts {
   }
 
   void note(const OwedLog::Entry& entry) {
-    if (const auto noted = log.add(entry); !noted)
-      log::error("{}: {}", pod.spec().name, noted.error().message());
+    if (const auto noted = log.add(entry); !noted) log::error("{}: {}", pod.spec().name, noted.error().message());
   }
 
   /// Another address space; its userfaultfd is left with the pod's init.
@@ -176,14 +182,14 @@ struct Pager::Parts {
         case UFFD_EVENT_REMOVE:
         case UFFD_EVENT_UNMAP: {
           const Range range{event.arg.remove.start, event.arg.remove.end};
-          if (!space.owed.runs(range).empty())
+          if (!space.written.runs(range).empty())
             note({.kind = OwedLog::Entry::removed, .space = space.number, .a = range.begin, .b = range.end});
           space.removed(range);
           break;
         }
         case UFFD_EVENT_REMAP: {
           const Range from{event.arg.remap.from, event.arg.remap.from + event.arg.remap.len};
-          if (!space.owed.runs(from).empty())
+          if (!space.written.runs(from).empty())
             note({OwedLog::Entry::moved, space.number, from.begin, from.end, event.arg.remap.to});
           space.remapped(from, event.arg.remap.to);
           break;
@@ -192,7 +198,8 @@ struct Pager::Parts {
           Space child{.source = space.source,
                       .number = static_cast<std::uint32_t>(spaces.size()),
                       .owed = space.owed,
-                      .moved = space.moved};
+                      .moved = space.moved,
+                      .written = space.written};
           child.fault = kernel::Userfaultfd::take(Fd(static_cast<int>(event.arg.fork.ufd)));
           note({.kind = OwedLog::Entry::forked, .space = space.number, .a = child.number});
           if (const auto kept = keep(std::move(child)); !kept)
@@ -354,6 +361,7 @@ struct Pager::Parts {
           break;
         case OwedLog::Entry::owed:
           spaces[entry.space].owed.add({entry.a, entry.b});
+          spaces[entry.space].written.add({entry.a, entry.b});
           break;
         case OwedLog::Entry::removed:
           spaces[entry.space].removed({entry.a, entry.b});
@@ -366,7 +374,8 @@ struct Pager::Parts {
           spaces.push_back({.source = spaces[entry.space].source,
                             .number = static_cast<std::uint32_t>(entry.a),
                             .owed = spaces[entry.space].owed,
-                            .moved = spaces[entry.space].moved});
+                            .moved = spaces[entry.space].moved,
+                            .written = spaces[entry.space].written});
       }
     }
     return {};
@@ -404,6 +413,7 @@ Pager::~Pager() {
 
 Result<void> Pager::add(SpaceId source, kernel::Userfaultfd fault, PageSet owed) {
   Space space{.source = source, .number = static_cast<std::uint32_t>(parts_->spaces.size()), .owed = std::move(owed)};
+  space.written = space.owed;
   space.fault = std::move(fault);
   std::vector<OwedLog::Entry> entries{{.kind = OwedLog::Entry::made, .space = space.number, .a = source}};
   for (const auto& run : space.owed.all())

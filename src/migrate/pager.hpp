@@ -51,9 +51,9 @@ class Pager {
   /// How the source is reached anew.
   struct Source {
     std::function<Result<Stream>()> connect;
-    std::chrono::seconds patience;                           ///< it may be out of reach for so long at a stretch
-    std::function<bool()> stopped;                           ///< leave off: this daemon ends
-    std::function<void(const std::string& why)> waiting;     ///< it can't be reached: shown
+    std::chrono::seconds patience;                        ///< it may be out of reach for so long at a stretch
+    std::function<bool()> stopped;                        ///< leave off: this daemon ends
+    std::function<void(const std::string& why)> waiting;  ///< it can't be reached: shown
   };
   /// Asks for all that is still owed, over connections of its own; faults go over one of them, too. Connections that
   /// break are made anew. `gone` when the source hasn't the pages any more, or can't be reached: they are lost.

@@ -22,8 +22,8 @@ Result<bool> answer_pages(Stream& connection, const ReadPages& read) {
     const Range wanted{asked.address, asked.address + asked.size};
     asked.size = read(asked.space, {&wanted, 1}, buffer.get());
     // One page is what a fault waits for: it goes as it is.
-    const bool zero = asked.size > page_size && std::all_of(buffer.get(), buffer.get() + asked.size,
-                                                            [](std::uint8_t byte) { return byte == 0; });
+    const bool zero = asked.size > page_size &&
+                      std::all_of(buffer.get(), buffer.get() + asked.size, [](std::uint8_t byte) { return byte == 0; });
     if (zero) asked.kind = PageHeader::zero;
     const std::array<iovec, 2> answer{iovec{&asked, sizeof asked}, iovec{buffer.get(), zero ? 0 : asked.size}};
     TRY(connection.write(answer, Deadline::max()));

@@ -117,9 +117,9 @@ struct Clock {
 };
 
 struct Prepare {
-  pod::Clocks clocks;   ///< the pod's, at `at`
-  std::int64_t at = 0;  ///< the destination's CLOCK_MONOTONIC
-  store::Record record; ///< as the commit will expect it
+  pod::Clocks clocks;    ///< the pod's, at `at`
+  std::int64_t at = 0;   ///< the destination's CLOCK_MONOTONIC
+  store::Record record;  ///< as the commit will expect it
   MSGPACK_DEFINE_MAP(clocks, at, record)
 };
 

@@ -81,10 +81,11 @@ void Pods::adopt_one(std::unique_ptr<pod::Pod> pod) {
   {
     const std::lock_guard alone(local->use_);
     if (doubtful && journal) {
-      control::Claim claim({.role = journal->arriving ? control::Claim::Role::destination : control::Claim::Role::source,
-                            .node = config_.node,
-                            .peer = journal->peer,
-                            .before = migrate::owner_of(journal->record)});
+      control::Claim claim(
+          {.role = journal->arriving ? control::Claim::Role::destination : control::Claim::Role::source,
+           .node = config_.node,
+           .peer = journal->peer,
+           .before = migrate::owner_of(journal->record)});
       auto doubt = doubts_.doubt(name, journal->peer, journal->arriving);
       local->interrupted_ =
           std::make_unique<Interrupted>(std::move(*journal), std::move(claim), std::move(doubt), false);

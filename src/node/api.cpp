@@ -165,7 +165,7 @@ void create(const Api& api, Stream& client, const http::Request& request) {
   if (!wanted) return answer(client, wanted.error());
   if (const auto no = api.starter.objections(wanted->labels); !no.empty())
     return answer(client, Error{ErrorKind::refused, fmt::format("{}", fmt::join(no, "; ")), 0,
-                            "run it on another node: godwit run --node NODE"});
+                                "run it on another node: godwit run --node NODE"});
   const auto pod = api.pods.create(*wanted);
   if (!pod) return answer(client, pod.error());
   answer(client, to_json(**pod, api.links.config().node), 201);
@@ -225,7 +225,8 @@ void route(const Api& api, Stream& client, const http::Request& request) {
   const bool get = request.method == "GET";
   if (path.size() >= 3 && path[0] == "v1" && path[1] == "pods") return route_pod(api, client, request);
   if (path == std::vector<std::string>{"v1", "node"} && get) return answer(client, node_json(api));
-  if (path == std::vector<std::string>{"v1", "node"} && request.method == "POST") return change_node(api, client, request);
+  if (path == std::vector<std::string>{"v1", "node"} && request.method == "POST")
+    return change_node(api, client, request);
   if (path == std::vector<std::string>{"v1", "node", "resolve"} && request.method == "POST")
     return resolve(api, client, request);
   if (path == std::vector<std::string>{"v1", "nodes"} && get) return serve_nodes(api, client);

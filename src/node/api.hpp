@@ -11,7 +11,8 @@ namespace godwit::node {
 ///
 ///   GET    /v1/node                     this node
 ///   POST   /v1/node                     {"draining": true}: take no pods and start none
-///   POST   /v1/node/resolve             {"pod", "place": "here", "there" or "drop"}: an operator's word about a pod that
+///   POST   /v1/node/resolve             {"pod", "place": "here", "there" or "drop"}: an operator's word about a pod
+///   that
 ///                                       is in doubt on this node, or has left something here
 ///   GET    /v1/nodes                    the cluster
 ///   GET    /v1/pods                     all pods of the cluster; ?local: of this node

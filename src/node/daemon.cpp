@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include <filesystem>
+#include <thread>
 
 #include "base/log.hpp"
 #include "node/api.hpp"
@@ -36,7 +37,14 @@ Result<Fd> lock_state(const std::string& state_dir) {
   const std::string path = state_dir + "/lock";
   Fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!fd) return fail_errno("open {}", path);
-  if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0)
+  // One that was just killed holds it until the kernel has taken it apart.
+  const Deadline end = in(std::chrono::seconds(3));
+  int locked = ::flock(fd.get(), LOCK_EX | LOCK_NB);
+  while (locked != 0 && errno == EWOULDBLOCK && std::chrono::steady_clock::now() < end) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    locked = ::flock(fd.get(), LOCK_EX | LOCK_NB);
+  }
+  if (locked != 0)
     return std::unexpected(Error{ErrorKind::busy, fmt::format("another godwitd uses {}", state_dir), 0,
                                  "stop it, or give this one another state_dir"});
   return fd;

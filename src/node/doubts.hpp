@@ -19,7 +19,7 @@ class Doubts {
  public:
   struct View {
     std::string pod;
-    std::string peer;      ///< has the other copy
+    std::string peer;       ///< has the other copy
     bool arriving = false;  ///< to this node
     std::chrono::system_clock::time_point since;
   };

@@ -11,12 +11,11 @@ constexpr std::chrono::seconds connect_time{5};
 }  // namespace
 
 migrate::Pager::Source Pods::source(const std::string& peer, const std::string& move, const std::string& pod) {
-  return {.connect =
-              [this, peer, move]() -> Result<Stream> {
-                auto connection = links_.connect(peer, std::string(service::pages) + move, connect_time);
-                if (connection) migrate::notice_silence(connection->fd());
-                return connection;
-              },
+  return {.connect = [this, peer, move]() -> Result<Stream> {
+            auto connection = links_.connect(peer, std::string(service::pages) + move, connect_time);
+            if (connection) migrate::notice_silence(connection->fd());
+            return connection;
+          },
           .patience = std::chrono::seconds(config_.page_patience),
           .stopped = [this] { return ending_.load(); },
           .waiting =

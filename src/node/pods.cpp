@@ -396,7 +396,8 @@ void Pods::watch() {
       const bool usable = pod->pod_ && pod->view().state == PodState::running;
       polls.push_back({usable ? pod->pod_->events_fd() : -1, POLLIN, 0});
     }
-    if (::poll(polls.data(), polls.size(), doubtful.empty() && !unclaimed ? -1 : doubt_interval_ms) < 0 && errno != EINTR) {
+    if (::poll(polls.data(), polls.size(), doubtful.empty() && !unclaimed ? -1 : doubt_interval_ms) < 0 &&
+        errno != EINTR) {
       log::error("poll: {}", std::strerror(errno));
       continue;
     }

@@ -17,7 +17,8 @@ std::optional<migrate::Journal> journal_of(const std::string& state_dir, const s
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(state_dir + "/pods", error)) {
     auto journal = migrate::read_journal(entry.path());
-    if (journal && *journal && (*journal)->move == move && (*journal)->arriving == arriving) return std::move(**journal);
+    if (journal && *journal && (*journal)->move == move && (*journal)->arriving == arriving)
+      return std::move(**journal);
   }
   return {};
 }
@@ -79,8 +80,8 @@ void Remainders::serve(Stream& connection, const std::string& peer, const std::s
     (void)say(journal && journal->peer == peer ? migrate::PagesLeft::later : migrate::PagesLeft::lost);
     return;
   }
-  if (entry->view.destination != peer) return log::warn("{} asks for pages of pod {}, which went to {}", peer,
-                                                        entry->view.pod, entry->view.destination);
+  if (entry->view.destination != peer)
+    return log::warn("{} asks for pages of pod {}, which went to {}", peer, entry->view.pod, entry->view.destination);
   if (!say(migrate::PagesLeft::here)) return;
   migrate::notice_silence(connection.fd());
   {

@@ -1,8 +1,8 @@
 #include "node/starter.hpp"
 
 #include <fcntl.h>
-#include <sys/resource.h>
 #include <fmt/ranges.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -92,7 +92,8 @@ std::uint64_t memory_available() {
 
 control::Needs needs_of(pod::Pod& pod) {
   const pod::Spec& spec = pod.spec();
-  control::Needs needs{.processors = spec.cpu_limit, .labels = spec.labels, .addresses = spec.network.addresses, .home = spec.home};
+  control::Needs needs{
+      .processors = spec.cpu_limit, .labels = spec.labels, .addresses = spec.network.addresses, .home = spec.home};
   const auto processes = pod.workload().processes();
   if (!processes) return needs;
   for (const HostPid process : *processes) {
@@ -145,15 +146,16 @@ control::Room Starter::room(const std::string& pod_id, const control::Needs& nee
     if (local->spec.id == pod_id) continue;
     for (const auto& address : local->spec.network.addresses)
       if (std::ranges::count(needs.addresses, address) > 0)
-        room.objections.push_back({Reason::address, fmt::format("pod {} on {} has its address {}", local->spec.name,
-                                                                config_.node, address)});
+        room.objections.push_back(
+            {Reason::address, fmt::format("pod {} on {} has its address {}", local->spec.name, config_.node, address)});
   }
   const auto& network = config_.network;
   for (const auto& address : needs.addresses)
     if (network.bridge.empty() || (!within(address, network.subnet4) && !within(address, network.subnet6)))
       room.objections.push_back(
-          {Reason::address, fmt::format("its address {} doesn't belong to the network of {} ({})", address, config_.node,
-                                        network.bridge.empty() ? "pods have none there" : network.subnet4)});
+          {Reason::address,
+           fmt::format("its address {} doesn't belong to the network of {} ({})", address, config_.node,
+                       network.bridge.empty() ? "pods have none there" : network.subnet4)});
   return room;
 }
 
@@ -171,7 +173,7 @@ void Starter::withdraw(const std::string& node, const std::string& move) {
 }
 
 std::variant<Negotiation::MoveOut, Negotiation::GiveUp> Starter::carry_out(Negotiation& negotiation,
-                                                                         const std::atomic<bool>& cancelled) {
+                                                                           const std::atomic<bool>& cancelled) {
   std::deque<Negotiation::Event> events{Negotiation::Begin{}};
   for (;;) {
     Negotiation::Event event = Negotiation::Cancel{};
@@ -219,8 +221,7 @@ Result<std::string> Starter::agree(const Wish& wish) {
   for (const Peer& peer : config_.peers)
     if (plan.hints.size() < most_hints && std::ranges::count(wish.candidates, peer.name) == 0)
       plan.hints.push_back(peer.name);
-  if (wish.deadline)
-    plan.deadline = std::chrono::duration_cast<control::Time>(wish.deadline->time_since_epoch());
+  if (wish.deadline) plan.deadline = std::chrono::duration_cast<control::Time>(wish.deadline->time_since_epoch());
   Negotiation negotiation(std::move(plan));
   const auto outcome = carry_out(negotiation, wish.cancelled);
   if (const auto* out = std::get_if<Negotiation::MoveOut>(&outcome)) return out->to;
@@ -244,7 +245,8 @@ control::Answer Starter::answer_to(const control::Ask& ask) {
   // For the group: the others one by one, in the name of the node that asks.
   Negotiation::Plan plan{.ask = ask, .candidates = ask.elsewhere, .delegate = false, .patience = control::Time(0)};
   plan.ask.elsewhere.clear();
-  std::erase_if(plan.candidates, [&](const std::string& node) { return config_.peer(node) == nullptr || node == ask.from; });
+  std::erase_if(plan.candidates,
+                [&](const std::string& node) { return config_.peer(node) == nullptr || node == ask.from; });
   if (plan.candidates.empty()) return answer;
   Negotiation negotiation(std::move(plan));
   const std::atomic<bool> never_cancelled = false;
@@ -264,7 +266,8 @@ control::Answer Starter::answer_to(const control::Ask& ask) {
 void Starter::serve(Stream& asking, const std::string& peer) {
   const auto frame = read_frame(asking, message_limit, in(answer_time));
   if (!frame) return;
-  auto request = image::unpack<Request>(*frame, {.bytes = message_limit, .items = 4096, .blob = message_limit, .depth = 8});
+  auto request =
+      image::unpack<Request>(*frame, {.bytes = message_limit, .items = 4096, .blob = message_limit, .depth = 8});
   if (!request) return log::warn("starter of {}: {}", peer, request.error().message());
   if (request->ask.move.empty()) {
     const std::lock_guard lock(mutex_);

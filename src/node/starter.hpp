@@ -33,8 +33,8 @@ class Starter {
     std::optional<Deadline> deadline;
     const std::atomic<bool>& cancelled;
   };
-  /// Messages 1 to 3: the node that has promised to take it. `refused` with each one's reason, and the name of a node that
-  /// would; `busy`, `unreachable`, `cancelled`, `timeout`.
+  /// Messages 1 to 3: the node that has promised to take it. `refused` with each one's reason, and the name of a node
+  /// that would; `busy`, `unreachable`, `cancelled`, `timeout`.
   Result<std::string> agree(const Wish&);
   /// The move that `node` has promised to take doesn't begin after all.
   void withdraw(const std::string& node, const std::string& move);
@@ -59,8 +59,8 @@ class Starter {
   control::Answer answer_to(const control::Ask&);
   Result<control::Answer> ask(const std::string& node, const control::Ask&) const;
   /// Carries out what the negotiation wants until it is over.
-  std::variant<control::Negotiation::MoveOut, control::Negotiation::GiveUp> carry_out(control::Negotiation&,
-                                                                                     const std::atomic<bool>& cancelled);
+  std::variant<control::Negotiation::MoveOut, control::Negotiation::GiveUp> carry_out(
+      control::Negotiation&, const std::atomic<bool>& cancelled);
 
   const Config& config_;
   const Links& links_;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from harness import BUILD, Case, Failure, Skip, Suite, wait_for
+from harness import BUILD, Case, Failure, Suite, wait_for
 from migration import proc
 from migration.cluster import Cluster, Migration, alone
 
@@ -119,11 +119,9 @@ class Faults(Suite):
             cluster.remove(pod)
 
     def _kill(self, side: str, phase: str, strategy: str) -> dict:
-        if phase == "drain":
-            raise Skip("a post-copy that lost a daemon is resumed by the next issue; until then its faults wait")
         node = "b" if side == "source" else "c"
         # From the restart on the pod is the destination's; what the kill meets in between is either's, but never both's.
-        places = ("b", "c") if phase in ("freeze", "restart") else ("b",)
+        places = {"freeze": ("b", "c"), "restart": ("b", "c"), "drain": ("c",)}.get(phase, ("b",))
         return self._interfere(f"{side}-dies-in-{phase}", phase, strategy, lambda: self.cluster.daemon("kill", node),
                                lambda: self.cluster.daemon("start", node), places)
 

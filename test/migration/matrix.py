@@ -48,6 +48,16 @@ class Matrix(Faults):
         self.cluster = Cluster("matrix", nodes=3, options=("--godwitd", BUILD / "godwitd-faults"))
         self.cluster.up()
         self.count = 0
+        self.table: dict[tuple[str, str], dict[str, str]] = {}
+
+    def teardown(self):
+        """What became of it, cell by cell: the node on which the pod ran on."""
+        print(f"     {'':34}" + "".join(f"{strategy:>13}" for strategy in STRATEGIES))
+        for (point, fault), row in self.table.items():
+            print(f"     {point + ' ' + fault:34}" + "".join(f"{row.get(strategy, '-'):>13}" for strategy in STRATEGIES))
+        right = sum(cell != "FAIL" for row in self.table.values() for cell in row.values())
+        print(f"     {right} of {sum(len(row) for row in self.table.values())} cells: one copy runs, whole, and nothing else is left")
+        super().teardown()
 
     # ---- fault points
 
@@ -115,8 +125,10 @@ class Matrix(Faults):
             if (left := self._marks(pod)) != marks:
                 raise Failure(f"something of the migration is left: {marks} became {left}")
             self._finish(pod, node)
+            self.table.setdefault((point, fault), {})[strategy] = f"on {node}"
             return {"node": node}
         except Failure as failure:
+            self.table.setdefault((point, fault), {})[strategy] = "FAIL"
             raise Failure(f"{failure}\n" + "\n".join(f"-- {node}:\n{cluster.daemon_log(node, 25)}" for node in ("b", "c"))) from None
         finally:
             self._disarm()
