@@ -323,8 +323,11 @@ void Pods::in_doubt(LocalPod& pod, const std::string& note) {
 std::shared_ptr<LocalPod> Pods::arrived(std::shared_ptr<pod::Pod> pod, bool unclaimed) {
   log::info("pod {} has arrived", pod->spec().name);
   auto local = insert(std::move(pod), PodState::running, "", true);
-  const std::lock_guard alone(local->use_);
-  local->unclaimed_ = unclaimed;
+  {
+    const std::lock_guard alone(local->use_);
+    local->unclaimed_ = unclaimed;
+  }
+  wake();
   return local;
 }
 

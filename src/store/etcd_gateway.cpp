@@ -169,6 +169,7 @@ Result<EtcdGateway::Reply> EtcdGateway::ask(std::size_t member, const std::strin
       const std::size_t got = TRY(connection->read(buffer, sizeof buffer, deadline));
       beast::error_code error;
       if (got == 0) {
+        if (!parser.got_some()) return fail(ErrorKind::unreachable, "the connection ended before an answer");
         parser.put_eof(error);
         if (error || !parser.is_done()) return fail(ErrorKind::unreachable, "the connection ended in an answer");
         break;

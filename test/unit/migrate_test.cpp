@@ -122,7 +122,9 @@ class MigrateTest : public ::testing::TestWithParam<std::string> {
     std::jthread destination([&] {
       auto control = accept(std::chrono::seconds(10));
       if (!control) return;
-      const DestinationSite site{.site = nodes[to].site,
+      const DestinationSite site{.move = "m",
+                                 .peer = from,
+                                 .site = nodes[to].site,
                                  .store = *store,
                                  .decide = [](const auto&, const auto&) { return std::vector<std::string>(); },
                                  .arrived = [&](std::shared_ptr<pod::Pod> pod) { nodes[to].pod = std::move(pod); },
@@ -131,8 +133,13 @@ class MigrateTest : public ::testing::TestWithParam<std::string> {
     });
     std::atomic<bool> cancelled = false;
     Report report;
-    const SourceSite site{
-        .node = from, .destination = to, .store = *store, .cancelled = cancelled, .progress = {}, .deadline = {}};
+    const SourceSite site{.move = "m",
+                          .node = from,
+                          .destination = to,
+                          .store = *store,
+                          .cancelled = cancelled,
+                          .progress = {},
+                          .deadline = {}};
     auto sent = send(*nodes[from].pod, {.strategy = strategy}, connect, site, report);
     destination.join();
     if (!received) std::cerr << "destination: " << received.error().message() << "\n";
