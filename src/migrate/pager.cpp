@@ -98,6 +98,13 @@ struct Pager::Parts {
     (void)!::write(wake.get(), &one, sizeof one);
   }
 
+  void stop() {
+    if (!thread.joinable()) return;
+    ending = true;
+    nudge();
+    thread.join();
+  }
+
   void note(const OwedLog::Entry& entry) {
     if (const auto noted = log.add(entry); !noted) log::error("{}: {}", pod.spec().name, noted.error().message());
   }
@@ -408,7 +415,8 @@ Result<std::unique_ptr<Pager>> Pager::adopt(pod::Pod& pod) {
 }
 
 Pager::~Pager() {
-  (void)end();
+  // What the pod's init keeps stays: the next daemon goes on with it.
+  parts_->stop();
 }
 
 Result<void> Pager::add(SpaceId source, kernel::Userfaultfd fault, PageSet owed) {
@@ -489,11 +497,7 @@ Result<void> Pager::fetch(const Source& source) {
 }
 
 Result<void> Pager::end() {
-  if (parts_->thread.joinable()) {
-    parts_->ending = true;
-    parts_->nudge();
-    parts_->thread.join();
-  }
+  parts_->stop();
   const std::scoped_lock lock(parts_->mutex);
   for (const auto& space : parts_->spaces) (void)parts_->pod.forget(fault_name(space.number));
   (void)parts_->pod.forget(log_name);

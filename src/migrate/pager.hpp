@@ -59,7 +59,7 @@ class Pager {
   /// break are made anew. `gone` when the source hasn't the pages any more, or can't be reached: they are lost.
   /// `cancelled` when stopped.
   Result<void> fetch(const Source&);
-  /// All is in place: no more faults are served, the address spaces are let go.
+  /// All is in place: no more faults are served, the address spaces are let go, and nothing is left for another daemon.
   Result<void> end();
 
  private:

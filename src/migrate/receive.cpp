@@ -54,7 +54,7 @@ void Arrival::give_up(const Error& why) {
   if (descriptors_) descriptors_->dismiss();
   workshop_.reset();
   pages_.reset();
-  if (pager_) (void)pager_->end();
+  pager_.reset();
   descriptors_.reset();
   // Traced threads die with the pod only when nobody waits for them to be looked at.
   for (auto& [pid, process] : processes_)

@@ -150,6 +150,7 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, pod::Zygote& zygote
 Daemon::~Daemon() {
   Parts& p = *parts_;
   ::unlink(p.config.socket.path.c_str());
+  p.pods->leave_off();
   p.moves->stop();
   p.commands.reset();
   p.peers.reset();

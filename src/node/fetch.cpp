@@ -17,7 +17,7 @@ migrate::Pager::Source Pods::source(const std::string& peer, const std::string& 
             return connection;
           },
           .patience = std::chrono::seconds(config_.page_patience),
-          .stopped = [this] { return ending_.load(); },
+          .stopped = [this] { return left_off_.load(); },
           .waiting =
               [this, peer, pod](const std::string& why) {
                 const auto local = find(pod);

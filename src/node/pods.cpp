@@ -84,6 +84,7 @@ Pods::~Pods() {
   }
   wake();
   watcher_.join();
+  leave_off();
   for (auto& thread : fetching_) thread.join();
 }
 

@@ -161,6 +161,8 @@ class Pods {
   void settled(LocalPod&);
   /// Whence a pod that has come by `move` gets what it is still owed.
   migrate::Pager::Source source(const std::string& peer, const std::string& move, const std::string& pod);
+  /// This daemon ends: what is still owed is the next one's.
+  void leave_off() { left_off_ = true; }
   /// What it is owed is lost: it ends here, and the reason stays with it.
   void lose(LocalPod&, const std::string& why);
 
@@ -191,7 +193,7 @@ class Pods {
   std::map<std::string, std::shared_ptr<LocalPod>> pods_;
   std::multiset<std::string> being_made_;
   int arriving_ = 0;
-  std::atomic<bool> ending_ = false;
+  std::atomic<bool> ending_ = false, left_off_ = false;
   std::list<std::thread> fetching_;
   Fd wake_;
   std::thread watcher_;

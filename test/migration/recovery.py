@@ -18,7 +18,7 @@ class Recovery(Matrix):
 
     def cases(self):
         return [Case(name, getattr(self, "_" + name.replace("-", "_")), exclusive=True)
-                for name in ("store-away-at-the-commit", "doubt-resolved-here", "doubt-of-both-resolved", "link-lost-in-drain", "pages-lost", "remainder-dropped")]
+                for name in ("store-away-at-the-commit", "doubt-resolved-here", "doubt-of-both-resolved", "link-lost-in-drain", "upgraded-in-drain", "pages-lost", "remainder-dropped")]
 
     def setup(self):
         super().setup()
@@ -140,6 +140,21 @@ class Recovery(Matrix):
             self.cluster.link("c", "up")
             if self._runs(pod, ("c",)) != "c":
                 raise Failure("it should run on c")
+            self._nothing_left(pod)
+            self._finish(pod, "c")
+        finally:
+            self._end(pod)
+
+    def _upgraded_in_drain(self) -> None:
+        """Either daemon is stopped as for an upgrade, and another one started: the pod has all of its memory."""
+        pod = "upgraded"
+        try:
+            self._draining(pod)
+            for node in ("c", "b"):
+                self.cluster.daemon("stop", node)
+                self.cluster.daemon("start", node)
+            self.cluster.link("c", "rate=none")
+            self._runs(pod, ("c",))
             self._nothing_left(pod)
             self._finish(pod, "c")
         finally:
