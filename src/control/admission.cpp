@@ -15,8 +15,7 @@ std::vector<Refusal> Admission::refusals(const std::string& move, const std::str
   std::vector<Refusal> no;
   const bool at_home = needs.home == node_;
   if (policy_.draining) no.push_back({Reason::draining, fmt::format("{} is being emptied", node_)});
-  if (!policy_.guests && !at_home)
-    no.push_back({Reason::owner, fmt::format("the owner of {} wants no guests", node_)});
+  if (!policy_.guests && !at_home) no.push_back({Reason::owner, fmt::format("the owner of {} wants no guests", node_)});
   if (const auto missing = missing_labels(policy_.labels, needs.labels); !missing.empty())
     no.push_back({Reason::label, fmt::format("{} hasn't the label {}", node_, fmt::join(missing, ", "))});
 
@@ -33,10 +32,10 @@ std::vector<Refusal> Admission::refusals(const std::string& move, const std::str
   const auto left = [](std::uint64_t all, std::uint64_t promised) { return all - std::min(all, promised); };
   constexpr std::uint64_t mebibyte = 1 << 20;
   if (needs.memory > left(room.memory, memory))
-    no.push_back({Reason::memory, fmt::format("{} MiB of memory are needed, {} has {} MiB to give{}",
-                                              (needs.memory + mebibyte - 1) / mebibyte, node_,
-                                              left(room.memory, memory) / mebibyte,
-                                              memory == 0 ? "" : " beyond what is promised to others")});
+    no.push_back({Reason::memory,
+                  fmt::format("{} MiB of memory are needed, {} has {} MiB to give{}",
+                              (needs.memory + mebibyte - 1) / mebibyte, node_, left(room.memory, memory) / mebibyte,
+                              memory == 0 ? "" : " beyond what is promised to others")});
   if (needs.processors > room.processors)
     no.push_back({Reason::processors,
                   fmt::format("it may use {} processors, {} has {}", needs.processors, node_, room.processors)});
@@ -58,8 +57,8 @@ Answer Admission::consider(const Ask& ask, const Room& room, Time now) {
     return answer;
   };
   if (ask.version != protocol)
-    return refuse(Reason::protocol, fmt::format("{} speaks version {} of the starters' protocol, {} version {}", ask.from,
-                                                ask.version, node_, protocol));
+    return refuse(Reason::protocol, fmt::format("{} speaks version {} of the starters' protocol, {} version {}",
+                                                ask.from, ask.version, node_, protocol));
   if (!plausible(ask)) return refuse(Reason::protocol, "the request is malformed");
   if (ask.from == node_) return refuse(Reason::protocol, fmt::format("it is on {} already", node_));
   if (const auto known = promises_.find(ask.move); known != promises_.end()) {

@@ -20,11 +20,12 @@ struct Room {
   double processors = 0;          ///< of the machine: a pod's limit above it can't be given
   std::uint64_t descriptors = 0;  ///< that the daemon may still open
   std::uint64_t pods = 0;         ///< that are here
-  std::vector<Refusal> objections;  ///< what only a look at this one pod's needs has shown (an address that is taken, say)
+  std::vector<Refusal>
+      objections;  ///< what only a look at this one pod's needs has shown (an address that is taken, say)
 };
 
-/// The half of a node's starter that says yes or no. A yes is a promise: what it needs is kept for it until the migration
-/// that uses it is over, or, if none begins, until its time is.
+/// The half of a node's starter that says yes or no. A yes is a promise: what it needs is kept for it until the
+/// migration that uses it is over, or, if none begins, until its time is.
 class Admission {
  public:
   /// How long a yes lasts without a migration.
@@ -40,8 +41,9 @@ class Admission {
   /// Message 1 to message 2, about this node alone. Asked twice for one move it says the same and promises once.
   Answer consider(const Ask&, const Room&, Time now);
 
-  /// Messages 5 and 6: the migration `move` of that pod has begun, and these are its exact needs. Without a promise (its time was
-  /// over, say) it is decided as if asked for now. Nothing is returned for a yes, which then lasts until `end`.
+  /// Messages 5 and 6: the migration `move` of that pod has begun, and these are its exact needs. Without a promise
+  /// (its time was over, say) it is decided as if asked for now. Nothing is returned for a yes, which then lasts until
+  /// `end`.
   std::vector<Refusal> decide(const std::string& move, const std::string& pod_id, const Needs&, const Room&, Time now);
 
   /// So many bytes of what was promised to this migration are in use by now, and show in what the system has to give.
@@ -52,8 +54,8 @@ class Admission {
   /// None will come, says who has asked. Nothing happens when somebody else did, or when it is under way.
   void withdraw(const std::string& move, const std::string& from);
 
-  /// This node itself asks `peer` to take a pod. Requests that cross are decided by the pods' ids, the smaller first, so that
-  /// both nodes come to the same without another word; the other one is busy until then.
+  /// This node itself asks `peer` to take a pod. Requests that cross are decided by the pods' ids, the smaller first,
+  /// so that both nodes come to the same without another word; the other one is busy until then.
   void asking(const std::string& move, const std::string& pod_id, const std::string& peer);
   void asked(const std::string& move);
 

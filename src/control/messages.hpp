@@ -13,13 +13,13 @@
 ///   6  its starter           -> its kernel              what that returns
 ///   7  destination's kernel  -> source's kernel         Welcome, or Refused with every reason
 ///
-/// "Kernel" is Charlotte's word; here it is `migrate/`, which does what it is told to. 1 and 2 decide about rough needs while
-/// nothing has begun; 5 and 6 about the exact ones.
+/// "Kernel" is Charlotte's word; here it is `migrate/`, which does what it is told to. 1 and 2 decide about rough needs
+/// while nothing has begun; 5 and 6 about the exact ones.
 namespace godwit::control {
 
 inline constexpr std::uint32_t protocol = 1;
-inline constexpr std::size_t text_limit = 512;      ///< characters of a text in a message
-inline constexpr std::size_t list_limit = 64;       ///< labels, addresses
+inline constexpr std::size_t text_limit = 512;  ///< characters of a text in a message
+inline constexpr std::size_t list_limit = 64;   ///< labels, addresses
 inline constexpr std::size_t elsewhere_limit = 1024;
 
 struct Ask {

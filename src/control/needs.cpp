@@ -7,9 +7,9 @@ namespace godwit::control {
 
 namespace {
 
-constexpr std::array<std::string_view, 16> names{"none",     "memory", "processors", "descriptors", "address", "machine",
-                                                 "files",    "label",  "quota",      "draining",    "owner",   "busy",
-                                                 "cancelled", "late",  "unreachable", "protocol"};
+constexpr std::array<std::string_view, 16> names{
+    "none",  "memory",   "processors", "descriptors", "address",   "machine", "files",       "label",
+    "quota", "draining", "owner",      "busy",        "cancelled", "late",    "unreachable", "protocol"};
 
 bool satisfies(const Labels& labels, const std::string& wanted) {
   const auto equals = wanted.find('=');

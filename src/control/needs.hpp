@@ -9,8 +9,8 @@
 
 #include "image/codec.hpp"
 
-/// Pure decisions: state and event in, actions out. Nothing here reads a clock, opens a socket or takes a lock, so that a
-/// simulated cluster can run the very same code.
+/// Pure decisions: state and event in, actions out. Nothing here reads a clock, opens a socket or takes a lock, so that
+/// a simulated cluster can run the very same code.
 namespace godwit::control {
 
 /// On a clock that never goes back; where it begins doesn't matter. A node only compares times of its own.
@@ -18,9 +18,9 @@ using Time = std::chrono::milliseconds;
 
 /// What a pod takes of the node that it runs on.
 struct Needs {
-  std::uint64_t memory = 0;       ///< bytes that will be resident
-  double processors = 0;          ///< the pod's limit; 0: none, it takes what is there
-  std::uint64_t descriptors = 0;  ///< in the tables of all its processes
+  std::uint64_t memory = 0;            ///< bytes that will be resident
+  double processors = 0;               ///< the pod's limit; 0: none, it takes what is there
+  std::uint64_t descriptors = 0;       ///< in the tables of all its processes
   std::vector<std::string> labels;     ///< of the node: "secure" (whatever its value), "zone=x"
   std::vector<std::string> addresses;  ///< CIDR; come along
   std::string home;                    ///< node where it was created

@@ -82,7 +82,8 @@ Negotiation::Actions Negotiation::settle(const Answer& answer, Time now) {
   };
   // A node must not send a pod where its user didn't want it, whoever says so.
   const bool may = answer.node == by || (plan_.delegate && std::ranges::count(plan_.candidates, answer.node) > 0);
-  if (!may) return refused({Reason::protocol, fmt::format("{} names {}, which wasn't asked for", by, answer.node)}, now);
+  if (!may)
+    return refused({Reason::protocol, fmt::format("{} names {}, which wasn't asked for", by, answer.node)}, now);
   if (const auto missing = missing_labels(answer.labels, plan_.ask.needs.labels); !missing.empty())
     return withdrawn(Reason::label, fmt::format("{} hasn't the label {}", answer.node, fmt::join(missing, ", ")));
   over_ = true;

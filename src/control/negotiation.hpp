@@ -8,16 +8,17 @@
 
 namespace godwit::control {
 
-/// One move's search for a node that takes it: the asking half of a starter. Used by the source, which lets the first node
-/// of a group answer for all of them, and by that node, which asks the others one by one.
+/// One move's search for a node that takes it: the asking half of a starter. Used by the source, which lets the first
+/// node of a group answer for all of them, and by that node, which asks the others one by one.
 class Negotiation {
  public:
   struct Plan {
     Ask ask;                              ///< without `elsewhere`
     std::vector<std::string> candidates;  ///< in the order in which they are asked; the user has named exactly these
     bool delegate = true;                 ///< the first one that can be reached answers for the rest
-    std::vector<std::string> hints;       ///< asked, without obligation, whether they would, when all candidates have refused
-    Time patience{10'000};                ///< how long `busy` is asked again
+    std::vector<std::string>
+        hints;              ///< asked, without obligation, whether they would, when all candidates have refused
+    Time patience{10'000};  ///< how long `busy` is asked again
     std::optional<Time> deadline;
   };
 
@@ -58,7 +59,8 @@ class Negotiation {
 
   explicit Negotiation(Plan plan) : plan_(std::move(plan)) {}
 
-  /// What arrives late, twice or from somebody who wasn't asked changes nothing, but a yes that isn't used is withdrawn.
+  /// What arrives late, twice or from somebody who wasn't asked changes nothing, but a yes that isn't used is
+  /// withdrawn.
   std::vector<Action> step(const Event&, Time now);
 
   [[nodiscard]] bool over() const { return over_; }
@@ -75,11 +77,11 @@ class Negotiation {
 
   Plan plan_;
   std::optional<Time> begun_;
-  std::size_t next_ = 0;             ///< among the candidates
+  std::size_t next_ = 0;  ///< among the candidates
   std::size_t next_hint_ = 0;
   std::optional<std::string> asked_;  ///< whose answer is waited for
   std::string taken_;                 ///< the node that it moves to
-  bool busy_ = false;                ///< one of this round's refusals was for the moment only
+  bool busy_ = false;                 ///< one of this round's refusals was for the moment only
   bool waiting_ = false;
   bool over_ = false;
   Time pause_{50};

@@ -16,7 +16,8 @@ Room roomy() {
 }
 
 Ask ask_for(const std::string& pod, const std::string& from, Needs needs = {.memory = gib}) {
-  return {.move = "move-" + pod, .pod = pod, .pod_id = "id-" + pod, .epoch = 1, .from = from, .needs = std::move(needs)};
+  return {
+      .move = "move-" + pod, .pod = pod, .pod_id = "id-" + pod, .epoch = 1, .from = from, .needs = std::move(needs)};
 }
 
 TEST(Admission, PromisesRoomOnce) {
