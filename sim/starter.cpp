@@ -126,11 +126,7 @@ void Starter::asked(int peer, const AskRoom& question) {
   if (plan.candidates.empty()) return reply(std::move(answer));
   search(std::move(plan), [reply, answer](const Outcome& outcome) mutable {
     if (const auto* out = std::get_if<Negotiation::MoveOut>(&outcome)) {
-      answer.yes = true;
-      answer.node = out->to;
-      answer.labels = out->labels;
-      answer.reason.clear();
-      answer.text.clear();
+      answer = control::accept_for(std::move(answer), *out);
     }
     reply(answer);
   });

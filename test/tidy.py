@@ -30,6 +30,13 @@ def tracked() -> list[str]:
     return [name for name in listing.stdout.splitlines() if (ROOT / name).is_file()]
 
 
+def includes(name: str):
+    """Of a file: line, what it includes in quotes, and the folder of that."""
+    for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):
+        if found := re.match(r'\s*#\s*include\s+"([^"]+)"', line):
+            yield number, found.group(1), found.group(1).split("/")[0]
+
+
 def imports(order: list[str], files: list[str]) -> list[str]:
     wrong = []
     for name in files:
@@ -40,12 +47,7 @@ def imports(order: list[str], files: list[str]) -> list[str]:
         if room not in order:
             wrong.append(f"{name}: folder {room}/ is not in ARCHITECTURE.md")
             continue
-        for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):
-            found = re.match(r'\s*#\s*include\s+"([^"]+)"', line)
-            if not found:
-                continue
-            target = found.group(1)
-            other = target.split("/")[0]
+        for number, target, other in includes(name):
             if "/" not in target or not (ROOT / "src" / target).is_file():
                 wrong.append(f"{name}:{number}: {target} is not a folder/file.hpp under src/")
             elif other != room and (other not in order or order.index(other) > order.index(room) or (room, other) in STRANGERS):
@@ -60,12 +62,7 @@ def outside(files: list[str]) -> list[str]:
         room = pathlib.PurePath(name).parts[0]
         if room not in OUTSIDE or not name.endswith((".cpp", ".hpp")):
             continue
-        for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):
-            found = re.match(r'\s*#\s*include\s+"([^"]+)"', line)
-            if not found:
-                continue
-            target = found.group(1)
-            other = target.split("/")[0]
+        for number, target, other in includes(name):
             there = (ROOT / target if other == room else ROOT / "src" / target).is_file()
             if "/" not in target or not there:
                 wrong.append(f"{name}:{number}: {target} is not a folder/file.hpp")

@@ -137,4 +137,13 @@ std::vector<Negotiation::Action> Negotiation::step(const Event& event, Time now)
   return std::visit(Overloaded{begin, answered, silent, tick, cancel}, event);
 }
 
+Answer accept_for(Answer own, const Negotiation::MoveOut& out) {
+  own.yes = true;
+  own.node = out.to;
+  own.labels = out.labels;
+  own.reason.clear();
+  own.text.clear();
+  return own;
+}
+
 }  // namespace godwit::control

@@ -88,4 +88,7 @@ class Negotiation {
   std::vector<Refusal> refusals_;  ///< of this round
 };
 
+/// The answer of a node that wouldn't take the pod itself, when another one of its group does.
+Answer accept_for(Answer own, const Negotiation::MoveOut&);
+
 }  // namespace godwit::control

@@ -122,7 +122,6 @@ class Arrival {
   Stream reference_;
   std::unique_ptr<PageReceiver> pages_;
   std::unique_ptr<Pager> pager_;
-  std::map<pid_t, kernel::Userfaultfd> pagers_made_;
   RemoteAddress gadget_place_ = 0;
   static constexpr int builder_ = 0;               ///< number of our pidfd in every stub
   std::map<pid_t, objects::ThreadSettings> said_;  ///< before the freeze

@@ -264,7 +264,9 @@ Result<void> Arrival::pin() {
   TRY(pod_->deposit_gate());
   TRY(pod_->keep());
   watch_.lap("keep");
-  TRY(control_.send(wire::Type::rebuilt, wire::Spans{watch_.spans()}));
+  // Whether it was heard can't be told: if it was, the source may have committed. Whoever waits for its answer finds
+  // out.
+  (void)control_.send(wire::Type::rebuilt, wire::Spans{watch_.spans()});
   fault::reach("destination.pinned");
   // While the source commits, from the tracer to the freezer alone. Nothing here may end the move any more: it may be
   // ours already.
@@ -312,12 +314,15 @@ Result<void> Arrival::await_commit() {
   auto message = control_.receive(std::chrono::seconds(60));
   control::Claim::Event heard = control::Claim::Doubt{};
   std::string why = message ? "" : message.error().message();
+  // What can't be understood tells nothing: the store does.
   if (message && static_cast<wire::Type>(message->type) == wire::Type::abort) {
-    why = TRY(image::unpack<wire::Text>(message->payload)).text;
-    heard = control::Claim::Told{.committed = false};
+    const auto said = image::unpack<wire::Text>(message->payload);
+    why = said ? said->text : said.error().message();
+    if (said) heard = control::Claim::Told{.committed = false};
   } else if (message && static_cast<wire::Type>(message->type) == wire::Type::go) {
-    held_ = TRY(image::unpack<wire::Frames>(message->payload)).frames;
-    heard = control::Claim::Told{.committed = true};
+    auto frames = image::unpack<wire::Frames>(message->payload);
+    if (frames) held_ = std::move(frames->frames);
+    if (frames) heard = control::Claim::Told{.committed = true};
   } else if (message) {
     why = fmt::format("expected the go, got message {}", message->type);
   }

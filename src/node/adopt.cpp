@@ -90,7 +90,7 @@ void Pods::adopt_one(std::unique_ptr<pod::Pod> pod) {
       local->interrupted_ =
           std::make_unique<Interrupted>(std::move(*journal), std::move(claim), std::move(doubt), false);
     } else if (journal) {
-      go_on(local, *journal);
+      go_on(local, journal);
     }
   }
   settle(local);
@@ -118,19 +118,22 @@ std::optional<control::Fate> Pods::fate_of(LocalPod& pod) {
 }
 
 /// A pod of ours that an earlier daemon had in a migration: whatever was done to it for that is undone. With `use_`.
-void Pods::go_on(const std::shared_ptr<LocalPod>& pod, const migrate::Journal& journal) {
+void Pods::go_on(const std::shared_ptr<LocalPod>& pod, const std::optional<migrate::Journal>& journal) {
   pod::Pod& held = *pod->pod_;
   const std::string& name = pod->spec.name;
   std::unique_ptr<migrate::Pager> pager;
-  if (journal.arriving) {
+  std::string lost;
+  if (journal && journal->arriving) {
+    // Before it runs: what it touches may have to be fetched.
     auto adopted = migrate::Pager::adopt(held);
     if (adopted) pager = std::move(*adopted);
-    // Before it runs: what it touches may have to be fetched.
-    const auto begun = adopted && pager ? pager->begin() : Result<void>{};
-    if (!adopted || !begun) {
-      const std::string why = (adopted ? begun.error() : adopted.error()).message();
-      log::error("pod {}: what it is owed can't be served any more: {}", name, why);
-    }
+    const auto begun = pager ? pager->begin() : Result<void>{};
+    if (!adopted || !begun)
+      lost = "what it is owed can't be served any more: " + (adopted ? begun.error() : adopted.error()).message();
+  }
+  if (!lost.empty()) {
+    log::error("pod {}: {}: it ends", name, lost);
+    if (const auto killed = held.workload().kill(); !killed) log::error("pod {}: {}", name, killed.error().message());
   }
   if (const auto opened = held.gate().release(); !opened) log::error("pod {}: {}", name, opened.error().message());
   (void)held.forget_gate();
@@ -139,11 +142,11 @@ void Pods::go_on(const std::shared_ptr<LocalPod>& pod, const migrate::Journal& j
   pod->change([&](LocalPod::View& view) {
     view.state = PodState::running;
     view.destination.clear();
-    view.note.clear();
-    view.settling = pager != nullptr;
+    view.note = lost;
+    view.settling = pager != nullptr && lost.empty();
   });
-  if (pager)
-    fetch_rest(pod, std::move(pager), journal);
+  if (pager && lost.empty())
+    fetch_rest(pod, std::move(pager), *journal);
   else if (clean)
     migrate::remove_journal(held);
 }
@@ -161,7 +164,7 @@ void Pods::settle(const std::shared_ptr<LocalPod>& pod) {
   }
   fault::reach("adopt.decided");
   const auto interrupted = std::move(pod->interrupted_);
-  const auto journal = interrupted ? interrupted->journal : migrate::Journal{};
+  const auto journal = interrupted ? std::optional(interrupted->journal) : std::nullopt;
   if (*fate == control::Fate::here) {
     log::info("pod {} is ours and goes on", name);
     pod->unclaimed_ = interrupted && interrupted->doubt->resolved();
@@ -169,8 +172,8 @@ void Pods::settle(const std::shared_ptr<LocalPod>& pod) {
     return wake();
   }
   (void)pod->pod_->gate().set(pod::Gate::State::shut);
-  if (*fate == control::Fate::there && !journal.arriving) {
-    remainders_.add(std::move(pod->pod_), journal.move, journal.peer);
+  if (*fate == control::Fate::there && journal && !journal->arriving) {
+    remainders_.add(std::move(pod->pod_), journal->move, journal->peer);
   } else {
     log::warn("pod {} is not ours: what is left of it here is destroyed", name);
     if (const auto destroyed = pod->pod_->destroy(); !destroyed)

@@ -1,6 +1,5 @@
 #include "base/log.hpp"
 #include "migrate/channel.hpp"
-#include "node/interrupted.hpp"
 #include "node/pods.hpp"
 
 namespace godwit::node {

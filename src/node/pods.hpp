@@ -175,7 +175,7 @@ class Pods {
   void adopt_ended(const std::string& directory);
   void settle(const std::shared_ptr<LocalPod>&);
   std::optional<control::Fate> fate_of(LocalPod&);
-  void go_on(const std::shared_ptr<LocalPod>&, const migrate::Journal&);
+  void go_on(const std::shared_ptr<LocalPod>&, const std::optional<migrate::Journal>&);
   void claim(const std::shared_ptr<LocalPod>&);
   void fetch_rest(const std::shared_ptr<LocalPod>&, std::unique_ptr<migrate::Pager>, const migrate::Journal&);
   void watch();

@@ -252,11 +252,7 @@ control::Answer Starter::answer_to(const control::Ask& ask) {
   const std::atomic<bool> never_cancelled = false;
   const auto outcome = carry_out(negotiation, never_cancelled);
   if (const auto* out = std::get_if<Negotiation::MoveOut>(&outcome)) {
-    answer.yes = true;
-    answer.node = out->to;
-    answer.labels = out->labels;
-    answer.reason.clear();
-    answer.text.clear();
+    answer = control::accept_for(std::move(answer), *out);
   } else {
     for (const auto& text : std::get<Negotiation::GiveUp>(outcome).texts) answer.text += "; " + text;
   }
