@@ -52,12 +52,16 @@ class Matrix(Faults):
 
     def teardown(self):
         """What became of it, cell by cell: the node on which the pod ran on."""
+        if self.table:
+            self._print_table()
+        super().teardown()
+
+    def _print_table(self) -> None:
         print(f"     {'':34}" + "".join(f"{strategy:>13}" for strategy in STRATEGIES))
         for (point, fault), row in self.table.items():
             print(f"     {point + ' ' + fault:34}" + "".join(f"{row.get(strategy, '-'):>13}" for strategy in STRATEGIES))
         right = sum(cell != "FAIL" for row in self.table.values() for cell in row.values())
         print(f"     {right} of {sum(len(row) for row in self.table.values())} cells: one copy runs, whole, and nothing else is left")
-        super().teardown()
 
     # ---- fault points
 
