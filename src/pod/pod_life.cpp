@@ -134,8 +134,16 @@ Result<std::unique_ptr<Pod>> Pod::adopt(const Site& site, const std::string& nam
   p.workload = Cgroup(p.cgroups.work(), p.cgroups.limits);
   p.init = HostPid{record->init};
   p.pidfd = TRY(kernel::pidfd_open(p.init));
-  TRY(p.use_control(TRY(connect_to(directory.socket()))));
-  p.kept = TRY(pod->life()).kept;
+  auto life = [&]() -> Result<Life> {
+    TRY(p.use_control(TRY(connect_to(directory.socket()))));
+    return pod->life();
+  }();
+  // An init that nobody has told to stay ends with its daemon: it may be about to.
+  if (!life && wait_for_end(p.pidfd.get(), 2000, {})) {
+    TRY(directory.clear());
+    return nullptr;
+  }
+  p.kept = TRY(std::move(life)).kept;
   if (!p.kept) {
     TRY(pod->destroy());
     return nullptr;
