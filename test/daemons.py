@@ -354,15 +354,22 @@ class Daemons(Suite):
         self._godwit("b", "run", "--detach", "--name", "alone", "--", "sleep", "1000")
         self._end("a", signal.SIGKILL)
         try:
-            pods = json.loads(self._godwit("b", "ps", "--json").stdout)
-            expect("its own pods", [(pod["name"], pod["state"]) for pod in pods], [("alone", "running")])
+            done = self._godwit("b", "ps", "--json", check=False)
+            expect("exit code", done.returncode, 7)
+            if "store" not in done.stderr:
+                raise Failure(f"it doesn't say that the store is away: {done.stderr}")
+            wanted = [("alone", "running", "away")]
+            expect("its own pods", [(pod["name"], pod["state"], pod["store"]) for pod in json.loads(done.stdout)], wanted)
+            done = self._godwit("b", "nodes", "--json", check=False)
+            expect("exit code", done.returncode, 7)
+            expect("nodes", {one["name"]: one["state"] for one in json.loads(done.stdout)}, {self._name("a"): "unreachable", self._name("b"): "ok"})
             expect("exec goes on", self._code("b", "exec", "alone", "--", "true"), 0)
             expect("nothing new begins", self._code("b", "run", "--", "true"), 125)
             # A daemon that starts now can't ask whose the pod is; it runs on, as it was running.
             self._end("b", signal.SIGKILL)
             self._start("b")
-            pods = json.loads(self._godwit("b", "ps", "--json").stdout)
-            expect("after a restart", [(pod["name"], pod["state"]) for pod in pods], [("alone", "running")])
+            pods = json.loads(self._godwit("b", "ps", "--json", check=False).stdout)
+            expect("after a restart", [(pod["name"], pod["state"], pod["store"]) for pod in pods], wanted)
         finally:
             self._start("a")
         wait_for("the store", lambda: self._code("b", "rm", "--force", "alone") == 0, 20)

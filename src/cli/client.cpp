@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <ctime>
 
 namespace godwit::cli {
 namespace {
@@ -109,6 +110,14 @@ std::string pod_target(const std::string& name, const std::string& rest) {
   return "/v1/pods/" + node::http::encode(name) + rest;
 }
 
+std::string text_of(const Json& json, const char* name) {
+  return node::text_field(json, name).value_or("");
+}
+
+std::uint64_t number_of(const Json& json, const char* name) {
+  return static_cast<std::uint64_t>(std::max<std::int64_t>(0, node::number_field(json, name).value_or(0)));
+}
+
 std::string human_bytes(std::uint64_t bytes) {
   const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
   auto value = static_cast<double>(bytes);
@@ -123,18 +132,29 @@ std::string human_time(std::uint64_t us) {
   return fmt::format("{:.2f} s", static_cast<double>(us) / 1e6);
 }
 
-void print_table(const std::vector<std::vector<std::string>>& rows) {
+std::string local_time(std::int64_t ms) {
+  const std::time_t seconds = ms / 1000;
+  std::tm parts{};
+  char text[32];
+  if (::localtime_r(&seconds, &parts) == nullptr || std::strftime(text, sizeof text, "%F %T", &parts) == 0) return "?";
+  return text;
+}
+
+std::string table(const std::vector<std::vector<std::string>>& rows) {
   std::vector<std::size_t> widths;
   for (const auto& row : rows) {
     widths.resize(std::max(widths.size(), row.size()));
     for (std::size_t i = 0; i < row.size(); i++) widths[i] = std::max(widths[i], row[i].size());
   }
-  for (const auto& row : rows) {
-    std::string line;
+  std::string text;
+  for (const auto& row : rows)
     for (std::size_t i = 0; i < row.size(); i++)
-      line += i + 1 == row.size() ? row[i] : fmt::format("{:<{}}  ", row[i], widths[i]);
-    fmt::print("{}\n", line);
-  }
+      text += i + 1 == row.size() ? row[i] + "\n" : fmt::format("{:<{}}  ", row[i], widths[i]);
+  return text;
+}
+
+void print_table(const std::vector<std::vector<std::string>>& rows) {
+  fmt::print("{}", table(rows));
 }
 
 std::string shell_line(const Json& arguments) {

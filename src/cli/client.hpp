@@ -20,6 +20,7 @@ inline constexpr int refused = 3;
 inline constexpr int not_found = 4;
 inline constexpr int unreachable = 5;
 inline constexpr int timeout = 6;
+inline constexpr int store_away = 7;        ///< ps, nodes: what is shown is what the nodes that answer know
 inline constexpr int run_failed = 125;      ///< run, exec: godwit itself failed
 inline constexpr int not_executable = 126;  ///< run, exec: the program can't be executed
 inline constexpr int no_program = 127;      ///< run, exec: there is no such program
@@ -58,11 +59,17 @@ void print_json(const Json&);
 
 /// "/v1/pods/NAME/…"
 std::string pod_target(const std::string& name, const std::string& rest = {});
+/// A field of a daemon's answer; empty, or 0, where there is none.
+std::string text_of(const Json&, const char* name);
+std::uint64_t number_of(const Json&, const char* name);
 /// "1.5 GiB"
 std::string human_bytes(std::uint64_t);
 /// "1.24 ms"
 std::string human_time(std::uint64_t us);
+/// "2026-11-26 14:03:05", of milliseconds since the epoch.
+std::string local_time(std::int64_t ms);
 /// Columns padded to their widest cell; the first row is the head.
+std::string table(const std::vector<std::vector<std::string>>& rows);
 void print_table(const std::vector<std::vector<std::string>>& rows);
 /// Arguments as a shell would need them.
 std::string shell_line(const Json& arguments);

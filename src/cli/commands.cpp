@@ -1,16 +1,20 @@
 #include "cli/commands.hpp"
 
+#include <fmt/ranges.h>
 #include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <thread>
 
 #include "node/stream.hpp"
 
 namespace godwit::cli {
 namespace {
+
+constexpr std::chrono::seconds watch_interval{1};
 
 /// Does the same for each pod; the exit code is that of the first that failed.
 int for_each_pod(const Common& common, const std::vector<std::string>& pods,
@@ -36,10 +40,6 @@ int for_each_pod(const Common& common, const std::vector<std::string>& pods,
   return code;
 }
 
-std::string text_of(const Json& json, const char* name) {
-  return node::text_field(json, name).value_or("");
-}
-
 std::string bytes_of(const Json& json, const char* name) {
   const auto bytes = node::number_field(json, name, -1);
   return bytes && *bytes >= 0 ? human_bytes(static_cast<std::uint64_t>(*bytes)) : "-";
@@ -50,6 +50,23 @@ std::string state_of(const Json& pod) {
   if (pod.contains("exit_code")) state += fmt::format(" ({})", pod["exit_code"].dump());
   if (state == "leaving") state += " to " + text_of(pod, "destination");
   return state;
+}
+
+std::string number_text(const Json& json, const char* name) {
+  const auto number = node::number_field(json, name, -1);
+  return number && *number >= 0 ? std::to_string(*number) : "-";
+}
+
+/// "ok", "draining", "away since 2026-11-26 14:03:05".
+std::string node_state(const Json& node) {
+  const std::string state = text_of(node, "state");
+  if (state == "ok") {
+    std::string says = node.value("draining", false) ? "draining" : state;
+    if (text_of(node, "store_state") == "away") says += ", without the store";
+    return says;
+  }
+  const std::int64_t seen = node::number_field(node, "seen_ms").value_or(0);
+  return state == "away" && seen > 0 ? "away since " + local_time(seen) : state;
 }
 
 }  // namespace
@@ -91,55 +108,137 @@ Result<int> parse_signal(const std::string& text) {
       Error{ErrorKind::invalid, fmt::format("'{}' is not a signal", text), 0, "TERM, HUP, USR1 … or a number"});
 }
 
-int ps(const Common& common, bool local, bool quiet) {
-  const auto answer = Client(common).request("GET", local ? "/v1/pods?local" : "/v1/pods");
-  if (!answer) return complain(common, answer.error());
-  const Json pods = answer->value("pods", Json::array());
-  for (const Json& warning : answer->value("warnings", Json::array()))
-    fmt::print(stderr, "godwit: {}\n", warning.is_string() ? warning.get<std::string>() : warning.dump());
+namespace {
+
+/// What a command has to show at one moment.
+struct Shown {
+  std::string text;  ///< for stdout
+  std::vector<std::string> warnings;
+  int code = exit_code::ok;
+};
+
+Shown shown_json(const Json& list, bool watched) {
+  return {.text = (watched ? node::dump(list) : list.dump(2, ' ', false, Json::error_handler_t::replace)) + "\n"};
+}
+
+void note_store(const Json& answer, Shown& shown) {
+  for (const Json& warning : answer.value("warnings", Json::array()))
+    shown.warnings.push_back(warning.is_string() ? warning.get<std::string>() : warning.dump());
+  if (text_of(answer, "store") == "away") shown.code = exit_code::store_away;
+}
+
+void print(const Shown& shown) {
+  fmt::print("{}", shown.text);
+  std::fflush(stdout);
+  for (const auto& warning : shown.warnings) fmt::print(stderr, "godwit: {}\n", warning);
+}
+
+/// Waits for the next change in the store, and a second at most: load and memory don't stand there.
+class ChangeWait {
+ public:
+  explicit ChangeWait(const Common& common) : common_(common) {}
+  void operator()() {
+    const auto begin = std::chrono::steady_clock::now();
+    const auto answer = Client(common_).request("GET", fmt::format("/v1/changes?since={}", state_));
+    const std::uint64_t now = answer ? number_of(*answer, "state") : 0;
+    // Without the store nobody waited for us.
+    if (!answer || (state_ != 0 && now == state_)) std::this_thread::sleep_until(begin + watch_interval);
+    state_ = now;
+  }
+
+ private:
+  const Common common_;
+  std::uint64_t state_ = 0;
+};
+
+/// Shows it once; or, watched, over and over until a signal ends us: on a terminal in place, elsewhere whenever it is
+/// new.
+int show(const Common& common, bool watched, const std::function<Result<Shown>()>& look) {
+  ChangeWait wait_for_change(common);
+  const bool live = watched && ::isatty(STDOUT_FILENO) == 1;
+  std::string last;
+  for (bool first = true;; first = false) {
+    auto shown = look();
+    // Later on it is the daemon's restart, say: it comes back.
+    if (!shown && (first || !watched)) return complain(common, shown.error());
+    if (!shown) shown = Shown{.warnings = {shown.error().message()}};
+    if (live) fmt::print("\033[H\033[2J");
+    const std::string now = fmt::format("{}{}", shown->text, fmt::join(shown->warnings, "\n"));
+    if (live || now != last) print(*shown);
+    if (!watched) return shown->code;
+    last = now;
+    wait_for_change();
+  }
+}
+
+Result<Shown> show_pods(const Common& common, const PsOptions& options) {
+  const Json answer = TRY(Client(common).request("GET", options.local ? "/v1/pods?local" : "/v1/pods"));
+  const Json pods = answer.value("pods", Json::array());
+  Shown shown;
   if (common.json) {
-    print_json(pods);
-    return exit_code::ok;
-  }
-  std::vector<std::vector<std::string>> rows{{"NAME", "NODE", "ADDRESS", "STATE", "MEMORY", "COMMAND"}};
-  for (const Json& pod : pods) {
-    const std::string address = text_of(pod, "address");
-    std::string command = shell_line(pod.value("command", Json::array()));
-    if (command.size() > 60) command = command.substr(0, 59) + "…";
-    std::ranges::replace(command, '\n', ' ');
-    rows.push_back({text_of(pod, "name"), text_of(pod, "node"), address.empty() ? "-" : address, state_of(pod),
-                    bytes_of(pod, "memory"), command});
-  }
-  if (quiet) {
-    for (const Json& pod : pods) fmt::print("{}\n", text_of(pod, "name"));
+    shown = shown_json(pods, options.watch);
+  } else if (options.quiet) {
+    for (const Json& pod : pods) shown.text += text_of(pod, "name") + "\n";
   } else {
-    print_table(rows);
+    std::vector<std::vector<std::string>> rows{{"NAME", "NODE", "ADDRESS", "STATE", "MEMORY", "COMMAND"}};
+    for (const Json& pod : pods) {
+      const std::string address = text_of(pod, "address");
+      std::string command = shell_line(pod.value("command", Json::array()));
+      if (command.size() > 60) command = command.substr(0, 59) + "…";
+      std::ranges::replace(command, '\n', ' ');
+      rows.push_back({text_of(pod, "name"), text_of(pod, "node"), address.empty() ? "-" : address, state_of(pod),
+                      bytes_of(pod, "memory"), command});
+    }
+    shown.text = table(rows);
   }
+  note_store(answer, shown);
+  return shown;
+}
+
+Result<Shown> show_nodes(const Common& common, const NodesOptions& options) {
+  const Json answer = TRY(Client(common).request("GET", "/v1/nodes"));
+  const Json list = answer.value("nodes", Json::array());
+  Shown shown;
+  if (common.json) {
+    shown = shown_json(list, options.watch);
+  } else {
+    std::vector<std::vector<std::string>> rows{
+        {"NAME", "STATE", "PODS", "CPUS", "LOAD", "MEMORY", "FREE", "KERNEL", "ADDRESS"}};
+    for (const Json& node : list) {
+      const bool ok = text_of(node, "state") == "ok";
+      rows.push_back({text_of(node, "name"), node_state(node), ok ? number_text(node, "pods") : "-",
+                      number_text(node, "cpus"), ok ? fmt::format("{:.2f}", node.value("load", 0.0)) : "-",
+                      bytes_of(node, "memory_total"), ok ? bytes_of(node, "memory_available") : "-",
+                      text_of(node, "kernel").empty() ? "-" : text_of(node, "kernel"),
+                      node.value("self", false) ? "(this node)" : text_of(node, "address")});
+    }
+    shown.text = table(rows);
+  }
+  note_store(answer, shown);
+  for (const Json& node : list)
+    if (node.contains("error")) shown.warnings.push_back(text_of(node, "error"));
+  return shown;
+}
+
+int forget_node(const Common& common, const std::string& node) {
+  const auto done = Client(common).request("DELETE", "/v1/nodes/" + node::http::encode(node));
+  if (!done) return complain(common, done.error());
+  if (common.json)
+    print_json(*done);
+  else
+    fmt::print("{} is forgotten\n", node);
   return exit_code::ok;
 }
 
-int nodes(const Common& common) {
-  const auto answer = Client(common).request("GET", "/v1/nodes");
-  if (!answer) return complain(common, answer.error());
-  const Json list = answer->value("nodes", Json::array());
-  if (common.json) {
-    print_json(list);
-    return exit_code::ok;
-  }
-  std::vector<std::vector<std::string>> rows{
-      {"NAME", "STATE", "PODS", "CPUS", "LOAD", "MEMORY", "FREE", "KERNEL", "ADDRESS"}};
-  for (const Json& node : list) {
-    const bool ok = text_of(node, "state") == "ok";
-    rows.push_back({text_of(node, "name"), ok && node.value("draining", false) ? "draining" : text_of(node, "state"),
-                    ok ? node["pods"].dump() : "-", ok ? node["cpus"].dump() : "-",
-                    ok ? fmt::format("{:.2f}", node.value("load", 0.0)) : "-", bytes_of(node, "memory_total"),
-                    bytes_of(node, "memory_available"), ok ? text_of(node, "kernel") : "-",
-                    node.contains("address") ? text_of(node, "address") : "(this node)"});
-  }
-  print_table(rows);
-  for (const Json& node : list)
-    if (node.contains("error")) fmt::print(stderr, "godwit: {}\n", text_of(node, "error"));
-  return exit_code::ok;
+}  // namespace
+
+int ps(const Common& common, const PsOptions& options) {
+  return show(common, options.watch, [&] { return show_pods(common, options); });
+}
+
+int nodes(const Common& common, const NodesOptions& options) {
+  if (!options.forget.empty()) return forget_node(common, options.forget);
+  return show(common, options.watch, [&] { return show_nodes(common, options); });
 }
 
 int inspect(const Common& common, const std::vector<std::string>& pods) {

@@ -29,8 +29,15 @@ struct ExecOptions {
 int exec(const Common&, const ExecOptions&);
 int attach(const Common&, const std::string& pod, bool no_input, bool replay);
 
-int ps(const Common&, bool local, bool quiet);
-int nodes(const Common&);
+struct PsOptions {
+  bool local = false, quiet = false, watch = false;
+};
+int ps(const Common&, const PsOptions&);
+struct NodesOptions {
+  bool watch = false;
+  std::string forget;  ///< the node that is away, and to be taken out of the list
+};
+int nodes(const Common&, const NodesOptions&);
 int inspect(const Common&, const std::vector<std::string>& pods);
 int stop(const Common&, const std::vector<std::string>& pods, double grace_seconds);
 int kill(const Common&, const std::vector<std::string>& pods, const std::string& signal);

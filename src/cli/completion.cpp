@@ -17,7 +17,7 @@ _godwit() {
   done
   local choice
   case "$prev" in
-    --node) choice="$(_godwit_nodes)" ;;
+    --node|--forget) choice="$(_godwit_nodes)" ;;
     --strategy) choice="auto freeze precopy postcopy hybrid eager-dirty" ;;
     --socket) COMPREPLY=($(compgen -f -- "$cur")); return ;;
     *) case "$command" in
@@ -26,7 +26,9 @@ _godwit() {
       completion) choice="bash zsh fish" ;;
       playground) choice="up down exec status daemon link" ;;
       run) choice="--name --env -i -t -it --detach --keep --memory --cpus --hostname --workdir --json --" ;;
-      ps|nodes|check) choice="--json" ;;
+      nodes) choice="--json --watch --forget" ;;
+      ps) choice="--json --local --quiet --watch" ;;
+      check) choice="--json" ;;
       migrate)
         if [ $words -eq 0 ]; then choice="$(godwit ps --quiet 2>/dev/null)"; else choice="$(_godwit_nodes)"; fi
         choice="$choice --strategy --dry-run --cancel --connections --json" ;;
@@ -49,7 +51,8 @@ _godwit_nodes() {
 _godwit() {
   local -a commands
   commands=(
-    'run:start a pod' 'ps:list pods' 'nodes:list nodes' 'migrate:move a pod to another node' 'drain:empty a node' 'resolve:decide what is in doubt' 'stop:end pods'
+    'run:start a pod' 'ps:list pods' 'nodes:list nodes' 'migrate:move a pod to another node' 'drain:empty a node'
+    'resolve:decide what is in doubt' 'stop:end pods'
     'kill:send a signal' 'logs:show output' 'exec:run a program in a pod' 'attach:join the streams of a pod'
     'inspect:show everything about pods' 'rm:forget pods' 'wait:wait for the end of pods'
     'check:say what this machine lacks' 'playground:several machines on one' 'completion:completion for a shell')
@@ -61,7 +64,9 @@ _godwit() {
     migrate)
       if (( CURRENT == 3 )); then _godwit_pods; else _godwit_nodes; fi
       compadd -- --strategy --dry-run --cancel --connections --json ;;
-    ps|nodes|check) compadd -- --json ;;
+    nodes) if [[ $words[CURRENT-1] == --forget ]]; then _godwit_nodes; else compadd -- --json --watch --forget; fi ;;
+    ps) compadd -- --json --local --quiet --watch ;;
+    check) compadd -- --json ;;
     *) _godwit_pods ;;
   esac
 }
@@ -85,6 +90,8 @@ complete -c godwit -n '__fish_seen_subcommand_from migrate' -l strategy -x \
   -a 'auto freeze precopy postcopy hybrid eager-dirty'
 complete -c godwit -n '__fish_seen_subcommand_from migrate' -l dry-run
 complete -c godwit -n '__fish_seen_subcommand_from migrate' -l cancel
+complete -c godwit -n '__fish_seen_subcommand_from ps nodes' -l watch
+complete -c godwit -n '__fish_seen_subcommand_from nodes' -l forget -x -a '(__godwit_nodes)'
 complete -c godwit -n '__fish_seen_subcommand_from run' -l name -x
 complete -c godwit -n '__fish_seen_subcommand_from run' -l env -x
 complete -c godwit -n '__fish_seen_subcommand_from run' -l detach

@@ -18,7 +18,8 @@ constexpr const char* footer = R"(Examples:
   godwit logs -f web
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 refused (nothing was changed); 4 no such pod or node;
-5 daemon or node unreachable; 6 took too long. run, attach and exec give the program's own (128 + n for
+5 daemon or node unreachable; 6 took too long; 7 the store is away, and ps or nodes show what the nodes
+that answer know (with --json each pod has "store": "away"). run, attach and exec give the program's own (128 + n for
 signal n), 125 when godwit itself failed, 126 when the program can't be executed, 127 when there is none.
 Environment: GODWIT_SOCKET, the daemon's socket (default /run/godwit/godwit.sock).)";
 
@@ -79,17 +80,26 @@ struct Simple {
   std::vector<std::string> pods;
   std::string pod, place, signal = "TERM", shell;
   double grace = 10;
-  bool force = false, follow = false, local = false, quiet = false, no_input = false, replay = false;
+  bool force = false, follow = false, no_input = false, replay = false;
+  PsOptions ps;
+  NodesOptions nodes;
 };
 
 void add_pods(const Builder& builder, Simple& simple) {
   const Common& common = builder.common;
   const auto many = [&](CLI::App& app) { app.add_option("pods", simple.pods, "Pods")->required(); };
-  CLI::App& ps = builder.command("ps", "List the cluster's pods", "  godwit ps\n  godwit ps --json",
-                                 [&] { return cli::ps(common, simple.local, simple.quiet); });
-  ps.add_flag("--local", simple.local, "Only this node's");
-  ps.add_flag("-q,--quiet", simple.quiet, "Names only");
-  builder.command("nodes", "List the cluster's nodes", "  godwit nodes", [&] { return cli::nodes(common); });
+  CLI::App& ps =
+      builder.command("ps", "List the cluster's pods", "  godwit ps\n  godwit ps --json\n  godwit ps --watch",
+                      [&] { return cli::ps(common, simple.ps); });
+  ps.add_flag("--local", simple.ps.local, "Only this node's");
+  ps.add_flag("-q,--quiet", simple.ps.quiet, "Names only");
+  ps.add_flag("-w,--watch", simple.ps.watch, "Go on showing it");
+  CLI::App& nodes = builder.command("nodes", "List the cluster's nodes, also those that are away",
+                                    "  godwit nodes\n  godwit nodes --watch\n  godwit nodes --forget c",
+                                    [&] { return cli::nodes(common, simple.nodes); });
+  nodes.add_flag("-w,--watch", simple.nodes.watch, "Go on showing it");
+  nodes.add_option("--forget", simple.nodes.forget, "Take this one, which is away for good, out of the list")
+      ->type_name("NODE");
   many(builder.command("inspect", "Show everything about pods, as JSON", "  godwit inspect web",
                        [&] { return cli::inspect(common, simple.pods); }));
   CLI::App& stop = builder.command("stop", "End pods: SIGTERM, and SIGKILL when that doesn't do it",

@@ -10,13 +10,6 @@
 namespace godwit::cli {
 namespace {
 
-std::string text_of(const Json& json, const char* name) {
-  return node::text_field(json, name).value_or("");
-}
-std::uint64_t number_of(const Json& json, const char* name) {
-  return static_cast<std::uint64_t>(std::max<std::int64_t>(0, node::number_field(json, name).value_or(0)));
-}
-
 /// One line that is written over on a terminal; a line for every phase and round otherwise.
 class ProgressLine {
  public:

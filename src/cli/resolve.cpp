@@ -16,12 +16,8 @@ Json all_of(const Json& nodes, const char* key) {
   return all;
 }
 
-std::string text_of(const Json& json, const char* name) {
-  return node::text_field(json, name).value_or("");
-}
-
 int list(const Common& common, const Client& client) {
-  const auto shown = client.request("GET", "/v1/nodes");
+  const auto shown = client.request("GET", "/v1/nodes?fresh");
   if (!shown) return complain(common, shown.error());
   const Json doubts = all_of((*shown)["nodes"], "doubts"), left = all_of((*shown)["nodes"], "remainders");
   if (common.json) {

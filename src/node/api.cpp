@@ -3,6 +3,8 @@
 #include <fmt/ranges.h>
 #include <signal.h>
 
+#include <charconv>
+
 #include "base/log.hpp"
 #include "kernel/procfs.hpp"
 #include "node/api_parts.hpp"
@@ -15,6 +17,7 @@ constexpr std::chrono::milliseconds peer_time{5000};
 /// How long a pod that is ours by its record may take to be in the table: it is being made, or has just been committed.
 constexpr std::chrono::seconds arrival_time{10};
 constexpr int attempts = 20;
+constexpr std::chrono::milliseconds change_time{1000};
 constexpr std::chrono::milliseconds between_attempts{50};
 
 /// One call about a pod that is here. `gone` when it left in between.
@@ -192,6 +195,25 @@ void resolve(const Api& api, Stream& client, const http::Request& request) {
   return done ? answer(client, Json{{"pod", *pod}, {"place", *place}}) : answer(client, done.error());
 }
 
+/// A number in the query, or `otherwise` where there is none.
+Result<std::uint64_t> query_number(const http::Request& request, const std::string& name, std::uint64_t otherwise) {
+  const auto found = request.query.find(name);
+  if (found == request.query.end()) return otherwise;
+  const std::string& text = found->second;
+  std::uint64_t number = 0;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc{} || stop != text.data() + text.size())
+    return fail(ErrorKind::invalid, "'{}' must be a number, not '{}'", name, text);
+  return number;
+}
+
+void serve_changes(const Api& api, Stream& client, const http::Request& request) {
+  const auto since = query_number(request, "since", 0);
+  if (!since) return answer(client, since.error());
+  const auto state = api.store.changed(*since, change_time);
+  return state ? answer(client, Json{{"state", *state}}) : answer(client, state.error());
+}
+
 void route_pod(const Api& api, Stream& client, const http::Request& request) {
   const std::string& name = request.path[2];
   const std::string verb = request.path.size() > 3 ? request.path[3] : "";
@@ -229,7 +251,12 @@ void route(const Api& api, Stream& client, const http::Request& request) {
     return change_node(api, client, request);
   if (path == std::vector<std::string>{"v1", "node", "resolve"} && request.method == "POST")
     return resolve(api, client, request);
-  if (path == std::vector<std::string>{"v1", "nodes"} && get) return serve_nodes(api, client);
+  if (path == std::vector<std::string>{"v1", "nodes"} && get) return serve_nodes(api, client, request.flag("fresh"));
+  if (path.size() == 3 && path[0] == "v1" && path[1] == "nodes" && request.method == "DELETE") {
+    const auto forgotten = forget_node(api.store, path[2]);
+    return forgotten ? answer(client, Json{{"name", path[2]}, {"forgotten", true}}) : answer(client, forgotten.error());
+  }
+  if (path == std::vector<std::string>{"v1", "changes"} && get) return serve_changes(api, client, request);
   if (path == std::vector<std::string>{"v1", "pods"} && get)
     return serve_pods(api, client, request.flag("local") || is_forwarded(request));
   if (path == std::vector<std::string>{"v1", "pods"} && request.method == "POST") return create(api, client, request);
@@ -272,7 +299,8 @@ Result<Place> locate(const Api& api, const std::string& name) {
 Result<http::Answer> ask_peer(const Api& api, const std::string& peer, const std::string& method,
                               const std::string& target, const std::string& body, Deadline deadline, bool upgrade,
                               bool forwarded) {
-  Stream connection = TRY(api.links.connect(peer, service::api, peer_time));
+  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+  Stream connection = TRY(api.links.connect(peer, service::api, std::min(peer_time, left)));
   std::map<std::string, std::string> headers;
   if (forwarded) headers[forwarded_header] = api.links.config().node;
   if (upgrade) {

@@ -3,6 +3,7 @@
 #include "node/links.hpp"
 #include "node/moves.hpp"
 #include "node/pods.hpp"
+#include "node/registry.hpp"
 
 namespace godwit::node {
 
@@ -12,9 +13,10 @@ namespace godwit::node {
 ///   GET    /v1/node                     this node
 ///   POST   /v1/node                     {"draining": true}: take no pods and start none
 ///   POST   /v1/node/resolve             {"pod", "place": "here", "there" or "drop"}: an operator's word about a pod
-///   that
-///                                       is in doubt on this node, or has left something here
-///   GET    /v1/nodes                    the cluster
+///                                       that is in doubt on this node, or has left something here
+///   GET    /v1/nodes                    the cluster, also what is away; ?fresh: every peer is asked
+///   DELETE /v1/nodes/NAME               forget one that is away
+///   GET    /v1/changes                  answers at a change of pods, after a second at most; ?since=STATE
 ///   GET    /v1/pods                     all pods of the cluster; ?local: of this node
 ///   POST   /v1/pods                     run one here
 ///   GET    /v1/pods/NAME                everything about it
@@ -39,6 +41,7 @@ struct Api {
   store::Store& store;
   Doubts& doubts;
   Remainders& remainders;
+  const Registry& registry;
 
   /// Serves the one request of a connection.
   void serve(Stream& client) const;

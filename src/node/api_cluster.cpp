@@ -1,29 +1,28 @@
-#include <sys/utsname.h>
-#include <unistd.h>
-
-#include <fstream>
 #include <future>
 
 #include "kernel/procfs.hpp"
 #include "node/api_parts.hpp"
-#include "node/version.hpp"
 
 namespace godwit::node {
 namespace {
 
 /// How long the whole cluster may take to answer a list: who is slower is shown as unreachable.
 constexpr std::chrono::milliseconds list_time{3000};
+/// The same where there is something to show all the same.
+constexpr std::chrono::milliseconds doubt_time{1000};
 constexpr std::size_t list_limit = 16 * MiB;
 
-Result<Json> get_json(const Api& api, const std::string& peer, const std::string& target) {
-  auto answer = TRY(ask_peer(api, peer, "GET", target, "", in(list_time)));
-  const Json json = TRY(parse_json(TRY(answer.body(list_limit, in(list_time)))));
-  if (auto error = error_in(json)) return std::unexpected(std::move(*error));
-  return json;
+const char* store_word(bool answers) {
+  return answers ? "ok" : "away";
 }
 
-std::uint64_t memory_total() {
-  return static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+Result<Json> get_json(const Api& api, const std::string& peer, const std::string& target,
+                      std::chrono::milliseconds limit) {
+  const Deadline deadline = in(limit);
+  auto answer = TRY(ask_peer(api, peer, "GET", target, "", deadline));
+  const Json json = TRY(parse_json(TRY(answer.body(list_limit, deadline))));
+  if (auto error = error_in(json)) return std::unexpected(std::move(*error));
+  return json;
 }
 
 /// Processes and resident bytes, when that can be had at once.
@@ -53,10 +52,10 @@ Json local_pods(const Api& api) {
 
 /// What every peer answers to `target`, asked at the same time.
 std::map<std::string, Result<Json>> ask_all(const Api& api, const std::vector<std::string>& peers,
-                                            const std::string& target) {
+                                            const std::string& target, std::chrono::milliseconds limit = list_time) {
   std::map<std::string, std::future<Result<Json>>> pending;
   for (const std::string& peer : peers)
-    pending[peer] = std::async(std::launch::async, [&api, peer, target] { return get_json(api, peer, target); });
+    pending[peer] = std::async(std::launch::async, [&, peer] { return get_json(api, peer, target, limit); });
   std::map<std::string, Result<Json>> all;
   for (auto& [peer, answer] : pending) all.emplace(peer, answer.get());
   return all;
@@ -92,55 +91,65 @@ Json remainders_json(const Api& api) {
 }  // namespace
 
 Json node_json(const Api& api) {
-  const Config& config = api.links.config();
-  utsname name{};
-  ::uname(&name);
-  double load = 0;
-  std::ifstream("/proc/loadavg") >> load;
-  return {{"name", config.node},
-          {"state", "ok"},
-          {"version", version},
-          {"kernel", name.release},
-          {"machine", name.machine},
-          {"cpus", ::sysconf(_SC_NPROCESSORS_ONLN)},
-          {"load", load},
-          {"memory_total", memory_total()},
-          {"memory_available", memory_available()},
-          {"pods", api.pods.list().size()},
-          {"store", config.store},
-          {"labels", config.labels},
-          {"guests", config.guests},
-          {"draining", api.starter.draining()},
-          {"doubts", doubts_json(api)},
-          {"remainders", remainders_json(api)}};
+  Json json = describe_node(api.links.config(), api.pods, api.starter);
+  json["store_state"] = store_word(api.registry.store_answers());
+  json["doubts"] = doubts_json(api);
+  json["remainders"] = remainders_json(api);
+  return json;
 }
 
-void serve_nodes(const Api& api, Stream& client) {
+void serve_nodes(const Api& api, Stream& client, bool fresh) {
+  const Config& config = api.links.config();
+  const auto registered = registered_nodes(api.store);
+  std::map<std::string, Json> nodes = registered ? *registered : std::map<std::string, Json>();
+  nodes[config.node] = node_json(api);
+  nodes[config.node]["self"] = true;
+  // Whom the registry vouches for isn't asked. Of the others it may know nothing yet, or can't be reached itself.
+  std::vector<std::string> doubtful;
+  for (const Peer& peer : config.peers)
+    if (fresh || !nodes.contains(peer.name) || nodes[peer.name]["state"] == "away") doubtful.push_back(peer.name);
+  for (const auto& [peer, found] : ask_all(api, doubtful, "/v1/node", registered && !fresh ? doubt_time : list_time)) {
+    const bool refused = !found && found.error().kind == ErrorKind::refused;
+    if (found)
+      (nodes[peer] = *found)["name"] = peer;
+    else if (refused || !nodes.contains(peer))
+      nodes[peer] =
+          Json{{"name", peer}, {"state", refused ? "refused" : "unreachable"}, {"error", found.error().message()}};
+  }
+  for (const Peer& peer : config.peers) nodes[peer.name]["address"] = peer.address;
+  Json list = Json::array();
+  for (auto& [name, json] : nodes) list.push_back(std::move(json));
+  Json warnings = Json::array();
+  if (!registered)
+    warnings.push_back(registered.error().message() + ": these are the nodes of this one's config, asked one by one");
+  answer(client, Json{{"nodes", std::move(list)},
+                      {"store", store_word(registered.has_value())},
+                      {"warnings", std::move(warnings)}});
+}
+
+namespace {
+
+/// The cluster's pods as its nodes themselves tell them: without the store nobody knows of the others.
+void serve_pods_without_store(const Api& api, Stream& client, Json list, const Error& why) {
   std::vector<std::string> peers;
   for (const Peer& peer : api.links.config().peers) peers.push_back(peer.name);
-  Json list = Json::array({node_json(api)});
-  list[0]["self"] = true;
-  for (const auto& [peer, found] : ask_all(api, peers, "/v1/node")) {
-    Json json = found ? *found
-                      : Json{{"name", peer},
-                             {"state", found.error().kind == ErrorKind::refused ? "refused" : "unreachable"},
-                             {"error", found.error().message()}};
-    json["address"] = api.links.config().peer(peer)->address;
-    list.push_back(std::move(json));
+  Json warnings = Json::array({why.message() + ": these are the pods of the nodes that answer"});
+  for (const auto& [peer, found] : ask_all(api, peers, "/v1/pods?local")) {
+    if (!found) warnings.push_back(found.error().message());
+    if (found && found->contains("pods"))
+      for (const Json& pod : (*found)["pods"]) list.push_back(pod);
   }
-  answer(client, Json{{"nodes", std::move(list)}});
+  for (Json& pod : list) pod["store"] = store_word(false);
+  answer(client, Json{{"pods", std::move(list)}, {"store", store_word(false)}, {"warnings", std::move(warnings)}});
 }
+
+}  // namespace
 
 void serve_pods(const Api& api, Stream& client, bool local) {
   Json mine = local_pods(api);
   if (local) return answer(client, Json{{"pods", std::move(mine)}, {"warnings", Json::array()}});
-  Json list = Json::array();
-  Json warnings = Json::array();
   const auto records = api.store.list();
-  if (!records) {
-    warnings.push_back(records.error().message() + ": these are the pods of this node only");
-    return answer(client, Json{{"pods", std::move(mine)}, {"warnings", std::move(warnings)}});
-  }
+  if (!records) return serve_pods_without_store(api, client, std::move(mine), records.error());
   const std::string& self = api.links.config().node;
   std::vector<std::string> owners;
   for (const auto& record : *records)
@@ -150,24 +159,31 @@ void serve_pods(const Api& api, Stream& client, bool local) {
     for (const Json& pod : pods) details[text_field(pod, "id").value_or("")] = pod;
   };
   add(mine);
-  auto answers = ask_all(api, owners, "/v1/pods?local");
-  for (const auto& [owner, found] : answers) {
+  Json warnings = Json::array();
+  std::map<std::string, const char*> silent;
+  for (const auto& [owner, found] : ask_all(api, owners, "/v1/pods?local")) {
     if (found && found->contains("pods")) add((*found)["pods"]);
-    if (!found) warnings.push_back(found.error().message());
+    if (found) continue;
+    silent[owner] = "unreachable";
+    warnings.push_back(found.error().message());
   }
+  // Nobody has heard of it, or only we can't reach it: the registry knows.
+  if (const auto nodes = silent.empty() ? std::map<std::string, Json>() : registered_nodes(api.store); nodes)
+    for (auto& [owner, state] : silent)
+      if (const auto node = nodes->find(owner); node != nodes->end() && node->second["state"] == "away") state = "away";
+  Json list = Json::array();
   for (const auto& record : *records) {
     const auto found = details.find(record.id);
-    const auto owner = answers.find(record.owner);
-    const bool silent = owner != answers.end() && !owner->second;
+    const auto quiet = silent.find(record.owner);
     const char* missing_here = api.pods.expected(record.pod) ? "arriving" : "lost";
     Json json = found != details.end() ? found->second
-                                       : to_json(record, silent                 ? "unreachable"
+                                       : to_json(record, quiet != silent.end()  ? quiet->second
                                                          : record.owner == self ? missing_here
                                                                                 : "unknown");
     json["epoch"] = record.epoch;
     list.push_back(std::move(json));
   }
-  answer(client, Json{{"pods", std::move(list)}, {"warnings", std::move(warnings)}});
+  answer(client, Json{{"pods", std::move(list)}, {"store", store_word(true)}, {"warnings", std::move(warnings)}});
 }
 
 }  // namespace godwit::node

@@ -47,7 +47,7 @@ class PodStream {
 };
 
 Json node_json(const Api&);
-void serve_nodes(const Api&, Stream& client);
+void serve_nodes(const Api&, Stream& client, bool fresh);
 void serve_pods(const Api&, Stream& client, bool local);
 
 void serve_wait(const Api&, Stream& client, const http::Request&, const std::string& name);

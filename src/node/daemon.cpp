@@ -73,6 +73,7 @@ struct Daemon::Parts {
   std::unique_ptr<Pods> pods;
   std::unique_ptr<Starter> starter;
   std::unique_ptr<Moves> moves;
+  std::unique_ptr<Registry> registry;
   std::unique_ptr<Api> api;
   std::unique_ptr<Server> peers;
   std::unique_ptr<Server> commands;
@@ -128,8 +129,11 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, pod::Zygote& zygote
   p.remainders = std::make_unique<Remainders>(p.links, *p.store, p.config.state_dir);
   p.pods = std::make_unique<Pods>(p.links, p.site, *p.store, p.doubts, *p.remainders);
   p.starter = std::make_unique<Starter>(p.config, p.links, *p.pods);
-  p.moves = std::make_unique<Moves>(p.links, *p.starter, *p.pods, *p.store, p.doubts, *p.remainders, p.site);
-  p.api = std::make_unique<Api>(p.links, *p.pods, *p.moves, *p.starter, *p.store, p.doubts, *p.remainders);
+  p.moves =
+      std::make_unique<Moves>(p.links, *p.starter, *p.pods, *p.store, p.doubts, *p.remainders, p.site);
+  p.registry = std::make_unique<Registry>(*p.store, p.config.node,
+                                          [&p] { return describe_node(p.config, *p.pods, *p.starter); });
+  p.api = std::make_unique<Api>(p.links, *p.pods, *p.moves, *p.starter, *p.store, p.doubts, *p.remainders, *p.registry);
 
   // The port first: other nodes may have to ask our store before they can tell whose their pods are.
   if (!p.config.key.empty()) {
@@ -155,6 +159,7 @@ Daemon::~Daemon() {
   p.commands.reset();
   p.peers.reset();
   p.moves.reset();
+  p.registry.reset();
   p.starter.reset();
   p.pods.reset();
   p.remainders.reset();

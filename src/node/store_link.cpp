@@ -20,15 +20,19 @@ constexpr std::size_t idle_limit = 4;
 constexpr std::chrono::seconds call_time{5};
 constexpr std::chrono::seconds warm_interval{10};
 constexpr std::chrono::seconds lease_limit{24 * 3600};
+/// For changes: the answer has to be back within call_time.
+constexpr std::chrono::milliseconds change_limit{3000};
 
 struct Request {
   std::string call;  ///< the name of a call of store::Store
   store::Record record;
-  std::string owner;       ///< move: the new one
-  store::Note note;        ///< put; notes, erase: kind and key
-  std::int64_t lease = 0;  ///< put: seconds
-  std::uint64_t most = 0;  ///< put
-  MSGPACK_DEFINE_MAP(call, record, owner, note, lease, most)
+  std::string owner;        ///< move: the new one
+  store::Note note;         ///< put; notes, erase: kind and key
+  std::int64_t lease = 0;   ///< put: seconds
+  std::uint64_t most = 0;   ///< put
+  std::uint64_t since = 0;  ///< changed
+  std::int64_t limit = 0;   ///< changed: milliseconds
+  MSGPACK_DEFINE_MAP(call, record, owner, note, lease, most, since, limit)
 };
 
 struct Answer {
@@ -38,7 +42,8 @@ struct Answer {
   bool yes = false;
   std::vector<store::Record> records;
   std::vector<store::Note> notes;
-  MSGPACK_DEFINE_MAP(error_kind, what, hint, code, yes, records, notes)
+  std::uint64_t state = 0;
+  MSGPACK_DEFINE_MAP(error_kind, what, hint, code, yes, records, notes, state)
 };
 
 template <typename T>
@@ -64,6 +69,10 @@ Answer answer_to(const Request& request, store::Store& store) {
   } else if (request.call == "move" || request.call == "remove") {
     const auto done = request.call == "move" ? store.move(request.record, request.owner) : store.remove(request.record);
     if (!note_error(done, answer)) answer.yes = *done;
+  } else if (request.call == "changed") {
+    const std::chrono::milliseconds limit(std::clamp<std::int64_t>(request.limit, 0, change_limit.count()));
+    const auto state = store.changed(request.since, limit);
+    if (!note_error(state, answer)) answer.state = *state;
   } else if (request.call == "put") {
     const std::chrono::seconds lease(std::clamp<std::int64_t>(request.lease, 0, lease_limit.count()));
     note_error(store.put(request.note, {lease, request.most}), answer);
@@ -131,6 +140,11 @@ class StoreLink final : public store::Store {
     const Answer answer = TRY(ask({.call = "remove", .record = expected}, repeated));
     if (answer.yes || !repeated) return answer.yes;
     return !TRY(get(expected.pod)).has_value();
+  }
+
+  Result<std::uint64_t> changed(std::uint64_t since, std::chrono::milliseconds limit) override {
+    bool repeated = false;
+    return TRY(ask({.call = "changed", .since = since, .limit = limit.count()}, repeated)).state;
   }
 
   // What these do twice is what they do once.

@@ -148,6 +148,28 @@ class EtcdStore final : public Store {
     });
   }
 
+  Result<std::uint64_t> changed(std::uint64_t since, std::chrono::milliseconds limit) override {
+    const Json all{{"key", to_base64(pod_key(""))}, {"range_end", to_base64(after(pod_key("")))}};
+    if (since == 0) {
+      Json count = all;
+      count["count_only"] = true;
+      return revision_of(TRY(gateway_->call("/v3/kv/range", count)).json);
+    }
+    Json request = all;
+    request["start_revision"] = std::to_string(since + 1);
+    std::uint64_t state = since;
+    const auto news = [&](const Json& message) {
+      const Json result = message.value("result", Json::object());
+      for (const Json& event : result.value("events", Json::array()))
+        state = std::max(state, number_in(event.value("kv", Json::object()), "mod_revision"));
+      // What is since then has been compacted, or etcd gives it up for another reason: begin again from now.
+      if (result.value("canceled", false)) state = std::max(since + 1, revision_of(result));
+      return state != since;
+    };
+    TRY(gateway_->watch({{"create_request", std::move(request)}}, limit, news));
+    return state;
+  }
+
   Result<void> put(const Note& note, const Keep& keep) override {
     TRY(check(note));
     Json operations = Json::array({put_op(note_key(note.kind, note.key), note.value)});
@@ -212,6 +234,10 @@ class EtcdStore final : public Store {
   /// Says for good that the note has a lease.
   [[nodiscard]] std::string leased_key(const std::string& kind, const std::string& key) const {
     return fmt::format("{}/leased/{}/{}", gateway_->prefix(), kind, key);
+  }
+
+  static std::uint64_t revision_of(const Json& answer) {
+    return number_in(answer.value("header", Json::object()), "revision");
   }
 
   Result<Outcome> transact(Json compare, Json success, Json failure) {
@@ -299,7 +325,7 @@ class EtcdStore final : public Store {
       Json request{{"key", to_base64(from)}, {"range_end", to_base64(after(folder))}, {"limit", std::to_string(page)}};
       if (revision != 0) request["revision"] = std::to_string(revision);
       const auto answer = TRY(gateway_->call("/v3/kv/range", request));
-      if (revision == 0) revision = number_in(answer.json.value("header", Json::object()), "revision");
+      if (revision == 0) revision = revision_of(answer.json);
       auto found = TRY(values_in(answer.json));
       std::ranges::move(found, std::back_inserter(all));
       if (!answer.json.value("more", false) || found.empty()) return all;

@@ -54,6 +54,12 @@ bool is_unsure(std::uint64_t code) {
          code == unavailable;
 }
 
+std::string post(const std::string& path, const Json& body) {
+  const std::string content = body.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return fmt::format("POST {} HTTP/1.1\r\nHost: etcd\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}",
+                     path, content.size(), content);
+}
+
 }  // namespace
 
 Result<EtcdPlace> EtcdPlace::parse(const std::string& url) {
@@ -108,10 +114,7 @@ Result<std::unique_ptr<EtcdGateway>> EtcdGateway::open(EtcdPlace place) {
 }
 
 Result<EtcdGateway::Answer> EtcdGateway::call(const std::string& path, const Json& body) {
-  const std::string content = body.dump(-1, ' ', false, Json::error_handler_t::replace);
-  const std::string request =
-      fmt::format("POST {} HTTP/1.1\r\nHost: etcd\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}",
-                  path, content.size(), content);
+  const std::string request = post(path, body);
   const Deadline end = std::chrono::steady_clock::now() + place_.call_time;
   std::size_t member = 0;
   {
@@ -152,8 +155,33 @@ Result<EtcdGateway::Answer> EtcdGateway::call(const std::string& path, const Jso
   return std::unexpected(std::move(last).within("store: etcd"));
 }
 
+Result<void> EtcdGateway::watch(const Json& body, std::chrono::milliseconds limit,
+                                const std::function<bool(const Json&)>& news) {
+  std::size_t member = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    member = preferred_;
+  }
+  // A line of JSON for each message.
+  std::size_t seen = 0;
+  const auto enough = [&](const std::string& text) {
+    for (std::size_t end = text.find('\n', seen); end != std::string::npos; end = text.find('\n', seen)) {
+      const Json message = Json::parse(text.substr(seen, end - seen), nullptr, false);
+      seen = end + 1;
+      if (message.is_object() && news(message)) return true;
+    }
+    return false;
+  };
+  bool sent = false;
+  const auto reply = ask(member, post("/v3/watch", body), std::chrono::steady_clock::now() + limit, sent, enough);
+  if (!reply && (!sent || reply.error().kind != ErrorKind::timeout))
+    return std::unexpected(Error(reply.error()).within("store: etcd"));
+  if (reply && reply->status != 200) return fail(ErrorKind::unreachable, "store: etcd: HTTP status {}", reply->status);
+  return {};
+}
+
 Result<EtcdGateway::Reply> EtcdGateway::ask(std::size_t member, const std::string& request, Deadline deadline,
-                                            bool& sent) {
+                                            bool& sent, const std::function<bool(const std::string&)>& enough) {
   const Endpoint& endpoint = place_.endpoints[member];
   auto connection = take(member);
   if (!connection) connection = TRY(Connection::open(endpoint.host, endpoint.port, tls_.get(), deadline));
@@ -189,15 +217,17 @@ Result<EtcdGateway::Reply> EtcdGateway::ask(std::size_t member, const std::strin
         if (error) return fail(ErrorKind::unreachable, "malformed answer: {}", error.message());
       }
       if (pending.size() > MiB) return fail(ErrorKind::unreachable, "malformed answer");
+      if (enough && parser.is_header_done() && enough(parser.get().body()))
+        return Reply{static_cast<int>(parser.get().result_int()), {}};
     }
-    const bool keep = parser.keep_alive() && pending.empty();
+    const bool keep = parser.keep_alive() && pending.empty() && !enough;
     Reply reply{static_cast<int>(parser.get().result_int()), std::move(parser.get().body())};
     if (keep) give_back(member, std::move(*connection));
     return reply;
   };
   auto reply = talk();
-  // Where one is broken the others are, too.
-  if (!reply) drop(member);
+  // Where one is broken the others are, too. That nothing has changed breaks nothing.
+  if (!reply && !(enough && reply.error().kind == ErrorKind::timeout)) drop(member);
   return reply;
 }
 

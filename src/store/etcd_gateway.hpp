@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -47,6 +48,9 @@ class EtcdGateway {
   /// `failed` with etcd's own words when the answer is that it can't be.
   Result<Answer> call(const std::string& path, const Json& body);
 
+  /// Follows changes until `news` says of a message that it is what was waited for, or the time is over.
+  Result<void> watch(const Json& body, std::chrono::milliseconds limit, const std::function<bool(const Json&)>& news);
+
   [[nodiscard]] const std::string& prefix() const { return place_.prefix; }
 
  private:
@@ -55,7 +59,9 @@ class EtcdGateway {
     int status = 0;
     std::string body;
   };
-  Result<Reply> ask(std::size_t member, const std::string& request, Deadline, bool& sent);
+  /// With `enough`: an answer without an end, of which so much will do. The connection isn't used again then.
+  Result<Reply> ask(std::size_t member, const std::string& request, Deadline, bool& sent,
+                    const std::function<bool(const std::string& body)>& enough = {});
   std::optional<Connection> take(std::size_t member);
   void give_back(std::size_t member, Connection);
   void drop(std::size_t member);

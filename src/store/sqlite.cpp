@@ -126,6 +126,7 @@ class SqliteStore final : public Store {
     Query query(create_);
     query.bind(record.pod).bind(record.id).bind(record.owner).bind(record.epoch).bind_or_null(record.address);
     const int code = query.bind(record.home).step();
+    if (code == SQLITE_DONE) note_change();
     if (code == SQLITE_DONE) return {};
     if (code != SQLITE_CONSTRAINT) return fail_sqlite(pods_.get(), "create " + record.pod);
     if (const auto taken = TRY(one(get_, record.pod))) return std::unexpected(name_taken(*taken));
@@ -157,6 +158,7 @@ class SqliteStore final : public Store {
     Query query(move_);
     query.bind(new_owner).bind(expected.pod).bind(expected.id).bind(expected.owner).bind(expected.epoch);
     if (query.step() != SQLITE_DONE) return fail_sqlite(pods_.get(), "move " + expected.pod);
+    if (query.changes() == 1) note_change();
     return query.changes() == 1;
   }
 
@@ -165,7 +167,14 @@ class SqliteStore final : public Store {
     Query query(remove_);
     query.bind(expected.pod).bind(expected.id).bind(expected.owner).bind(expected.epoch);
     if (query.step() != SQLITE_DONE) return fail_sqlite(pods_.get(), "remove " + expected.pod);
+    if (query.changes() == 1) note_change();
     return query.changes() == 1;
+  }
+
+  Result<std::uint64_t> changed(std::uint64_t since, std::chrono::milliseconds limit) override {
+    std::unique_lock lock(change_mutex_);
+    change_.wait_for(lock, limit, [&] { return state_ != since; });
+    return state_;
   }
 
   Result<void> put(const Note& note, const Keep& keep) override {
@@ -208,6 +217,12 @@ class SqliteStore final : public Store {
   }
 
  private:
+  void note_change() {
+    const std::lock_guard lock(change_mutex_);
+    state_++;
+    change_.notify_all();
+  }
+
   static Record record_in(const Query& query) {
     return {query.text(0), query.text(1), query.text(2), query.number(3), query.text(4), query.text(5)};
   }
@@ -229,6 +244,10 @@ class SqliteStore final : public Store {
   std::mutex mutex_;
   Database pods_;
   Statement create_, get_, by_address_, list_, move_, remove_;
+  std::mutex change_mutex_;
+  std::condition_variable change_;
+  /// Nobody else writes: counting is enough. Begins with the time, so that no state of an earlier daemon is this one's.
+  std::uint64_t state_ = static_cast<std::uint64_t>(std::chrono::system_clock::now().time_since_epoch().count());
   std::mutex notes_mutex_;
   Database notes_;
   Statement put_, trim_, notes_of_, erase_;

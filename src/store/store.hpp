@@ -61,6 +61,10 @@ class Store {
   /// Removes the record if id, owner and epoch are still these.
   virtual Result<bool> remove(const Record& expected) = 0;
 
+  /// Waits until a record was made, moved or removed since the state that an earlier call gave, or until the time is
+  /// over: the state now. At once for a state that it doesn't know, such as 0. What has changed isn't said.
+  virtual Result<std::uint64_t> changed(std::uint64_t since, std::chrono::milliseconds limit) = 0;
+
   /// Writes a note, over an older one. Not as durable as a record: the newest may be lost when the store's machine is.
   virtual Result<void> put(const Note&, const Keep& = {}) = 0;
   /// All of a kind, sorted by key; or that one only.

@@ -162,6 +162,31 @@ TEST_P(StoreTest, OfManyThatWantANameOrAnAddressOneGetsIt) {
   EXPECT_EQ(store_->list()->size(), 40u);
 }
 
+TEST_P(StoreTest, AChangeOfARecordIsWaitedFor) {
+  const auto begin = store_->changed(0, 0ms);
+  ASSERT_TRUE(begin) << begin.error().message();
+  EXPECT_EQ(store_->changed(*begin, 50ms).value_or(0), *begin) << "nothing has happened";
+  ASSERT_TRUE(store_->put({"node", "a", "{}", false}));
+  EXPECT_EQ(store_->changed(*begin, 50ms).value_or(0), *begin) << "a note is no record";
+  std::uint64_t state = *begin;
+  const auto after = [&](const std::function<void()>& change) {
+    std::thread later([&] {
+      std::this_thread::sleep_for(100ms);
+      change();
+    });
+    const auto now = store_->changed(state, 30s);
+    later.join();
+    ASSERT_TRUE(now) << now.error().message();
+    EXPECT_NE(*now, state);
+    state = *now;
+  };
+  after([&] { ASSERT_TRUE(store_->create(redis_)); });
+  after([&] { ASSERT_TRUE(*store_->move(redis_, "b")); });
+  after([&] { ASSERT_TRUE(*store_->remove({"redis", "id-1", "b", 2, "", ""})); });
+  EXPECT_NE(store_->changed(*begin, 30s).value_or(0), *begin) << "what happened before is seen as well";
+  EXPECT_EQ(store_->changed(state, 50ms).value_or(0), state);
+}
+
 TEST_P(StoreTest, ListsAreSortedAndWhole) {
   for (int i = 0; i < 600; i++)
     ASSERT_TRUE(store_->put({"move", fmt::format("{:04}", 599 - i), fmt::format("{}", 599 - i), false}));
