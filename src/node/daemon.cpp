@@ -128,7 +128,7 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, pod::Zygote& zygote
   p.store = TRY(open_store(p.config, p.links));
   p.remainders = std::make_unique<Remainders>(p.links, *p.store, p.config.state_dir);
   p.pods = std::make_unique<Pods>(p.links, p.site, *p.store, p.doubts, *p.remainders);
-  p.starter = std::make_unique<Starter>(p.config, p.links, *p.pods);
+  p.starter = std::make_unique<Starter>(p.config, p.links, *p.pods, *p.store);
   p.moves =
       std::make_unique<Moves>(p.links, *p.starter, *p.pods, *p.store, p.doubts, *p.remainders, p.site);
   p.registry = std::make_unique<Registry>(*p.store, p.config.node,

@@ -22,6 +22,8 @@ using control::Reason;
 
 constexpr std::size_t message_limit = 256 * KiB;
 constexpr std::chrono::seconds answer_time{5};
+/// An asked node asks its store, and waits for it longer than for anything else.
+constexpr std::chrono::seconds ask_time{12};
 /// A node that answers for its group asks the others one by one.
 constexpr std::chrono::seconds group_time{30};
 constexpr std::chrono::seconds withdrawal_time{1};
@@ -103,10 +105,11 @@ control::Needs needs_of(pod::Pod& pod) {
   return needs;
 }
 
-Starter::Starter(const Config& config, const Links& links, const Pods& pods)
+Starter::Starter(const Config& config, const Links& links, const Pods& pods, store::Store& store)
     : config_(config),
       links_(links),
       pods_(pods),
+      store_(store),
       draining_file_(config.state_dir + "/draining"),
       admission_(config.node, {.labels = config.labels,
                                .draining = ::access(draining_file_.c_str(), F_OK) == 0,
@@ -160,7 +163,7 @@ control::Room Starter::room(const std::string& pod_id, const control::Needs& nee
 }
 
 Result<control::Answer> Starter::ask(const std::string& node, const control::Ask& ask) const {
-  const Deadline deadline = in(ask.elsewhere.empty() ? answer_time : group_time);
+  const Deadline deadline = in(ask.elsewhere.empty() ? ask_time : group_time);
   Stream connection = TRY(links_.connect(node, service::starter, answer_time));
   TRY(write_frame(connection, image::pack(Request{ask, {}}), deadline));
   return image::unpack<control::Answer>(TRY(read_frame(connection, message_limit, deadline)));
@@ -234,13 +237,26 @@ Result<std::string> Starter::agree(const Wish& wish) {
   return std::unexpected(std::move(error));
 }
 
-control::Answer Starter::answer_to(const control::Ask& ask) {
-  const control::Room room = this->room(ask.pod_id, ask.needs);
-  control::Answer answer;
-  {
-    const std::lock_guard lock(mutex_);
-    answer = admission_.consider(ask, room, now());
+control::Answer Starter::answer_alone(const control::Ask& ask) {
+  const auto no = [&](Reason reason, const std::string& text) {
+    return control::Answer{
+        .move = ask.move, .reason = std::string(to_string(reason)), .text = text.substr(0, control::text_limit)};
+  };
+  // Who takes a pod has to be able to ask whose it is, in the end, and that of the store that its source asks.
+  if (control::plausible(ask)) {
+    const auto record = store_.get(ask.pod);
+    if (!record)
+      return no(Reason::unreachable, fmt::format("{} can't ask its store: {}", config_.node, record.error().message()));
+    if (!*record || (*record)->id != ask.pod_id || (*record)->owner != ask.from)
+      return no(Reason::protocol, fmt::format("in the store of {} this pod is not {}'s", config_.node, ask.from));
   }
+  const control::Room room = this->room(ask.pod_id, ask.needs);
+  const std::lock_guard lock(mutex_);
+  return admission_.consider(ask, room, now());
+}
+
+control::Answer Starter::answer_to(const control::Ask& ask) {
+  control::Answer answer = answer_alone(ask);
   if (answer.yes || ask.elsewhere.empty() || !control::plausible(ask)) return answer;
   // For the group: the others one by one, in the name of the node that asks.
   Negotiation::Plan plan{.ask = ask, .candidates = ask.elsewhere, .delegate = false, .patience = control::Time(0)};

@@ -17,7 +17,7 @@ namespace godwit::node {
 /// decisions are control/'s; here they get their clock, their figures and their connections. Thread-safe.
 class Starter {
  public:
-  Starter(const Config&, const Links&, const Pods&);
+  Starter(const Config&, const Links&, const Pods&, store::Store&);
 
   /// The nodes that a destination's name stands for, without this one: a node, a group of the config, or "any".
   /// `not_found` with the names that there are.
@@ -57,6 +57,7 @@ class Starter {
  private:
   [[nodiscard]] control::Room room(const std::string& pod_id, const control::Needs&) const;
   control::Answer answer_to(const control::Ask&);
+  control::Answer answer_alone(const control::Ask&);
   Result<control::Answer> ask(const std::string& node, const control::Ask&) const;
   /// Carries out what the negotiation wants until it is over.
   std::variant<control::Negotiation::MoveOut, control::Negotiation::GiveUp> carry_out(
@@ -65,6 +66,7 @@ class Starter {
   const Config& config_;
   const Links& links_;
   const Pods& pods_;
+  store::Store& store_;
   const std::string draining_file_;
   mutable std::mutex mutex_;
   control::Admission admission_;
