@@ -54,6 +54,13 @@ struct MigrateOptions {
 };
 int migrate(const Common&, const MigrateOptions&);
 
+struct HistoryOptions {
+  std::string pod, show;
+  std::uint64_t limit = 20;
+};
+/// The moves of the cluster, or the report of one.
+int history(const Common&, const HistoryOptions&);
+
 struct DrainOptions {
   std::string strategy = "auto", to = "any";
   bool undo = false, only_close = false;

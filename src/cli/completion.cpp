@@ -21,12 +21,13 @@ _godwit() {
     --strategy) choice="auto freeze precopy postcopy hybrid eager-dirty" ;;
     --socket) COMPREPLY=($(compgen -f -- "$cur")); return ;;
     *) case "$command" in
-      "") choice="run ps nodes migrate drain resolve stop kill logs exec attach inspect rm wait check playground completion
+      "") choice="run ps nodes migrate drain history resolve stop kill logs exec attach inspect rm wait check playground completion
                   --help --version --json --socket --node" ;;
       completion) choice="bash zsh fish" ;;
       playground) choice="up down exec status daemon link" ;;
       run) choice="--name --env -i -t -it --detach --keep --memory --cpus --hostname --workdir --json --" ;;
       nodes) choice="--json --watch --forget" ;;
+      history) choice="$(godwit ps --quiet 2>/dev/null) --limit --show --json" ;;
       ps) choice="--json --local --quiet --watch" ;;
       check) choice="--json" ;;
       migrate)
@@ -52,7 +53,7 @@ _godwit() {
   local -a commands
   commands=(
     'run:start a pod' 'ps:list pods' 'nodes:list nodes' 'migrate:move a pod to another node' 'drain:empty a node'
-    'resolve:decide what is in doubt' 'stop:end pods'
+    'history:list moves' 'resolve:decide what is in doubt' 'stop:end pods'
     'kill:send a signal' 'logs:show output' 'exec:run a program in a pod' 'attach:join the streams of a pod'
     'inspect:show everything about pods' 'rm:forget pods' 'wait:wait for the end of pods'
     'check:say what this machine lacks' 'playground:several machines on one' 'completion:completion for a shell')
@@ -65,6 +66,7 @@ _godwit() {
       if (( CURRENT == 3 )); then _godwit_pods; else _godwit_nodes; fi
       compadd -- --strategy --dry-run --cancel --connections --json ;;
     nodes) if [[ $words[CURRENT-1] == --forget ]]; then _godwit_nodes; else compadd -- --json --watch --forget; fi ;;
+    history) _godwit_pods; compadd -- --limit --show --json ;;
     ps) compadd -- --json --local --quiet --watch ;;
     check) compadd -- --json ;;
     *) _godwit_pods ;;
@@ -77,13 +79,13 @@ constexpr const char* fish = R"SH(# godwit completion for fish: godwit completio
 function __godwit_nodes
   godwit nodes --json 2>/dev/null | sed -n 's/^    "name": "\(.*\)",\{0,1\}$/\1/p'
 end
-set -l commands run ps nodes migrate drain resolve stop kill logs exec attach inspect rm wait check playground completion
+set -l commands run ps nodes migrate drain history resolve stop kill logs exec attach inspect rm wait check playground completion
 complete -c godwit -f
 complete -c godwit -n "not __fish_seen_subcommand_from $commands" -a "$commands"
 complete -c godwit -l json -d 'machine-readable output'
 complete -c godwit -l socket -r -F -d 'the socket of the daemon'
 complete -c godwit -l node -x -a '(__godwit_nodes)' -d 'let the daemon of this node do it'
-set -l about_pods migrate resolve stop kill logs exec attach inspect rm wait
+set -l about_pods migrate history resolve stop kill logs exec attach inspect rm wait
 complete -c godwit -n "__fish_seen_subcommand_from $about_pods" -a '(godwit ps --quiet 2>/dev/null)'
 complete -c godwit -n '__fish_seen_subcommand_from migrate' -a '(__godwit_nodes)'
 complete -c godwit -n '__fish_seen_subcommand_from migrate' -l strategy -x \
@@ -91,6 +93,8 @@ complete -c godwit -n '__fish_seen_subcommand_from migrate' -l strategy -x \
 complete -c godwit -n '__fish_seen_subcommand_from migrate' -l dry-run
 complete -c godwit -n '__fish_seen_subcommand_from migrate' -l cancel
 complete -c godwit -n '__fish_seen_subcommand_from ps nodes' -l watch
+complete -c godwit -n '__fish_seen_subcommand_from history' -l limit -x
+complete -c godwit -n '__fish_seen_subcommand_from history' -l show -x
 complete -c godwit -n '__fish_seen_subcommand_from nodes' -l forget -x -a '(__godwit_nodes)'
 complete -c godwit -n '__fish_seen_subcommand_from run' -l name -x
 complete -c godwit -n '__fish_seen_subcommand_from run' -l env -x

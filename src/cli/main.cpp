@@ -15,6 +15,7 @@ constexpr const char* footer = R"(Examples:
   godwit run --name web --detach -- nginx -g 'daemon off;'
   godwit ps
   godwit migrate web b
+  godwit history web
   godwit logs -f web
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 refused (nothing was changed); 4 no such pod or node;
@@ -131,7 +132,8 @@ void add_pods(const Builder& builder, Simple& simple) {
   attach.add_option("pod", simple.pod, "Pod")->required();
 }
 
-void add_others(const Builder& builder, MigrateOptions& options, DrainOptions& drain_options, Simple& simple) {
+void add_others(const Builder& builder, MigrateOptions& options, DrainOptions& drain_options,
+                HistoryOptions& history_options, Simple& simple) {
   const Common& common = builder.common;
   CLI::App& migrate = builder.command("migrate", "Move a running pod to another node", R"(  godwit migrate web b
   godwit migrate --dry-run web b
@@ -150,6 +152,14 @@ void add_others(const Builder& builder, MigrateOptions& options, DrainOptions& d
       .add_option("--deadline", options.deadline, "Seconds; given up, with the pod as it was, when not done by then")
       ->check(CLI::Range(0.0, 86400.0));
   migrate.add_option("destination", options.destination, "Node, a group of the config, or any");
+  CLI::App& history = builder.command("history", "List the moves of all nodes, the newest first", R"(  godwit history
+  godwit history web --limit 5
+  godwit history --show 3f09)",
+                                      [&] { return cli::history(common, history_options); });
+  history.add_option("--limit", history_options.limit, "How many")->check(CLI::Range(1, 1000))->capture_default_str();
+  history.add_option("--show", history_options.show, "The whole report of this one; the beginning of its id will do")
+      ->type_name("ID");
+  history.add_option("pod", history_options.pod, "Only this pod's");
   CLI::App& drain = builder.command("drain", "Empty a node: it takes no pods, and all that it has move away",
                                     "  godwit drain\n  godwit drain --node b --to rack2\n  godwit drain --undo",
                                     [&] { return cli::drain(common, drain_options); });
@@ -194,11 +204,12 @@ int run_command(int count, char** values) {
   Simple simple;
   MigrateOptions migrate_options;
   DrainOptions drain_options;
+  HistoryOptions history_options;
   const Builder builder{app, common, chosen};
   builder.add_common(app);
   add_programs(builder, run_options, exec_options);
   add_pods(builder, simple);
-  add_others(builder, migrate_options, drain_options, simple);
+  add_others(builder, migrate_options, drain_options, history_options, simple);
   try {
     app.parse(count, values);
   } catch (const CLI::ParseError& error) {

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "cli/commands.hpp"
+#include "cli/report.hpp"
 
 namespace godwit::cli {
 namespace {
@@ -75,44 +76,6 @@ class CancelOnInterrupt {
   sigset_t signals_{};
   std::thread thread_;
 };
-
-void print_spans(const Json& report, const char* name, const char* title) {
-  const Json spans = report.value(name, Json::array());
-  if (spans.empty()) return;
-  fmt::print("{}\n", title);
-  for (const Json& span : spans)
-    fmt::print("  {:<28} {:>12}\n", text_of(span, "name"), human_time(number_of(span, "us")));
-}
-
-void print_report(const Json& report) {
-  fmt::print(
-      "{} moved from {} to {} by {}{}\n", text_of(report, "pod"), text_of(report, "source"),
-      text_of(report, "destination"), text_of(report, "strategy"),
-      text_of(report, "asked") != text_of(report, "strategy") ? " (asked: " + text_of(report, "asked") + ")" : "");
-  fmt::print("  frozen  {}\n  total   {}\n  sent    {}\n", human_time(number_of(report, "freeze_us")),
-             human_time(number_of(report, "total_us")), human_bytes(number_of(report, "bytes_sent")));
-  const Json pauses = report.value("pauses_us", Json::array());
-  std::string list;
-  for (const Json& pause : pauses)
-    list += (list.empty() ? "" : ", ") + human_time(pause.is_number_unsigned() ? pause.get<std::uint64_t>() : 0);
-  if (!list.empty()) fmt::print("  earlier stops of a thread: {}\n", list);
-  print_spans(report, "phases", "phases");
-  print_spans(report, "freeze", "the freeze, by cause");
-  const Json rounds = report.value("rounds", Json::array());
-  if (!rounds.empty()) {
-    fmt::print("rounds\n");
-    std::size_t number = 0;
-    for (const Json& round : rounds)
-      fmt::print("  {:>3}  {:>10} pages  {:>10} zero  {:>12}  {:>12}\n", ++number, number_of(round, "pages"),
-                 number_of(round, "zero_pages"), human_bytes(number_of(round, "bytes")),
-                 human_time(number_of(round, "us")));
-  }
-  const Json residuals = report.value("residuals", Json::array());
-  if (residuals.empty()) fmt::print("nothing is owed by {}\n", text_of(report, "source"));
-  for (const Json& residual : residuals)
-    fmt::print("owed by {}: {} ({}), until {}\n", text_of(report, "source"), text_of(residual, "kind"),
-               text_of(residual, "reason"), text_of(residual, "ends"));
-}
 
 void print_dry_run(const Json& report) {
   const Json refusals = report.value("refusals", Json::array());

@@ -214,6 +214,18 @@ void serve_changes(const Api& api, Stream& client, const http::Request& request)
   return state ? answer(client, Json{{"state", *state}}) : answer(client, state.error());
 }
 
+void serve_history(const Api& api, Stream& client, const http::Request& request) {
+  if (request.path.size() == 3) {
+    const auto report = find_report(api.store, request.path[2]);
+    return report ? answer(client, *report) : answer(client, report.error());
+  }
+  const auto limit = query_number(request, "limit", Journal::most);
+  if (!limit) return answer(client, limit.error());
+  const auto pod = request.query.find("pod");
+  const auto moves = list_moves(api.store, pod == request.query.end() ? "" : pod->second, *limit);
+  return moves ? answer(client, Json{{"moves", *moves}}) : answer(client, moves.error());
+}
+
 void route_pod(const Api& api, Stream& client, const http::Request& request) {
   const std::string& name = request.path[2];
   const std::string verb = request.path.size() > 3 ? request.path[3] : "";
@@ -257,6 +269,8 @@ void route(const Api& api, Stream& client, const http::Request& request) {
     return forgotten ? answer(client, Json{{"name", path[2]}, {"forgotten", true}}) : answer(client, forgotten.error());
   }
   if (path == std::vector<std::string>{"v1", "changes"} && get) return serve_changes(api, client, request);
+  if ((path.size() == 2 || path.size() == 3) && path[0] == "v1" && path[1] == "history" && get)
+    return serve_history(api, client, request);
   if (path == std::vector<std::string>{"v1", "pods"} && get)
     return serve_pods(api, client, request.flag("local") || is_forwarded(request));
   if (path == std::vector<std::string>{"v1", "pods"} && request.method == "POST") return create(api, client, request);

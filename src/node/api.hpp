@@ -17,6 +17,8 @@ namespace godwit::node {
 ///   GET    /v1/nodes                    the cluster, also what is away; ?fresh: every peer is asked
 ///   DELETE /v1/nodes/NAME               forget one that is away
 ///   GET    /v1/changes                  answers at a change of pods, after a second at most; ?since=STATE
+///   GET    /v1/history                  moves, the newest first; ?pod=NAME, ?limit=N
+///   GET    /v1/history/ID               the report of one
 ///   GET    /v1/pods                     all pods of the cluster; ?local: of this node
 ///   POST   /v1/pods                     run one here
 ///   GET    /v1/pods/NAME                everything about it

@@ -72,6 +72,7 @@ struct Daemon::Parts {
   std::unique_ptr<Remainders> remainders;
   std::unique_ptr<Pods> pods;
   std::unique_ptr<Starter> starter;
+  std::unique_ptr<Journal> journal;
   std::unique_ptr<Moves> moves;
   std::unique_ptr<Registry> registry;
   std::unique_ptr<Api> api;
@@ -129,8 +130,9 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, pod::Zygote& zygote
   p.remainders = std::make_unique<Remainders>(p.links, *p.store, p.config.state_dir);
   p.pods = std::make_unique<Pods>(p.links, p.site, *p.store, p.doubts, *p.remainders);
   p.starter = std::make_unique<Starter>(p.config, p.links, *p.pods, *p.store);
+  p.journal = std::make_unique<Journal>(*p.store);
   p.moves =
-      std::make_unique<Moves>(p.links, *p.starter, *p.pods, *p.store, p.doubts, *p.remainders, p.site);
+      std::make_unique<Moves>(p.links, *p.starter, *p.pods, *p.store, p.doubts, *p.remainders, *p.journal, p.site);
   p.registry = std::make_unique<Registry>(*p.store, p.config.node,
                                           [&p] { return describe_node(p.config, *p.pods, *p.starter); });
   p.api = std::make_unique<Api>(p.links, *p.pods, *p.moves, *p.starter, *p.store, p.doubts, *p.remainders, *p.registry);
@@ -159,6 +161,7 @@ Daemon::~Daemon() {
   p.commands.reset();
   p.peers.reset();
   p.moves.reset();
+  p.journal.reset();
   p.registry.reset();
   p.starter.reset();
   p.pods.reset();

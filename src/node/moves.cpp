@@ -66,13 +66,14 @@ void Move::change(const std::function<void(View&)>& edit) {
 }
 
 Moves::Moves(const Links& links, Starter& starter, Pods& pods, store::Store& store, Doubts& doubts,
-             Remainders& remainders, pod::Site site)
+             Remainders& remainders, Journal& journal, pod::Site site)
     : links_(links),
       starter_(starter),
       pods_(pods),
       store_(store),
       doubts_(doubts),
       remainders_(remainders),
+      journal_(journal),
       site_(std::move(site)) {}
 
 Result<std::shared_ptr<Move>> Moves::begin(const std::shared_ptr<LocalPod>& pod, const std::string& destination,
@@ -94,6 +95,8 @@ Result<std::shared_ptr<Move>> Moves::begin(const std::shared_ptr<LocalPod>& pod,
       send(move, held, candidates);
       // The last handle goes before anybody hears that it is over.
       held.reset();
+      if (const auto end = move->view(); !move->options.dry_run)
+        journal_.add({move->id, move->began, end.report, end.error.transform([](const Error& e) { return e.kind; })});
       const std::lock_guard over(mutex_);
       move->change([](Move::View& view) { view.over = true; });
       ended_.notify_all();

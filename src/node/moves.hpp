@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "migrate/migrate.hpp"
+#include "node/journal.hpp"
 #include "node/links.hpp"
 #include "node/pods.hpp"
 #include "node/starter.hpp"
@@ -25,6 +26,7 @@ class Move {
   const std::string wanted;  ///< as the user named it: a node, a group, or any
   const migrate::Options options;
   const std::optional<Deadline> deadline;
+  const std::chrono::system_clock::time_point began = std::chrono::system_clock::now();
 
   struct View {
     std::uint64_t number = 0;  ///< grows with every change
@@ -55,7 +57,7 @@ class Move {
 /// Migrations from and to this node, each on a thread of its own: ptrace is bound to a thread. Thread-safe.
 class Moves {
  public:
-  Moves(const Links&, Starter&, Pods&, store::Store&, Doubts&, Remainders&, pod::Site);
+  Moves(const Links&, Starter&, Pods&, store::Store&, Doubts&, Remainders&, Journal&, pod::Site);
   ~Moves() { stop(); }
 
   /// Begins to move a pod away: to a node, one of a group, or any. Goes on whoever watches; its outcome stands in the
@@ -86,6 +88,7 @@ class Moves {
   store::Store& store_;
   Doubts& doubts_;
   Remainders& remainders_;
+  Journal& journal_;
   const pod::Site site_;
   std::mutex mutex_;
   std::condition_variable ended_;

@@ -1,0 +1,127 @@
+#include "node/journal.hpp"
+
+#include <algorithm>
+
+#include "base/log.hpp"
+
+namespace godwit::node {
+namespace {
+
+constexpr const char* summary_kind = "move";
+constexpr const char* report_kind = "report";
+constexpr std::chrono::seconds retry_interval{2};
+
+const char* outcome_of(const Journal::Entry& entry) {
+  if (!entry.error) return "moved";
+  return *entry.error == ErrorKind::refused || *entry.error == ErrorKind::cancelled ? to_string(*entry.error)
+                                                                                    : "failed";
+}
+
+/// Sorted by it, moves are in the order in which they began, as far as the nodes' clocks agree.
+std::string key_of(const std::string& id, std::int64_t began_ms) {
+  return fmt::format("{:012x}-{}", std::max<std::int64_t>(0, began_ms), id);
+}
+
+}  // namespace
+
+Journal::Journal(store::Store& store) : store_(store), thread_([this] { work(); }) {}
+
+Journal::~Journal() {
+  {
+    const std::lock_guard lock(mutex_);
+    ending_ = true;
+  }
+  wake_.notify_all();
+  thread_.join();
+  if (!waiting_.empty()) log::warn("the history lacks {} moves: the store is away", waiting_.size());
+}
+
+void Journal::add(const Entry& entry) {
+  const std::int64_t began =
+      std::chrono::duration_cast<std::chrono::milliseconds>(entry.began.time_since_epoch()).count();
+  const migrate::Report& report = entry.report;
+  const Json summary{{"id", entry.id},
+                     {"began_ms", began},
+                     {"pod", report.pod},
+                     {"source", report.source},
+                     {"destination", report.destination},
+                     {"strategy", report.strategy},
+                     {"outcome", outcome_of(entry)},
+                     {"freeze_us", report.freeze_us},
+                     {"total_us", report.total_us},
+                     {"bytes_sent", report.bytes_sent},
+                     {"error", report.error.substr(0, error_limit)}};
+  Json whole = to_json(report);
+  for (const char* name : {"id", "began_ms", "outcome"}) whole[name] = summary[name];
+  const std::string key = key_of(entry.id, began);
+  Waiting waiting{.report = {.kind = report_kind, .key = key, .value = dump(whole)},
+                  .summary = {.kind = summary_kind, .key = key, .value = dump(summary)}};
+  if (const std::size_t size = waiting.report.value.size(); size > store::value_limit) {
+    Json cut = summary;
+    cut["cut"] = fmt::format("the report had {} bytes, {} are kept: this is its summary", size, store::value_limit);
+    waiting.report.value = dump(cut);
+  }
+  const std::lock_guard lock(mutex_);
+  if (waiting_.size() == most_waiting) {
+    log::warn("the history lacks move {}: the store is away", waiting_.front().summary.key);
+    waiting_.pop_front();
+  }
+  waiting_.push_back(std::move(waiting));
+  wake_.notify_all();
+}
+
+/// The list last: what stands in it has a report. Written twice it is the same.
+Result<void> Journal::write(const Waiting& waiting) {
+  TRY(store_.put(waiting.report, {.most = most}));
+  return store_.put(waiting.summary, {.most = most});
+}
+
+void Journal::work() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    wake_.wait(lock, [this] { return ending_ || !waiting_.empty(); });
+    if (waiting_.empty()) return;
+    const Waiting next = waiting_.front();
+    lock.unlock();
+    const auto done = write(next);
+    lock.lock();
+    const bool never = !done && done.error().kind == ErrorKind::invalid;
+    if (never) log::warn("the history lacks move {}: {}", next.summary.key, done.error().message());
+    if (done || never) {
+      // Meanwhile it may have had to make room.
+      if (!waiting_.empty() && waiting_.front().summary.key == next.summary.key) waiting_.pop_front();
+      continue;
+    }
+    if (ending_) return;
+    wake_.wait_for(lock, retry_interval, [this] { return ending_; });
+  }
+}
+
+Result<Json> list_moves(store::Store& store, const std::string& pod, std::size_t limit) {
+  const auto notes = TRY(store.notes(summary_kind));
+  Json moves = Json::array();
+  for (auto note = notes.rbegin(); note != notes.rend() && moves.size() < limit; ++note) {
+    auto json = parse_json(note->value);
+    if (!json || !json->is_object()) continue;
+    if (pod.empty() || text_field(*json, "pod").value_or("") == pod) moves.push_back(std::move(*json));
+  }
+  return moves;
+}
+
+Result<Json> find_report(store::Store& store, const std::string& id) {
+  const auto absent = [&] {
+    return std::unexpected(
+        Error{ErrorKind::not_found, fmt::format("the history has no move '{}'", id), 0, "godwit history lists them"});
+  };
+  std::vector<std::string> keys;
+  for (const auto& note : TRY(store.notes(summary_kind)))
+    if (const auto dash = note.key.find('-'); dash != std::string::npos && note.key.substr(dash + 1).starts_with(id))
+      keys.push_back(note.key);
+  if (keys.empty() || id.empty()) return absent();
+  if (keys.size() > 1) return fail(ErrorKind::invalid, "'{}' begins the ids of {} moves", id, keys.size());
+  const auto reports = TRY(store.notes(report_kind, keys.front()));
+  if (reports.empty()) return absent();
+  return parse_json(reports.front().value);
+}
+
+}  // namespace godwit::node
