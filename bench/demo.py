@@ -30,10 +30,18 @@ def step(text: str) -> None:
     print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
 
 
-def moves(cluster: Cluster, pod: str, rounds: int) -> list[dict]:
+def store_member_dies(cluster: Cluster, node: str) -> None:
+    """Two of three members are enough: nobody has to notice."""
+    cluster.playground("store", "kill", node)
+    print(f"  {'':<12} etcd on {node} has been killed; the others go on", flush=True)
+
+
+def moves(cluster: Cluster, pod: str, rounds: int, kill_member: bool) -> list[dict]:
     done = []
     for number in range(rounds * len(STRATEGIES)):
         strategy = STRATEGIES[number % len(STRATEGIES)]
+        if kill_member and number == rounds * len(STRATEGIES) // 2:
+            store_member_dies(cluster, cluster.nodes[1])
         here, there = cluster.nodes[number % len(cluster.nodes)], cluster.nodes[(number + 1) % len(cluster.nodes)]
         print(f"  {strategy:<12} {here} → {there}   {MEANING[strategy]}", flush=True)
         begin = time.time_ns() // 1000
@@ -59,18 +67,21 @@ def main() -> int:
     parser.add_argument("--mib", type=int, default=256, help="size of the redis (default: 256)")
     parser.add_argument("--rounds", type=int, default=1, help="how often each strategy is used")
     parser.add_argument("--rate", type=int, default=3000, help="requests per second")
+    parser.add_argument("--store", choices=["sqlite", "etcd"], default="sqlite",
+                        help="etcd: who owns a pod stands in a cluster of three, and one of them is killed under way")
     parser.add_argument("--keep", action="store_true", help="leave the playground up for a look around")
     options = parser.parse_args()
     if os.geteuid() != 0:
         print("The demo makes namespaces, bridges and cgroups: it needs root.", file=sys.stderr)
         return 2
-    cluster = Cluster("demo")
+    cluster = Cluster("demo", options=("--store", options.store))
     client = None
     try:
         step("1. Three nodes and a client, as near to four machines as one machine allows")
         cluster.up()
         for host in cluster.status()["hosts"]:
-            print(f"  {host['name']:<8} {host['address']:<12} {'godwitd ' + host['daemon']['state'] if 'daemon' in host else 'no godwit here'}")
+            print(f"  {host['name']:<8} {host['address']:<12} {'godwitd ' + host['daemon']['state'] if 'daemon' in host else 'no godwit here'}"
+                  f"{', etcd ' + host['store']['state'] if 'store' in host else ''}")
         step(f"2. An unmodified redis as a pod on node a, and {options.mib} MiB put into it by the client")
         server = servers.redis(fill_mib=options.mib)
         address = load.start(cluster, server, "redis")
@@ -82,7 +93,7 @@ def main() -> int:
         time.sleep(3)
         quiet = (begin, time.time_ns() // 1000)
         step("4. Round the three nodes, once with each strategy")
-        done = moves(cluster, "redis", options.rounds)
+        done = moves(cluster, "redis", options.rounds, options.store == "etcd")
         step("5. What happened")
         summary = client.finish()
         print(results(done, summary, load.longest(summary, *quiet)))
@@ -90,6 +101,7 @@ def main() -> int:
               + (":" if summary["errors"] else ", no connection lost, no answer lost, doubled or wrong."))
         for message in summary["messages"]:
             print(f"  {message}")
+        print("\n$ godwit history redis\n" + cluster.godwit("c", "history", "redis").stdout.rstrip())
         return 1 if summary["errors"] else 0
     except (Failure, CommandError) as failure:
         print(f"\nThe demo did not work out: {failure}", file=sys.stderr)

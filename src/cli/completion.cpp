@@ -24,7 +24,7 @@ _godwit() {
       "") choice="run ps nodes migrate drain history resolve stop kill logs exec attach inspect rm wait check playground completion
                   --help --version --json --socket --node" ;;
       completion) choice="bash zsh fish" ;;
-      playground) choice="up down exec status daemon link" ;;
+      playground) choice="up down exec status daemon store link" ;;
       run) choice="--name --env -i -t -it --detach --keep --memory --cpus --hostname --workdir --json --" ;;
       nodes) choice="--json --watch --forget" ;;
       history) choice="$(godwit ps --quiet 2>/dev/null) --limit --show --json" ;;
@@ -60,7 +60,7 @@ _godwit() {
   if (( CURRENT == 2 )); then _describe command commands; return; fi
   case $words[2] in
     completion) compadd bash zsh fish ;;
-    playground) compadd up down exec status daemon link ;;
+    playground) compadd up down exec status daemon store link ;;
     run) compadd -- --name --env -i -t -it --detach --keep --memory --cpus --hostname --workdir --json ;;
     migrate)
       if (( CURRENT == 3 )); then _godwit_pods; else _godwit_nodes; fi
@@ -101,7 +101,7 @@ complete -c godwit -n '__fish_seen_subcommand_from run' -l env -x
 complete -c godwit -n '__fish_seen_subcommand_from run' -l detach
 complete -c godwit -n '__fish_seen_subcommand_from run' -l memory -x
 complete -c godwit -n '__fish_seen_subcommand_from run' -l cpus -x
-complete -c godwit -n '__fish_seen_subcommand_from playground' -a 'up down exec status daemon link'
+complete -c godwit -n '__fish_seen_subcommand_from playground' -a 'up down exec status daemon store link'
 complete -c godwit -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'
 )SH";
 

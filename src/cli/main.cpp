@@ -188,7 +188,7 @@ void add_others(const Builder& builder, MigrateOptions& options, DrainOptions& d
       ->required()
       ->check(CLI::IsMember({"bash", "zsh", "fish"}));
   // Its arguments are its own: it is called before anything is parsed. Here for the list of commands.
-  builder.app.add_subcommand("playground", "Several machines on this one: up, down, exec, status, daemon, link");
+  builder.app.add_subcommand("playground", "Several machines on this one: up, down, exec, status, daemon, store, link");
 }
 
 int run_command(int count, char** values) {

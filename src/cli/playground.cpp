@@ -68,6 +68,8 @@ Result<void> configure_network(const State& state, const Host& host) {
   TRY(netlink.set_mtu(device, state.mtu));
   TRY(netlink.add_address(device, TRY(kernel::parse_prefix(host.address4 + "/16"))));
   TRY(netlink.add_address(device, TRY(kernel::parse_prefix(host.address6 + "/64"))));
+  if (!host.store_address.empty())
+    TRY(netlink.add_address(device, TRY(kernel::parse_prefix(host.store_address + "/16"))));
   return netlink.set_up(device, true);
 }
 
@@ -114,7 +116,10 @@ Result<void> write_identity(const State& state, const Host& host) {
   config.key = state.key;
   config.socket.path = config.run_dir + "/godwit.sock";
   const Host& first = state.hosts.front();
-  if (host.name != first.name) config.store = "peer:" + first.name;
+  if (const std::string url = store_url(state); !url.empty())
+    config.store = url;
+  else if (host.name != first.name)
+    config.store = "peer:" + first.name;
   for (const auto& other : state.hosts)
     if (other.node && other.name != host.name) config.peers.push_back({.name = other.name, .address = other.address4});
   config.network.bridge = "br0";
@@ -149,6 +154,10 @@ Result<State> plan(const std::string& name, const UpOptions& options) {
     state.hosts.push_back({.name = std::string(1, static_cast<char>('a' + i)),
                            .address4 = fmt::format("10.66.0.{}", 11 + i),
                            .address6 = fmt::format("fd66::{}", 11 + i)});
+  if (options.store == "etcd")
+    TRY(plan_store(state));
+  else if (options.store != "sqlite")
+    return fail(ErrorKind::invalid, "a playground's store is sqlite or etcd, not \"{}\"", options.store);
   state.hosts.push_back({.name = "client", .node = false, .address4 = "10.66.0.10", .address6 = "fd66::10"});
   return state;
 }
@@ -188,11 +197,14 @@ void forget_lock(const std::string& name) {
   rmdir(base_directory().c_str());  // the last playground's
 }
 
-std::string last_lines(const std::string& path, int lines) {
-  const std::string text = read_file(path).value_or("");
-  std::size_t at = text.size();
-  for (int i = 0; i <= lines && at != std::string::npos && at != 0; ++i) at = text.rfind('\n', at - 1);
-  return at == std::string::npos || at == 0 ? text : text.substr(at + 1);
+Result<void> spawn_daemon(const State& state, Host& host) {
+  host.daemon = TRY(spawn(state, host,
+                          {.name = "godwitd",
+                           .command = {"/usr/local/bin/godwitd", "--config", config_path},
+                           .log = daemon_log,
+                           .cgroup = "godwitd"}));
+  host.daemon_start = start_time(host.daemon);
+  return {};
 }
 
 /// Whether somebody accepts on the daemon's socket, in the node's own /run.
@@ -240,6 +252,15 @@ Result<void> build(State& state, const UpOptions& options) {
     options.say(fmt::format("{:<8} {}  {}", host.name, host.address4, host.address6));
   }
   // Every machine stands and reaches every other.
+  for (auto& host : state.hosts) {
+    if (host.store_address.empty()) continue;
+    TRY(spawn_store(state, host));
+    TRY(save(state));
+  }
+  TRY(wait_for_store(state));
+  for (const auto& host : state.hosts)
+    if (!host.store_address.empty())
+      options.say(fmt::format("{:<8} etcd answers on {}", host.name, host.store_address));
   if (options.daemons) {
     for (auto& host : state.hosts) {
       if (!host.node) continue;
@@ -266,6 +287,13 @@ Result<Host*> find_host(State& state, const std::string& name, bool node) {
   for (auto& host : state.hosts)
     if (host.name == name && (host.node || !node)) return &host;
   return fail(ErrorKind::not_found, "playground {} has no {} \"{}\"", state.name, node ? "node" : "host", name);
+}
+
+Result<Host*> find_member(State& state, const std::string& node) {
+  Host* host = TRY(find_host(state, node, true));
+  if (host->store_address.empty())
+    return fail(ErrorKind::not_found, "playground {} has no member of etcd on \"{}\"", state.name, node);
+  return host;
 }
 
 }  // namespace
@@ -319,14 +347,22 @@ Result<void> start_daemon(const std::string& name, const std::string& node) {
 Result<void> stop_daemon(const std::string& name, const std::string& node, bool hard) {
   State state = TRY(load(name));
   Host& host = *TRY(find_host(state, node, true));
-  const auto process = open_process(host.daemon, host.daemon_start, "godwitd on " + node);
-  if (!process) return {};
-  if (syscall(SYS_pidfd_send_signal, process->get(), hard ? SIGKILL : SIGTERM, nullptr, 0) != 0 && errno != ESRCH)
-    return fail_errno("stop godwitd on {}", node);
-  pollfd wait{.fd = process->get(), .events = POLLIN};
-  if (poll(&wait, 1, std::chrono::milliseconds(patience).count()) != 1)
-    return fail(ErrorKind::timeout, "godwitd on {} doesn't end", node);
-  return {};
+  return end_service(host.daemon, host.daemon_start, "godwitd on " + node, hard);
+}
+
+Result<void> start_store(const std::string& name, const std::string& node) {
+  const Fd held = TRY(lock(name));
+  State state = TRY(load(name));
+  Host& host = *TRY(find_member(state, node));
+  if (alive(host.store, host.store_start)) return {};
+  TRY(spawn_store(state, host));
+  return save(state);
+}
+
+Result<void> stop_store(const std::string& name, const std::string& node, bool hard) {
+  State state = TRY(load(name));
+  const Host& host = *TRY(find_member(state, node));
+  return end_service(host.store, host.store_start, "etcd on " + node, hard);
 }
 
 namespace {

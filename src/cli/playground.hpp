@@ -28,6 +28,9 @@ struct Host {
   std::string address4, address6;  ///< without prefix length
   pid_t daemon = 0;
   std::uint64_t daemon_start = 0;
+  std::string store_address;  ///< of the member of etcd that runs here; empty: none does
+  pid_t store = 0;
+  std::uint64_t store_start = 0;
 };
 
 /// A playground as it is written down.
@@ -48,6 +51,9 @@ struct State {
 struct UpOptions {
   int nodes = 3;        ///< 1 to 26
   bool daemons = true;  ///< start godwitd on the nodes and wait until it answers
+  /// "sqlite": the first node has the store. "etcd": a cluster of three members has it, on the first three nodes, each
+  /// at an address of its own (of one member where there are fewer nodes).
+  std::string store = "sqlite";
   std::string godwitd;  ///< empty: beside this binary
   int mtu = 1500;
   std::function<void(const std::string&)> say = [](const std::string&) {};  ///< progress, a line at a time
@@ -72,6 +78,11 @@ Result<int> exec(const std::string& name, const std::string& host, const std::ve
 Result<void> start_daemon(const std::string& name, const std::string& node);
 /// SIGTERM, and waits for its end; `hard`: SIGKILL.
 Result<void> stop_daemon(const std::string& name, const std::string& node, bool hard);
+
+/// The same of the node's member of etcd. It has started when it takes connections: whether it has the others' ear is
+/// not waited for.
+Result<void> start_store(const std::string& name, const std::string& node);
+Result<void> stop_store(const std::string& name, const std::string& node, bool hard);
 
 /// "up", "down" (the cable is pulled at the switch), "rate=RATE" both ways ("1gbit", "500mbit", "none").
 Result<void> set_link(const std::string& name, const std::string& host, const std::string& setting);

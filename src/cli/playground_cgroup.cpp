@@ -138,8 +138,8 @@ Result<void> create_cgroups(const State& state) {
       const std::string of_host = directory + "/" + host.name;
       if (!make(of_host)) return fail_errno("make the cgroup {}", of_host);
       if (!v2) continue;
-      // init: PID 1; exec: commands; godwitd: what the service manager would give it.
-      for (const char* leaf : {"/init", "/exec", "/godwitd"})
+      // init: PID 1; exec: commands; godwitd, etcd: what the service manager would give them.
+      for (const char* leaf : {"/init", "/exec", "/godwitd", "/etcd"})
         if (!make(of_host + leaf)) return fail_errno("make the cgroup {}{}", of_host, leaf);
     }
   }

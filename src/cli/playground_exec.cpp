@@ -238,8 +238,8 @@ Result<int> exec(const std::string& name, const std::string& host_name, const st
 
 namespace {
 
-/// In the host: turns into the daemon. Says why not on `say`, which closes by itself when it works.
-[[noreturn]] void become_daemon(int say) {
+/// In the host: turns into the service. Says why not on `say`, which closes by itself when it works.
+[[noreturn]] void become_service(const Service& service, int say) {
   const auto give_up = [say](const std::string& what) {
     const std::string text = fmt::format("{}: {}", what, std::strerror(errno));
     (void)!send(say, text.data(), text.size(), MSG_NOSIGNAL);
@@ -250,16 +250,15 @@ namespace {
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
   for (int signal = 1; signal < NSIG; ++signal) ::signal(signal, SIG_DFL);
-  const int log = open(daemon_log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  const int log = open(service.log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   const int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
-  if (log < 0 || null < 0) give_up(fmt::format("open {}", daemon_log));
+  if (log < 0 || null < 0) give_up(fmt::format("open {}", service.log));
   dup2(null, 0);
   dup2(log, 1);
   dup2(log, 2);
-  const std::vector<std::string> command = {"/usr/local/bin/godwitd", "--config", config_path};
-  const auto argv = as_argv(command);
+  const auto argv = as_argv(service.command);
   execv(argv[0], argv.data());
-  give_up(fmt::format("run {}", command[0]));
+  give_up(fmt::format("run {}", service.command[0]));
   _exit(127);
 }
 
@@ -286,7 +285,7 @@ Result<std::string> hear_from(int channel, pid_t& sender) {
 
 }  // namespace
 
-Result<void> spawn_daemon(const State& state, Host& host) {
+Result<pid_t> spawn(const State& state, const Host& host, const Service& service) {
   int ends[2];
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) return fail_errno("make a socket pair");
   Fd ours(ends[0]), theirs(ends[1]);
@@ -295,7 +294,7 @@ Result<void> spawn_daemon(const State& state, Host& host) {
   const pid_t helper = fork();
   if (helper < 0) return fail_errno("fork");
   if (helper == 0) {
-    const auto entered = enter(state, host, "godwitd");
+    const auto entered = enter(state, host, service.cgroup);
     if (!entered) {
       const std::string text = entered.error().message();
       (void)!send(theirs.get(), text.data(), text.size(), MSG_NOSIGNAL);
@@ -306,7 +305,7 @@ Result<void> spawn_daemon(const State& state, Host& host) {
     if (between == 0) {
       if (fork() != 0) _exit(0);
       (void)!send(theirs.get(), "P", 1, MSG_NOSIGNAL);
-      become_daemon(theirs.get());
+      become_service(service, theirs.get());
     }
     waitpid(between, nullptr, 0);
     _exit(0);
@@ -316,13 +315,12 @@ Result<void> spawn_daemon(const State& state, Host& host) {
   const auto first = hear_from(ours.get(), sender);
   waitpid(helper, nullptr, 0);
   if (!first) return std::unexpected(first.error());
-  if (*first != "P") return fail(ErrorKind::failed, "start godwitd on {}: {}", host.name, *first);
-  host.daemon = sender;
-  host.daemon_start = start_time(sender);
-  const auto second = hear_from(ours.get(), sender);
+  if (*first != "P") return fail(ErrorKind::failed, "start {} on {}: {}", service.name, host.name, *first);
+  pid_t nobody = 0;
+  const auto second = hear_from(ours.get(), nobody);
   if (!second) return std::unexpected(second.error());
-  if (!second->empty()) return fail(ErrorKind::failed, "start godwitd on {}: {}", host.name, *second);
-  return {};
+  if (!second->empty()) return fail(ErrorKind::failed, "start {} on {}: {}", service.name, host.name, *second);
+  return sender;
 }
 
 }  // namespace godwit::cli::playground

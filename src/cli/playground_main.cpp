@@ -49,6 +49,12 @@ json describe(const playground::State& state) {
       const bool running = playground::alive(host.daemon, host.daemon_start);
       entry["daemon"] = json{{"state", running ? "running" : "stopped"}, {"pid", running ? host.daemon : 0}};
     }
+    if (!host.store_address.empty()) {
+      const bool running = playground::alive(host.store, host.store_start);
+      entry["store"] = json{{"state", running ? "running" : "stopped"},
+                            {"pid", running ? host.store : 0},
+                            {"address", host.store_address}};
+    }
     hosts.push_back(entry);
   }
   return {{"name", state.name}, {"state", whole ? "up" : "broken"}, {"hosts", hosts}};
@@ -57,9 +63,11 @@ json describe(const playground::State& state) {
 void print(const json& playground) {
   fmt::print("playground {}: {}\n", playground["name"].get<std::string>(), playground["state"].get<std::string>());
   for (const auto& host : playground["hosts"])
-    fmt::print("  {:<8} {:<12} {:<10} {:<6} {}\n", host["name"].get<std::string>(), host["address"].get<std::string>(),
-               host["address6"].get<std::string>(), host["state"].get<std::string>(),
-               host.contains("daemon") ? "godwitd " + host["daemon"]["state"].get<std::string>() : "");
+    fmt::print("  {:<8} {:<12} {:<10} {:<6} {}{}\n", host["name"].get<std::string>(),
+               host["address"].get<std::string>(), host["address6"].get<std::string>(),
+               host["state"].get<std::string>(),
+               host.contains("daemon") ? "godwitd " + host["daemon"]["state"].get<std::string>() : "",
+               host.contains("store") ? ", etcd " + host["store"]["state"].get<std::string>() : "");
 }
 
 int up(Chosen& chosen) {
@@ -127,6 +135,11 @@ int daemon(const Chosen& chosen) {
                                          : playground::stop_daemon(chosen.name, chosen.host, chosen.action == "kill"));
 }
 
+int store(const Chosen& chosen) {
+  return finish(chosen.action == "start" ? playground::start_store(chosen.name, chosen.host)
+                                         : playground::stop_store(chosen.name, chosen.host, chosen.action == "kill"));
+}
+
 }  // namespace
 
 int playground_main(const std::vector<std::string>& arguments) {
@@ -140,6 +153,8 @@ int playground_main(const std::vector<std::string>& arguments) {
       "  godwit playground exec a -- godwit migrate web b\n"
       "  godwit playground link b rate=1gbit\n"
       "  godwit playground daemon kill b\n"
+      "  godwit playground up --store etcd\n"
+      "  godwit playground store kill b\n"
       "  godwit playground down");
   Chosen chosen;
   bool all = false;
@@ -152,6 +167,11 @@ int playground_main(const std::vector<std::string>& arguments) {
   up_command->add_option("--nodes", chosen.up.nodes, "how many nodes (a, b, c, …)")->capture_default_str();
   up_command->add_option("--mtu", chosen.up.mtu, "of every network device")->capture_default_str();
   up_command->add_option("--godwitd", chosen.up.godwitd, "the daemon's binary (default: beside this one)");
+  up_command
+      ->add_option("--store", chosen.up.store,
+                   "sqlite: on the first node; etcd: a cluster of three, on the first nodes")
+      ->check(CLI::IsMember({"sqlite", "etcd"}))
+      ->capture_default_str();
   up_command->add_flag("--no-daemon", chosen.no_daemon, "machines only");
   auto* down_command = common(app.add_subcommand("down", "remove all of it, also after a crash"));
   auto* status_command = common(app.add_subcommand("status", "what there is"));
@@ -162,6 +182,9 @@ int playground_main(const std::vector<std::string>& arguments) {
   auto* daemon_command = common(app.add_subcommand("daemon", "start, stop (SIGTERM) or kill a node's godwitd"));
   daemon_command->add_option("ACTION", chosen.action)->required()->check(CLI::IsMember({"start", "stop", "kill"}));
   daemon_command->add_option("NODE", chosen.host)->required();
+  auto* store_command = common(app.add_subcommand("store", "start, stop (SIGTERM) or kill a node's member of etcd"));
+  store_command->add_option("ACTION", chosen.action)->required()->check(CLI::IsMember({"start", "stop", "kill"}));
+  store_command->add_option("NODE", chosen.host)->required();
   auto* link_command = common(app.add_subcommand("link", "a machine's cable: up, down, rate=1gbit, rate=none"));
   link_command->add_option("HOST", chosen.host)->required();
   link_command->add_option("SETTING", chosen.action)->required();
@@ -186,6 +209,7 @@ int playground_main(const std::vector<std::string>& arguments) {
   if (status_command->parsed()) return status(chosen, all);
   if (exec_command->parsed()) return exec(chosen);
   if (daemon_command->parsed()) return daemon(chosen);
+  if (store_command->parsed()) return store(chosen);
   (void)link_command;
   return finish(playground::set_link(chosen.name, chosen.host, chosen.action));
 }

@@ -33,6 +33,9 @@ std::uint64_t start_time(pid_t);
 Result<Fd> open_process(pid_t pid, std::uint64_t start, const std::string& who);
 /// SIGKILL, and waits for the end. No error when it has gone.
 Result<void> kill_process(pid_t pid, std::uint64_t start);
+/// SIGTERM (`hard`: SIGKILL), and waits for the end. No error when it has gone.
+Result<void> end_service(pid_t pid, std::uint64_t start, const std::string& who, bool hard);
+std::string last_lines(const std::string& path, int lines);
 
 // ---- cgroups (playground_cgroup.cpp)
 
@@ -68,7 +71,24 @@ Result<void> in_network(int netns, const std::function<Result<void>()>& work);
 
 /// Enters all namespaces of the host; children made from here on are in it. The caller is single-threaded.
 Result<void> enter(const State&, const Host&, const std::string& cgroup_leaf);
-/// Starts the daemon as a child of the host's PID 1, its output in daemon_log, and writes down who it is.
-Result<void> spawn_daemon(const State&, Host&);
+/// Something that runs on a host until it is ended.
+struct Service {
+  std::string name;
+  std::vector<std::string> command;
+  std::string log;     ///< on the host: its output
+  std::string cgroup;  ///< leaf
+};
+/// Starts it as a child of the host's PID 1, and says who it is.
+Result<pid_t> spawn(const State&, const Host&, const Service&);
+
+// ---- a store of several members (playground_store.cpp)
+
+/// Gives the first nodes a member each.
+Result<void> plan_store(State&);
+/// What the nodes' configs say: "etcd://…"; empty when there are no members.
+std::string store_url(const State&);
+Result<void> spawn_store(const State&, Host&);
+/// Waits until all members answer together.
+Result<void> wait_for_store(const State&);
 
 }  // namespace godwit::cli::playground

@@ -20,8 +20,11 @@ namespace godwit::cli::playground {
 
 namespace fs = std::filesystem;
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Host, name, node, pid, start, address4, address6, daemon, daemon_start)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(State, name, complete, godwitd, key, mtu, wire, wire_start, hosts, cgroups)
+// What another version has written down lacks some of it, perhaps: `down` has to read it all the same.
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Host, name, node, pid, start, address4, address6, daemon, daemon_start,
+                                                store_address, store, store_start)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(State, name, complete, godwitd, key, mtu, wire, wire_start, hosts,
+                                                cgroups)
 
 const Host* State::find(const std::string& host) const {
   for (const auto& candidate : hosts)
@@ -164,6 +167,23 @@ Result<void> kill_process(pid_t pid, std::uint64_t start) {
   pollfd wait{.fd = process.get(), .events = POLLIN};
   if (poll(&wait, 1, 20'000) != 1) return fail(ErrorKind::timeout, "process {} doesn't die", pid);
   return {};
+}
+
+Result<void> end_service(pid_t pid, std::uint64_t start, const std::string& who, bool hard) {
+  const auto process = open_process(pid, start, who);
+  if (!process) return {};
+  if (syscall(SYS_pidfd_send_signal, process->get(), hard ? SIGKILL : SIGTERM, nullptr, 0) != 0 && errno != ESRCH)
+    return fail_errno("stop {}", who);
+  pollfd wait{.fd = process->get(), .events = POLLIN};
+  if (poll(&wait, 1, 20'000) != 1) return fail(ErrorKind::timeout, "{} doesn't end", who);
+  return {};
+}
+
+std::string last_lines(const std::string& path, int lines) {
+  const std::string text = read_file(path).value_or("");
+  std::size_t at = text.size();
+  for (int i = 0; i <= lines && at != std::string::npos && at != 0; ++i) at = text.rfind('\n', at - 1);
+  return at == std::string::npos || at == 0 ? text : text.substr(at + 1);
 }
 
 }  // namespace godwit::cli::playground
