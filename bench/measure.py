@@ -214,6 +214,27 @@ class Bench:
         return [Row("auto, dirtied at 250 MB/s over 1 Gbit/s: total ÷ (resident ÷ link)", ratio, 1.3, f"{ratio:.2f}", "≤ 1.30"),
                 time_row("its freeze", statistics.median(report["freeze_us"] for report in reports), 50000)]
 
+    # ---- the store
+
+    def store(self) -> list[Row]:
+        """What of a freeze is the commit, and that is the store: the same small pod, each store in a playground of its own, in one run."""
+        rows = []
+        for what, store, nodes in (("SQLite", "sqlite", 3), ("etcd, 1 member", "etcd", 2), ("etcd, 3 members", "etcd", 3)):
+            cluster = Cluster("bench-store", nodes=nodes, options=("--store", store))
+            cluster.up()
+            try:
+                bench = Bench(cluster, self.count, self.pictures)
+                with bench.workload("stored") as pod:
+                    reports = bench.move(f"store: {what}", pod, "precopy")
+                self.reports |= bench.reports
+            finally:
+                cluster.down()
+            commits = [next(span["us"] for span in report["freeze"] if span["name"] == "commit") for report in reports]
+            freeze = statistics.median(report["freeze_us"] for report in reports)
+            rows.append(time_row(f"the store's part of a freeze, {what}", statistics.median(commits), None,
+                                 f"of {ms(freeze)}; {ms(min(commits))} to {ms(max(commits))}"))
+        return rows
+
     # ---- at rest
 
     def rest(self) -> list[Row]:
@@ -223,7 +244,7 @@ class Bench:
         return [Row("tracers and userfaultfd ranges of a pod at rest", len(problems), 0, str(len(problems)), "0", note="; ".join(problems))]
 
 
-SECTIONS = ("small", "threads", "shared", "redis_load", "connections", "postcopy", "limited", "unlimited", "runaway", "growth", "rest")
+SECTIONS = ("small", "threads", "shared", "redis_load", "connections", "postcopy", "limited", "unlimited", "runaway", "growth", "store", "rest")
 
 
 def run(bench: Bench, section: str) -> list[Row]:

@@ -9,8 +9,11 @@ void print_spans(const Json& report, const char* name, const char* title) {
   const Json spans = report.value(name, Json::array());
   if (spans.empty()) return;
   fmt::print("{}\n", title);
-  for (const Json& span : spans)
-    fmt::print("  {:<28} {:>12}\n", text_of(span, "name"), human_time(number_of(span, "us")));
+  for (const Json& span : spans) {
+    const std::string cause = text_of(span, "name");
+    fmt::print("  {:<28} {:>12}\n", cause == "commit" ? "commit (the store)" : cause,
+               human_time(number_of(span, "us")));
+  }
 }
 
 }  // namespace
