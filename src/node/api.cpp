@@ -226,6 +226,14 @@ void serve_history(const Api& api, Stream& client, const http::Request& request)
   return moves ? answer(client, Json{{"moves", *moves}}) : answer(client, moves.error());
 }
 
+/// One that has just come back may not be in the registry yet: it is asked itself.
+Result<void> forget(const Api& api, const std::string& node) {
+  if (api.links.config().peer(node) != nullptr && ask_peer(api, node, "GET", "/v1/node", "", in(peer_time)))
+    return std::unexpected(
+        Error{ErrorKind::refused, fmt::format("node {} is there", node), 0, "stop its godwitd first"});
+  return forget_node(api.store, node);
+}
+
 void route_pod(const Api& api, Stream& client, const http::Request& request) {
   const std::string& name = request.path[2];
   const std::string verb = request.path.size() > 3 ? request.path[3] : "";
@@ -265,7 +273,7 @@ void route(const Api& api, Stream& client, const http::Request& request) {
     return resolve(api, client, request);
   if (path == std::vector<std::string>{"v1", "nodes"} && get) return serve_nodes(api, client, request.flag("fresh"));
   if (path.size() == 3 && path[0] == "v1" && path[1] == "nodes" && request.method == "DELETE") {
-    const auto forgotten = forget_node(api.store, path[2]);
+    const auto forgotten = forget(api, path[2]);
     return forgotten ? answer(client, Json{{"name", path[2]}, {"forgotten", true}}) : answer(client, forgotten.error());
   }
   if (path == std::vector<std::string>{"v1", "changes"} && get) return serve_changes(api, client, request);
