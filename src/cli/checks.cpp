@@ -1,5 +1,4 @@
 #include <fcntl.h>
-#include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/sched.h>
 #include <netinet/in.h>
@@ -26,11 +25,13 @@
 #include <sstream>
 
 #include "cli/check.hpp"
+#include "kernel/capabilities.hpp"
 #include "kernel/netlink.hpp"
 #include "kernel/pagemap.hpp"
 #include "kernel/pidfd.hpp"
 #include "kernel/userfaultfd.hpp"
 #include "node/cgroup_directory.hpp"
+#include "node/privileges.hpp"
 #include "pod/gate.hpp"
 
 #ifndef CLONE_NEWTIME
@@ -238,41 +239,16 @@ Result<void> chosen_pid() {
   return {};
 }
 
-Result<void> capabilities() {
-  struct Needed {
-    int number;
-    const char* name;
-  };
-  static constexpr std::array needed{Needed{CAP_SYS_ADMIN, "sys_admin"},
-                                     Needed{CAP_SYS_PTRACE, "sys_ptrace"},
-                                     Needed{CAP_NET_ADMIN, "net_admin"},
-                                     Needed{CAP_NET_RAW, "net_raw"},
-                                     Needed{CAP_DAC_OVERRIDE, "dac_override"},
-                                     Needed{CAP_CHOWN, "chown"},
-                                     Needed{CAP_FOWNER, "fowner"},
-                                     Needed{CAP_KILL, "kill"},
-                                     Needed{CAP_SETUID, "setuid"},
-                                     Needed{CAP_SETGID, "setgid"},
-                                     Needed{CAP_SETPCAP, "setpcap"},
-                                     Needed{CAP_MKNOD, "mknod"},
-                                     Needed{CAP_SYS_CHROOT, "sys_chroot"}};
-  std::ifstream file("/proc/self/status");
-  std::uint64_t effective = 0;
-  for (std::string line; std::getline(file, line);)
-    if (line.starts_with("CapEff:")) effective = std::stoull(line.substr(7), nullptr, 16);
+/// What the daemon would keep and hasn't got, with what each is for.
+Result<void> has_privileges(node::Privilege::Weight weight) {
+  const auto have = TRY(kernel::permitted_capabilities(HostPid{0}));
   std::string missing;
-  for (const Needed& one : needed)
-    if ((effective >> one.number & 1) == 0) missing += (missing.empty() ? "" : ", ") + std::string(one.name);
+  for (const auto& privilege : node::privileges())
+    if (privilege.weight == weight && (have & kernel::capability(privilege.capability)) == 0)
+      missing += fmt::format("{}{} ({})", missing.empty() ? "" : ", ",
+                             kernel::to_text(kernel::capability(privilege.capability)), privilege.purpose);
   if (!missing.empty()) return fail(ErrorKind::failed, "without {}", missing);
   return {};
-}
-
-Result<void> resource_capability() {
-  std::ifstream file("/proc/self/status");
-  for (std::string line; std::getline(file, line);)
-    if (line.starts_with("CapEff:") && (std::stoull(line.substr(7), nullptr, 16) >> CAP_SYS_RESOURCE & 1) != 0)
-      return {};
-  return fail(ErrorKind::failed, "without sys_resource");
 }
 
 Result<void> descriptors() {
@@ -291,7 +267,8 @@ std::vector<Check> all_checks(const std::string& state_dir) {
       {"Linux 6.9 or newer", essential, "dirty pages and exited leaders can't be handled", "install a newer kernel",
        kernel_version},
       {"x86-64", essential, "the gadget exists for no other processor yet", "", architecture},
-      {"capabilities", essential, "pods can't be built or taken apart", "run godwitd as root", capabilities},
+      {"capabilities", essential, "pods can't be built or taken apart", "run godwitd as root",
+       [] { return has_privileges(node::Privilege::Weight::essential); }},
       {"namespaces: pid, mount, net, ipc, uts, cgroup", essential, "there can be no pods",
        "a kernel with all namespaces; user.max_*_namespaces above 0", namespaces},
       {"time namespaces", essential, "clocks would jump when a pod moves", "a kernel with CONFIG_TIME_NS",
@@ -320,8 +297,10 @@ std::vector<Check> all_checks(const std::string& state_dir) {
        "enable the memory and cpu controllers", limits},
       {"SCHED_FIFO", speed, "the freeze is up to five times as long under load",
        "CAP_SYS_NICE; in a v1 cpu cgroup: cpu.rt_runtime_us above 0", real_time},
-      {"CAP_SYS_RESOURCE", speed, "limits of processes of other users are set from inside, one by one", "",
-       resource_capability},
+      {"useful capabilities", feature, "what is named is slower, or not there", "run godwitd as root",
+       [] { return has_privileges(node::Privilege::Weight::useful); }},
+      {"capabilities for pods", feature, "root's pods don't have them", "run godwitd as root",
+       [] { return has_privileges(node::Privilege::Weight::of_pods); }},
       {"many descriptors", speed, "large pods run out of descriptors while they are moved",
        "LimitNOFILE=1048576 in the unit", descriptors},
   };

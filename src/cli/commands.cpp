@@ -180,14 +180,14 @@ Result<Shown> show_pods(const Common& common, const PsOptions& options) {
   } else if (options.quiet) {
     for (const Json& pod : pods) shown.text += text_of(pod, "name") + "\n";
   } else {
-    std::vector<std::vector<std::string>> rows{{"NAME", "NODE", "ADDRESS", "STATE", "MEMORY", "COMMAND"}};
+    std::vector<std::vector<std::string>> rows{{"NAME", "USER", "NODE", "ADDRESS", "STATE", "MEMORY", "COMMAND"}};
     for (const Json& pod : pods) {
       const std::string address = text_of(pod, "address");
       std::string command = shell_line(pod.value("command", Json::array()));
       if (command.size() > 60) command = command.substr(0, 59) + "…";
       std::ranges::replace(command, '\n', ' ');
-      rows.push_back({text_of(pod, "name"), text_of(pod, "node"), address.empty() ? "-" : address, state_of(pod),
-                      bytes_of(pod, "memory"), command});
+      rows.push_back({text_of(pod, "name"), text_of(pod, "user"), text_of(pod, "node"), address.empty() ? "-" : address,
+                      state_of(pod), bytes_of(pod, "memory"), command});
     }
     shown.text = table(rows);
   }

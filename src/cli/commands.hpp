@@ -15,7 +15,9 @@ struct RunOptions {
   bool input = false, terminal = false, detach = false, keep = false;
   std::string memory;  ///< "512M"
   double cpus = 0;
-  std::vector<std::string> needs;  ///< labels of the node
+  std::vector<std::string> needs;         ///< labels of the node
+  std::string user;                       ///< empty: who asks
+  std::vector<std::string> capabilities;  ///< empty: root all that the daemon has, others none
   std::vector<std::string> command;
 };
 int run(const Common&, const RunOptions&);

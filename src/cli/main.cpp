@@ -62,6 +62,11 @@ void add_programs(const Builder& builder, RunOptions& run_options, ExecOptions& 
   run.add_option("--cpus", run_options.cpus, "Limit in processors: 1.5")->check(CLI::PositiveNumber);
   run.add_option("--needs", run_options.needs, "Label that a node must have to run it: secure, zone=x; may be repeated")
       ->allow_extra_args(false);
+  run.add_option("-u,--user", run_options.user, "Run as this user, whose the pod then is (root only)");
+  run.add_option("--capabilities", run_options.capabilities,
+                 "What root's programs may have at most: none, or names such as NET_BIND_SERVICE,CHOWN")
+      ->delimiter(',')
+      ->allow_extra_args(false);
   run.add_option("--hostname", run_options.hostname, "Default: the pod's name");
   run.add_option("-w,--workdir", run_options.directory, "Directory that it starts in");
   run.add_option("command", run_options.command, "-- COMMAND ARGUMENT…")->required();

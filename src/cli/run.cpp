@@ -50,9 +50,10 @@ int run(const Common& common, const RunOptions& options) {
   std::vector<std::string> environment = options.environment;
   if (const auto resolved = resolve_environment(environment); !resolved) return complain(common, resolved.error());
   add_terminal(environment, options.terminal);
-  Json body{{"name", options.name},       {"hostname", options.hostname},   {"command", options.command},
-            {"environment", environment}, {"directory", options.directory}, {"terminal", options.terminal},
-            {"input", options.input},     {"cpu_limit", options.cpus},      {"needs", options.needs}};
+  Json body{{"name", options.name},       {"hostname", options.hostname},        {"command", options.command},
+            {"environment", environment}, {"directory", options.directory},      {"terminal", options.terminal},
+            {"input", options.input},     {"cpu_limit", options.cpus},           {"needs", options.needs},
+            {"user", options.user},       {"capabilities", options.capabilities}};
   if (!options.memory.empty()) {
     const auto bytes = parse_size(options.memory);
     if (!bytes) return complain(common, bytes.error());

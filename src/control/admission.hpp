@@ -21,7 +21,7 @@ struct Room {
   std::uint64_t descriptors = 0;  ///< that the daemon may still open
   std::uint64_t pods = 0;         ///< that are here
   std::vector<Refusal>
-      objections;  ///< what only a look at this one pod's needs has shown (an address that is taken, say)
+      objections;  ///< what only a look at this one pod has shown: an address that is taken, a user who may not come
 };
 
 /// The half of a node's starter that says yes or no. A yes is a promise: what it needs is kept for it until the

@@ -17,7 +17,7 @@
 /// while nothing has begun; 5 and 6 about the exact ones.
 namespace godwit::control {
 
-inline constexpr std::uint32_t protocol = 1;
+inline constexpr std::uint32_t protocol = 2;
 inline constexpr std::size_t text_limit = 512;  ///< characters of a text in a message
 inline constexpr std::size_t list_limit = 64;   ///< labels, addresses
 inline constexpr std::size_t elsewhere_limit = 1024;

@@ -24,7 +24,9 @@ struct Needs {
   std::vector<std::string> labels;     ///< of the node: "secure" (whatever its value), "zone=x"
   std::vector<std::string> addresses;  ///< CIDR; come along
   std::string home;                    ///< node where it was created
-  MSGPACK_DEFINE_MAP(memory, processors, descriptors, labels, addresses, home)
+  std::uint32_t user = 0;              ///< as whom it runs
+  std::uint64_t capabilities = 0;      ///< that its processes may have, by number
+  MSGPACK_DEFINE_MAP(memory, processors, descriptors, labels, addresses, home, user, capabilities)
 };
 
 using Labels = std::map<std::string, std::string>;

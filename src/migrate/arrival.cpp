@@ -1,6 +1,7 @@
 #include "migrate/arrival.hpp"
 
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/mount.h>
 #include <sched.h>
 #include <sys/socket.h>
@@ -11,10 +12,12 @@
 #include <mutex>
 
 #include "base/log.hpp"
+#include "kernel/capabilities.hpp"
 #include "kernel/pidfd.hpp"
 #include "kernel/procfs.hpp"
 #include "migrate/node_facts.hpp"
 #include "migrate/recover.hpp"
+#include "migrate/rights.hpp"
 #include "objects/nameless.hpp"
 #include "pod/network.hpp"
 
@@ -76,7 +79,9 @@ std::vector<std::string> Arrival::refusals(const wire::Hello& hello) {
                                                .descriptors = hello.descriptors,
                                                .labels = hello.spec.labels,
                                                .addresses = hello.spec.network.addresses,
-                                               .home = hello.spec.home}))
+                                               .home = hello.spec.home,
+                                               .user = hello.spec.user.uid,
+                                               .capabilities = hello.spec.capabilities}))
     reasons.push_back(std::move(reason));
   return reasons;
 }
@@ -161,14 +166,16 @@ Result<void> Arrival::prepare() {
       std::move(connections_), [this](SpaceId space, std::uint64_t address, const void* data, std::size_t size) {
         return write(space, address, data, size);
       });
-  descriptors_ = std::make_unique<DestinationDescriptors>(*pod_);
+  if (const auto& user = hello_.spec.user; !user.is_root()) opener_ = {user.uid, user.gid, user.groups};
+  descriptors_ = std::make_unique<DestinationDescriptors>(*pod_, opener_);
   // Once the workshop builds, what its objects share is its own.
   shared_objects_ = &descriptors_->shared<objects::MemoryObjects>("memory-objects");
   return control_.send(wire::Type::ready, BytesView{});
 }
 
 Result<void> Arrival::open_trees() {
-  return workshop_->run([this]() -> Result<void> {
+  const bool devices = (hello_.spec.capabilities & kernel::capability(CAP_MKNOD)) != 0;
+  return workshop_->run([this, devices]() -> Result<void> {
     for (const auto tree : wire::trees) {
       // Without what is mounted on it. An overlay doesn't see what is done to its layers behind its back, so files go
       // through it.
@@ -176,17 +183,25 @@ Result<void> Arrival::open_trees() {
       const Fd root(static_cast<int>(
           ::syscall(SYS_open_tree, AT_FDCWD, std::string(tree).c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)));
       if (!root) return fail_errno("open {} of the pod", tree);
-      trees_.push_back(TRY(
-          pod::UpperTarget::open(root.get(), whole ? pod::UpperTarget::Kind::overlay : pod::UpperTarget::Kind::layer)));
+      trees_.push_back(TRY(pod::UpperTarget::open(
+          root.get(), whole ? pod::UpperTarget::Kind::overlay : pod::UpperTarget::Kind::layer, devices)));
     }
     return {};
   });
+}
+
+Result<void> Arrival::check_rights(PodPid thread, const objects::ThreadSettings& settings) const {
+  const auto beyond = beyond_rights(hello_.spec, settings);
+  if (beyond.empty()) return {};
+  return fail(ErrorKind::refused, "thread {} of {}: {}", thread.value, hello_.spec.name, beyond);
 }
 
 /// What needn't be done while the pod stands still. Said once more when the source has had to let the pod go on for a
 /// moment.
 Result<void> Arrival::expect_freeze(const wire::Freezing& freezing) {
   said_.clear();
+  for (const auto& process : freezing.processes)
+    for (const auto& thread : process.threads) TRY(check_rights(thread.tid, thread.settings));
   for (const auto& process : freezing.processes) TRY(tell_ahead(process));
   const bool first = raised_.empty();
   if (first) TRY(raise_ourselves(freezing));
@@ -289,6 +304,7 @@ Result<void> Arrival::apply_round(const wire::Round& round) {
         file = TRY(objects::make_deleted_file(path));
         return {};
       }
+      TRY(objects::check_permission(opener_ ? &*opener_ : nullptr, path, flags));
       file.reset(::open(path.c_str(), flags | O_CLOEXEC));
       if (!file) return fail_errno("open {} in the pod", path);
       return {};

@@ -92,6 +92,7 @@ class Arrival {
   Result<void> begin_descriptors();
   void serve(const std::function<bool()>& until);
   Result<void> match_said();
+  [[nodiscard]] Result<void> check_rights(PodPid thread, const objects::ThreadSettings&) const;
   Result<void> restore_process(const wire::ProcessImage&, int builder);
   Result<void> restore_threads(const wire::ProcessImage&, Arriving&, objects::ProcessRestore&, kernel::Batch);
   Result<void> write(SpaceId space, std::uint64_t address, const void* data, std::size_t size);
@@ -109,6 +110,7 @@ class Arrival {
   wire::Prepare prepare_;
   std::shared_ptr<pod::Pod> pod_;
   std::unique_ptr<pod::Workshop> workshop_;
+  std::optional<objects::Opener> opener_;  ///< whose permissions count; none: root's
   objects::PodClock clock_;
   std::shared_mutex spaces_mutex_;  ///< guards the maps below against the page connections' threads
   std::map<pid_t, Arriving> processes_;

@@ -95,6 +95,8 @@ Result<void> Arrival::match_said() {
         if (said == said_.end())
           return fail(ErrorKind::invalid, "thread {} comes without its settings", state.tid.value);
         state.settings = said->second;
+      } else {
+        TRY(check_rights(state.tid, *state.settings));
       }
       const auto thread = std::ranges::find(process->threads, state.tid, &ArrivingThread::pod);
       if (thread != process->threads.end() && thread->told && *thread->told != *state.settings) {

@@ -12,6 +12,7 @@
 #include "migrate/estimate.hpp"
 #include "migrate/node_facts.hpp"
 #include "migrate/recover.hpp"
+#include "migrate/rights.hpp"
 #include "migrate/tracking.hpp"
 #include "objects/memory_object.hpp"
 
@@ -127,6 +128,12 @@ std::vector<std::string> Departure::refusals_now() {
     std::vector<std::string> own;
     auto looked = objects::preflight_process(ids.host, own);
     if (!looked && looked.error().kind != ErrorKind::gone) own.push_back(looked.error().message());
+    for (const auto& thread : ids.threads) {
+      const auto status = kernel::read_status(thread.host);
+      if (!status) continue;
+      if (auto beyond = beyond_rights(pod_.spec(), thread.host, *status); !beyond.empty())
+        own.push_back(fmt::format("thread {}: {}", thread.pod.value, beyond));
+    }
     for (auto& reason : own) found.push_back(fmt::format("process {}: {}", ids.pod.value, reason));
     auto maps = kernel::read_maps(ids.body());
     if (!maps) continue;

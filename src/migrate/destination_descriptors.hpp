@@ -18,7 +18,8 @@ namespace godwit::migrate {
 /// Every open file description of a pod that is arriving.
 class DestinationDescriptors : public objects::Destination {
  public:
-  explicit DestinationDescriptors(pod::Pod& pod) : pod_(pod) {}
+  DestinationDescriptors(pod::Pod& pod, std::optional<objects::Opener> opener)
+      : pod_(pod), opener_(std::move(opener)) {}
 
   /// While the pod still runs at the source; on the pod's workshop.
   Result<void> build_ahead(std::vector<objects::AheadImage> images);
@@ -56,6 +57,7 @@ class DestinationDescriptors : public objects::Destination {
   }
   [[nodiscard]] Result<Fd> stream(const std::string& name) override;
   [[nodiscard]] std::optional<HostPid> host_pid(PodPid) const override;
+  [[nodiscard]] const objects::Opener* opener() const override { return opener_ ? &*opener_ : nullptr; }
   Result<void> as_process(PodPid process, const std::function<Result<void>(objects::Stub&)>& work) override;
 
  private:
@@ -63,6 +65,7 @@ class DestinationDescriptors : public objects::Destination {
   Result<void> build_all(const std::vector<objects::Kept>& kept);
   Result<std::set<int>> settle_installed(PodPid process, Wanted& wanted, kernel::Batch&, Hand);
   pod::Pod& pod_;
+  std::optional<objects::Opener> opener_;
   objects::AheadDestination ahead_;
   std::map<pid_t, std::map<int, std::uint32_t>> installed_;  ///< by process and number: keys of what was built ahead
   std::map<objects::ObjectId, std::uint32_t> kept_;          ///< keys of what was kept

@@ -57,7 +57,7 @@
 /// first byte of each says what it is, its number among the page connections, or their count for the one on reference.
 namespace godwit::migrate::wire {
 
-inline constexpr std::uint32_t protocol = 5;
+inline constexpr std::uint32_t protocol = 6;
 
 enum class Type : std::uint8_t {
   hello = 1,

@@ -8,6 +8,7 @@
 #include "base/log.hpp"
 #include "kernel/procfs.hpp"
 #include "node/api_parts.hpp"
+#include "node/caller.hpp"
 
 namespace godwit::node {
 namespace {
@@ -164,8 +165,10 @@ void call(const Api& api, Stream& client, const http::Request& request, const st
 void create(const Api& api, Stream& client, const http::Request& request) {
   const auto body = body_of(request);
   if (!body) return answer(client, body.error());
-  const auto wanted = new_pod_from(*body);
+  const auto wanted = new_pod_from(*body, api.caller);
   if (!wanted) return answer(client, wanted.error());
+  if (const auto may = api.rules.may_run(api.caller, wanted->user, wanted->capabilities); !may)
+    return answer(client, may.error());
   if (const auto no = api.starter.objections(wanted->labels); !no.empty())
     return answer(client, Error{ErrorKind::refused, fmt::format("{}", fmt::join(no, "; ")), 0,
                                 "run it on another node: godwit run --node NODE"});
@@ -216,13 +219,13 @@ void serve_changes(const Api& api, Stream& client, const http::Request& request)
 
 void serve_history(const Api& api, Stream& client, const http::Request& request) {
   if (request.path.size() == 3) {
-    const auto report = find_report(api.store, request.path[2]);
+    const auto report = find_report(api.store, api.caller, request.path[2]);
     return report ? answer(client, *report) : answer(client, report.error());
   }
   const auto limit = query_number(request, "limit", Journal::most);
   if (!limit) return answer(client, limit.error());
   const auto pod = request.query.find("pod");
-  const auto moves = list_moves(api.store, pod == request.query.end() ? "" : pod->second, *limit);
+  const auto moves = list_moves(api.store, api.caller, pod == request.query.end() ? "" : pod->second, *limit);
   return moves ? answer(client, Json{{"moves", *moves}}) : answer(client, moves.error());
 }
 
@@ -262,9 +265,17 @@ void route_pod(const Api& api, Stream& client, const http::Request& request) {
          Error{ErrorKind::not_found, fmt::format("no {} {} in this API", request.method, request.target), 0, {}});
 }
 
+/// What changes the node itself, or the list of nodes.
+bool is_for_root(const http::Request& request) {
+  const auto& path = request.path;
+  return request.method != "GET" && path.size() > 1 && (path[1] == "node" || path[1] == "nodes");
+}
+
 void route(const Api& api, Stream& client, const http::Request& request) {
   const auto& path = request.path;
   const bool get = request.method == "GET";
+  if (is_for_root(request) && !api.caller.is_root())
+    return answer(client, Error{ErrorKind::refused, "only root may do that", 0, "sudo godwit …"});
   if (path.size() >= 3 && path[0] == "v1" && path[1] == "pods") return route_pod(api, client, request);
   if (path == std::vector<std::string>{"v1", "node"} && get) return answer(client, node_json(api));
   if (path == std::vector<std::string>{"v1", "node"} && request.method == "POST")
@@ -300,18 +311,30 @@ Error lost(const std::string& name) {
                "forget it with: godwit rm " + name};
 }
 
+namespace {
+
+std::unexpected<Error> nobodys(const Api& api, const std::string& name) {
+  const std::string whose = api.caller.is_root() ? "" : " of " + pod::name_of(api.caller.uid);
+  return std::unexpected(
+      Error{ErrorKind::not_found, fmt::format("no pod{} named '{}'", whose, name), 0, "godwit ps lists them"});
+}
+
+}  // namespace
+
 Result<Place> locate(const Api& api, const std::string& name) {
   const Deadline deadline = in(arrival_time);
   for (;;) {
     // Asked before the table: what is expected now is in the table when it no longer is.
     const bool expected = api.pods.expected(name);
-    if (auto pod = api.pods.find(name)) return Place{std::move(pod), {}};
+    const auto place_of = [&](std::shared_ptr<LocalPod> pod) -> Result<Place> {
+      if (!api.sees(pod->spec.user.uid)) return nobodys(api, name);
+      return Place{std::move(pod), {}};
+    };
+    if (auto pod = api.pods.find(name)) return place_of(std::move(pod));
     auto record = TRY(api.store.get(name));
     // It may have arrived while the store was asked.
-    if (auto pod = api.pods.find(name)) return Place{std::move(pod), {}};
-    if (!record)
-      return std::unexpected(
-          Error{ErrorKind::not_found, fmt::format("no pod named '{}'", name), 0, "godwit ps lists them"});
+    if (auto pod = api.pods.find(name)) return place_of(std::move(pod));
+    if (!record || !api.sees(record->user)) return nobodys(api, name);
     const bool ours = record->owner == api.links.config().node;
     if (!ours || !expected || std::chrono::steady_clock::now() > deadline) return Place{nullptr, std::move(*record)};
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
@@ -323,7 +346,7 @@ Result<http::Answer> ask_peer(const Api& api, const std::string& peer, const std
                               bool forwarded) {
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
   Stream connection = TRY(api.links.connect(peer, service::api, std::min(peer_time, left)));
-  std::map<std::string, std::string> headers;
+  std::map<std::string, std::string> headers{{user_header, encode_user(api.caller)}};
   if (forwarded) headers[forwarded_header] = api.links.config().node;
   if (upgrade) {
     headers["Upgrade"] = std::string(http::upgrade_protocol);
@@ -334,18 +357,38 @@ Result<http::Answer> ask_peer(const Api& api, const std::string& peer, const std
   return std::unexpected(std::move(answer.error()).within("node " + peer));
 }
 
-void Api::serve(Stream& client) const {
+void Api::serve(Stream& client, const pod::User& user) const {
   const auto request = http::read_request(client, in(request_time));
   if (!request) {
     if (request.error().kind == ErrorKind::invalid) answer(client, request.error());
     return;
   }
-  log::debug("{} {}", request->method, request->target);
-  const std::string other = request->header(node_header);
-  if (other.empty() || other == links.config().node || is_forwarded(*request)) return route(*this, client, *request);
+  Api asked = *this;
+  asked.caller = user;
+  asked.serve(client, *request);
+}
+
+void Api::serve_peer(Stream& client, const std::string& peer) const {
+  const auto request = http::read_request(client, in(request_time));
+  if (!request) {
+    if (request.error().kind == ErrorKind::invalid) answer(client, request.error());
+    return;
+  }
+  const auto user = decode_user(request->header(user_header));
+  if (!user) return answer(client, user.error());
+  if (const auto may = rules.may_speak(peer, *user); !may) return answer(client, may.error());
+  Api asked = *this;
+  asked.caller = *user;
+  asked.serve(client, *request);
+}
+
+void Api::serve(Stream& client, const http::Request& request) const {
+  log::debug("{} {} of {}", request.method, request.target, caller.uid);
+  const std::string other = request.header(node_header);
+  if (other.empty() || other == links.config().node || is_forwarded(request)) return route(*this, client, request);
   // Somebody wants that node's daemon to do it, in full: not marked as passed on.
   auto passed =
-      ask_peer(*this, other, request->method, request->target, request->body, never(), wants_upgrade(*request), false);
+      ask_peer(*this, other, request.method, request.target, request.body, never(), wants_upgrade(request), false);
   if (!passed) return answer(client, passed.error());
   relay(client, std::move(*passed));
 }

@@ -4,8 +4,13 @@
 #include "node/moves.hpp"
 #include "node/pods.hpp"
 #include "node/registry.hpp"
+#include "node/rules.hpp"
 
 namespace godwit::node {
+
+namespace http {
+struct Request;
+}
 
 /// The HTTP API: on the Unix socket for commands, and between daemons over the service `api`. A request about a pod
 /// that is elsewhere is passed on to the node that owns it, by the daemon that got it.
@@ -33,6 +38,9 @@ namespace godwit::node {
 ///                                       JSON with the progress, the last one with the report
 ///   POST   /v1/pods/NAME/migrate/cancel
 ///
+/// The node's own state, resolve, forgetting a node are root's. Everybody else sees and commands pods of their own, as
+/// far as the config's [users] allows.
+///
 /// Errors are {"error": {"kind", "message", …}}. A pod is followed when it moves while it is waited for, logged or
 /// attached to.
 struct Api {
@@ -44,9 +52,17 @@ struct Api {
   Doubts& doubts;
   Remainders& remainders;
   const Registry& registry;
+  const Rules& rules;
+  pod::User caller{};  ///< in whose name the request is made: others' pods are not there for anybody but root
 
-  /// Serves the one request of a connection.
-  void serve(Stream& client) const;
+  /// Serves the one request of a connection: of `caller`, or of the peer of that name, who says whose it is.
+  void serve(Stream& client, const pod::User& caller) const;
+  void serve_peer(Stream& client, const std::string& peer) const;
+
+  [[nodiscard]] bool sees(std::uint32_t uid) const { return caller.is_root() || caller.uid == uid; }
+
+ private:
+  void serve(Stream& client, const http::Request&) const;
 };
 
 }  // namespace godwit::node

@@ -43,6 +43,7 @@ void add_usage(LocalPod& pod, Json& json) {
 Json local_pods(const Api& api) {
   Json list = Json::array();
   for (const auto& pod : api.pods.list()) {
+    if (!api.sees(pod->spec.user.uid)) continue;
     Json json = to_json(*pod, api.links.config().node);
     add_usage(*pod, json);
     list.push_back(std::move(json));
@@ -93,6 +94,7 @@ Json remainders_json(const Api& api) {
 Json node_json(const Api& api) {
   Json json = describe_node(api.links.config(), api.pods, api.starter);
   json["store_state"] = store_word(api.registry.store_answers());
+  if (!api.caller.is_root()) return json;
   json["doubts"] = doubts_json(api);
   json["remainders"] = remainders_json(api);
   return json;
@@ -148,8 +150,9 @@ void serve_pods_without_store(const Api& api, Stream& client, Json list, const E
 void serve_pods(const Api& api, Stream& client, bool local) {
   Json mine = local_pods(api);
   if (local) return answer(client, Json{{"pods", std::move(mine)}, {"warnings", Json::array()}});
-  const auto records = api.store.list();
+  auto records = api.store.list();
   if (!records) return serve_pods_without_store(api, client, std::move(mine), records.error());
+  std::erase_if(*records, [&](const store::Record& record) { return !api.sees(record.user); });
   const std::string& self = api.links.config().node;
   std::vector<std::string> owners;
   for (const auto& record : *records)

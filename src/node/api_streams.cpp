@@ -61,7 +61,7 @@ void follow(const Api& api, Stream& client, const std::string& name, StreamOptio
 /// Serves the frames of a pod that is here to another daemon, which follows it. False when it isn't here.
 bool serve_forwarded(const Api& api, Stream& client, const StreamOptions& options, const std::string& name) {
   const auto pod = api.pods.find(name);
-  if (!pod) {
+  if (!pod || !api.sees(pod->spec.user.uid)) {
     answer(client, Json::object(), misdirected);
     return false;
   }
@@ -231,6 +231,7 @@ Result<void> serve_migrate(const Api& api, Stream& client, const http::Request& 
   if (std::ranges::find(strategies, options.strategy) == strategies.end())
     return std::unexpected(Error{ErrorKind::invalid, fmt::format("no strategy named '{}'", options.strategy), 0,
                                  "auto, freeze, precopy, postcopy, hybrid or eager-dirty"});
+  TRY(api.rules.may_move(api.caller));
   const auto begun = api.moves.begin(pod, *destination, options, deadline);
   if (!begun) return std::unexpected(begun.error());
   // From here on the migration goes on whether anybody reads this or not.

@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "base/fd.hpp"
+#include "node/rules.hpp"
 #include "store/etcd_gateway.hpp"
 
 #define TOML_EXCEPTIONS 0
@@ -23,6 +24,7 @@ namespace {
 constexpr std::size_t file_limit = 1024 * 1024;
 constexpr std::size_t peers_limit = 1024;
 constexpr std::size_t key_minimum = 16;
+constexpr std::size_t words_limit = 1024;
 
 /// One table of the file. Every key that is asked for is known; `finish` refuses the others by line.
 class Table {
@@ -55,6 +57,20 @@ class Table {
     const auto found = node->value_exact<bool>();
     if (!found) return wrong(*node, key, "must be true or false");
     value = *found;
+    return {};
+  }
+
+  Result<void> texts(std::string_view key, std::vector<std::string>& values) {
+    const toml::node* node = find(key);
+    if (node == nullptr) return {};
+    const toml::array* array = node->as_array();
+    if (array == nullptr || array->size() > words_limit) return wrong(*node, key, "must be a list of strings");
+    values.clear();
+    for (const toml::node& item : *array) {
+      const auto text = item.value_exact<std::string>();
+      if (!text) return wrong(item, key, "must be a list of strings");
+      values.push_back(*text);
+    }
     return {};
   }
 
@@ -167,6 +183,10 @@ Result<void> read_peers(Table& root, const std::string& origin, std::vector<Peer
     Peer peer;
     TRY(table.text("name", peer.name));
     TRY(table.text("address", peer.address));
+    TRY(table.flag("send", peer.send));
+    TRY(table.flag("receive", peer.receive));
+    TRY(table.texts("users", peer.users));
+    TRY(table.texts("capabilities", peer.capabilities));
     TRY(table.finish());
     if (!valid_name(peer.name)) return root.wrong(item, "peers.name", "is missing or not a name of a node");
     if (!split_address(peer.address)) return root.wrong(item, "peers.address", "is missing or not host:port");
@@ -238,6 +258,7 @@ std::string own_name() {
 }
 
 Result<void> check_whole(const Config& config, const std::string& origin) {
+  if (auto rules = Rules::from(config); !rules) return std::unexpected(std::move(rules.error()).within(origin));
   if (!valid_name(config.node))
     return fail(ErrorKind::invalid, "{}: node '{}' is not a name ([a-z0-9.-], 63 at most)", origin, config.node);
   if (!config.peers.empty() && config.key.empty())
@@ -278,6 +299,12 @@ std::string quoted(const std::string& text) {
   out << toml::table{{"v", text}};
   const std::string line = out.str();
   return line.substr(line.find('=') + 2);
+}
+
+std::string quoted(const std::vector<std::string>& texts) {
+  std::string list;
+  for (const auto& text : texts) list += (list.empty() ? "" : ", ") + quoted(text);
+  return "[" + list + "]";
 }
 
 }  // namespace
@@ -346,6 +373,10 @@ Result<Config> parse_config(const std::string& text, const std::string& origin) 
                 [&](Table& table) { return read_socket(table, config.socket); }));
   TRY(sub_table(root, root.find("network"), "network", origin,
                 [&](Table& table) { return read_network(table, config.network); }));
+  TRY(sub_table(root, root.find("users"), "users", origin, [&](Table& table) -> Result<void> {
+    TRY(table.texts("run", config.users.run));
+    return table.texts("move", config.users.move);
+  }));
   const toml::node* labels = root.find("labels");
   TRY(sub_table(root, labels, "labels", origin,
                 [&](Table& table) { return read_labels(table, *labels->as_table(), config.labels); }));
@@ -398,8 +429,14 @@ std::string write_config(const Config& config) {
   if (!config.guests) out += "guests = false\n";
   if (config.most_pods != 0) out += fmt::format("most_pods = {}\n", config.most_pods);
   out += fmt::format("page_patience = {}\n", config.page_patience);
-  for (const Peer& peer : config.peers)
+  for (const Peer& peer : config.peers) {
     out += fmt::format("[[peers]]\nname = {}\naddress = {}\n", quoted(peer.name), quoted(peer.address));
+    if (!peer.send) out += "send = false\n";
+    if (!peer.receive) out += "receive = false\n";
+    if (peer.users != Peer().users) out += fmt::format("users = {}\n", quoted(peer.users));
+    if (peer.capabilities != Peer().capabilities) out += fmt::format("capabilities = {}\n", quoted(peer.capabilities));
+  }
+  out += fmt::format("[users]\nrun = {}\nmove = {}\n", quoted(config.users.run), quoted(config.users.move));
   out += "[socket]\n";
   line("path", config.socket.path);
   line("mode", fmt::format("{:04o}", config.socket.mode));
@@ -414,11 +451,7 @@ std::string write_config(const Config& config) {
   if (!config.labels.empty()) out += "[labels]\n";
   for (const auto& [key, value] : config.labels) out += fmt::format("{} = {}\n", quoted(key), quoted(value));
   if (!config.groups.empty()) out += "[groups]\n";
-  for (const auto& [name, members] : config.groups) {
-    std::string list;
-    for (const auto& member : members) list += (list.empty() ? "" : ", ") + quoted(member);
-    out += fmt::format("{} = [{}]\n", quoted(name), list);
-  }
+  for (const auto& [name, members] : config.groups) out += fmt::format("{} = {}\n", quoted(name), quoted(members));
   return out;
 }
 

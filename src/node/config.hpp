@@ -13,6 +13,11 @@ namespace godwit::node {
 struct Peer {
   std::string name;
   std::string address;  ///< "host:port" or "[v6]:port"; the port may be missing (4070)
+  bool send = true;     ///< our pods may go there
+  bool receive = true;  ///< its pods may come here
+  /// As whom its pods may run here, and in whose name it may ask for something: node/rules.
+  std::vector<std::string> users{"*"};
+  std::vector<std::string> capabilities{"all"};  ///< that its pods may have here at most
   bool operator==(const Peer&) const = default;
 };
 
@@ -54,6 +59,13 @@ struct Config {
     std::string gateway6;
     bool operator==(const Network&) const = default;
   } network;
+
+  /// [users]: who besides root may do what with pods of their own, by this node's socket. See node/rules.
+  struct Allowed {
+    std::vector<std::string> run;        ///< have pods here
+    std::vector<std::string> move{"*"};  ///< send them away
+    bool operator==(const Allowed&) const = default;
+  } users;
 
   std::map<std::string, std::string> labels;  ///< [labels]: zone = "x", secure = ""
   /// [groups]: names that stand for several nodes as a destination, the same on all nodes. rack1 = ["a", "b"]

@@ -9,6 +9,7 @@
 
 #include "base/log.hpp"
 #include "node/api.hpp"
+#include "node/caller.hpp"
 #include "node/cgroup_directory.hpp"
 #include "node/server.hpp"
 #include "node/store_link.hpp"
@@ -60,13 +61,18 @@ Result<std::unique_ptr<store::Store>> open_store(const Config& config, const Lin
 }  // namespace
 
 struct Daemon::Parts {
-  Parts(Config given, pod::Site pods_site, Fd state_lock)
-      : config(std::move(given)), site(std::move(pods_site)), lock(std::move(state_lock)), links(config) {}
+  Parts(Config given, Rules given_rules, pod::Site pods_site, Fd state_lock)
+      : config(std::move(given)),
+        site(std::move(pods_site)),
+        lock(std::move(state_lock)),
+        links(config),
+        rules(std::move(given_rules)) {}
 
   Config config;
   pod::Site site;
   Fd lock;
   Links links;
+  Rules rules;
   std::unique_ptr<store::Store> store;
   Doubts doubts;
   std::unique_ptr<Remainders> remainders;
@@ -100,9 +106,12 @@ struct Daemon::Parts {
       if (caller.error().kind == ErrorKind::refused) log::warn("peers: {}", caller.error().message());
       return;
     }
-    if (caller->service == service::api) return api->serve(connection.stream);
+    if (caller->service == service::api) return api->serve_peer(connection.stream, caller->peer);
     if (caller->service == service::starter) return starter->serve(connection.stream, caller->peer);
-    if (caller->service == service::store) return serve_store(connection.stream, *store);
+    if (caller->service == service::store)
+      return serve_store(connection.stream, *store, [&](const store::Record& record) {
+        return rules.may_speak(caller->peer, {record.user, record.user, {}});
+      });
     const auto move_of = [&](std::string_view prefix) { return caller->service.substr(prefix.size()); };
     if (caller->service.starts_with(service::pages))
       return remainders->serve(connection.stream, caller->peer, move_of(service::pages));
@@ -117,6 +126,7 @@ Daemon::Daemon(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 Result<std::unique_ptr<Daemon>> Daemon::start(Config config, pod::Zygote& zygote) {
   TRY(make_directory(config.state_dir));
   TRY(make_directory(config.run_dir));
+  Rules rules = TRY(Rules::from(config));
   Fd lock = TRY(lock_state(config.state_dir));
   pod::Site site{.node = config.node,
                  .state_dir = config.state_dir,
@@ -124,18 +134,19 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, pod::Zygote& zygote
                  .bridge = config.network.bridge,
                  .cgroup = TRY(prepare_cgroup(config.cgroup, config.node)),
                  .zygote = &zygote};
-  auto parts = std::make_unique<Parts>(std::move(config), std::move(site), std::move(lock));
+  auto parts = std::make_unique<Parts>(std::move(config), std::move(rules), std::move(site), std::move(lock));
   Parts& p = *parts;
   p.store = TRY(open_store(p.config, p.links));
   p.remainders = std::make_unique<Remainders>(p.links, *p.store, p.config.state_dir);
   p.pods = std::make_unique<Pods>(p.links, p.site, *p.store, p.doubts, *p.remainders);
-  p.starter = std::make_unique<Starter>(p.config, p.links, *p.pods, *p.store);
+  p.starter = std::make_unique<Starter>(p.config, p.links, p.rules, *p.pods, *p.store);
   p.journal = std::make_unique<Journal>(*p.store);
   p.moves =
       std::make_unique<Moves>(p.links, *p.starter, *p.pods, *p.store, p.doubts, *p.remainders, *p.journal, p.site);
   p.registry = std::make_unique<Registry>(*p.store, p.config.node,
                                           [&p] { return describe_node(p.config, *p.pods, *p.starter); });
-  p.api = std::make_unique<Api>(p.links, *p.pods, *p.moves, *p.starter, *p.store, p.doubts, *p.remainders, *p.registry);
+  p.api = std::make_unique<Api>(p.links, *p.pods, *p.moves, *p.starter, *p.store, p.doubts, *p.remainders, *p.registry,
+                                p.rules);
 
   // The port first: other nodes may have to ask our store before they can tell whose their pods are.
   if (!p.config.key.empty()) {
@@ -148,7 +159,8 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, pod::Zygote& zygote
   p.commands = std::make_unique<Server>(std::move(socket), most_connections, most_connections,
                                         [&p](Tasks::Connection& connection) {
                                           connection.trust();
-                                          p.api->serve(connection.stream);
+                                          if (const auto caller = caller_of(connection.stream.fd()))
+                                            p.api->serve(connection.stream, *caller);
                                         });
   return std::unique_ptr<Daemon>(new Daemon(std::move(parts)));
 }

@@ -22,6 +22,10 @@ std::string key_of(const std::string& id, std::int64_t began_ms) {
   return fmt::format("{:012x}-{}", std::max<std::int64_t>(0, began_ms), id);
 }
 
+bool may_read(const pod::User& reader, const Json& move) {
+  return reader.is_root() || number_field(move, "uid").value_or(0) == reader.uid;
+}
+
 }  // namespace
 
 Journal::Journal(store::Store& store) : store_(store), thread_([this] { work(); }) {}
@@ -43,6 +47,7 @@ void Journal::add(const Entry& entry) {
   const Json summary{{"id", entry.id},
                      {"began_ms", began},
                      {"pod", report.pod},
+                     {"uid", entry.user},
                      {"source", report.source},
                      {"destination", report.destination},
                      {"strategy", report.strategy},
@@ -52,7 +57,7 @@ void Journal::add(const Entry& entry) {
                      {"bytes_sent", report.bytes_sent},
                      {"error", report.error.substr(0, error_limit)}};
   Json whole = to_json(report);
-  for (const char* name : {"id", "began_ms", "outcome"}) whole[name] = summary[name];
+  for (const char* name : {"id", "began_ms", "uid", "outcome"}) whole[name] = summary[name];
   const std::string key = key_of(entry.id, began);
   Waiting waiting{.report = {.kind = report_kind, .key = key, .value = dump(whole)},
                   .summary = {.kind = summary_kind, .key = key, .value = dump(summary)}};
@@ -97,18 +102,18 @@ void Journal::work() {
   }
 }
 
-Result<Json> list_moves(store::Store& store, const std::string& pod, std::size_t limit) {
+Result<Json> list_moves(store::Store& store, const pod::User& reader, const std::string& pod, std::size_t limit) {
   const auto notes = TRY(store.notes(summary_kind));
   Json moves = Json::array();
   for (auto note = notes.rbegin(); note != notes.rend() && moves.size() < limit; ++note) {
     auto json = parse_json(note->value);
-    if (!json || !json->is_object()) continue;
+    if (!json || !json->is_object() || !may_read(reader, *json)) continue;
     if (pod.empty() || text_field(*json, "pod").value_or("") == pod) moves.push_back(std::move(*json));
   }
   return moves;
 }
 
-Result<Json> find_report(store::Store& store, const std::string& id) {
+Result<Json> find_report(store::Store& store, const pod::User& reader, const std::string& id) {
   const auto absent = [&] {
     return std::unexpected(
         Error{ErrorKind::not_found, fmt::format("the history has no move '{}'", id), 0, "godwit history lists them"});
@@ -121,7 +126,9 @@ Result<Json> find_report(store::Store& store, const std::string& id) {
   if (keys.size() > 1) return fail(ErrorKind::invalid, "'{}' begins the ids of {} moves", id, keys.size());
   const auto reports = TRY(store.notes(report_kind, keys.front()));
   if (reports.empty()) return absent();
-  return parse_json(reports.front().value);
+  auto report = TRY(parse_json(reports.front().value));
+  if (!report.is_object() || !may_read(reader, report)) return absent();
+  return report;
 }
 
 }  // namespace godwit::node

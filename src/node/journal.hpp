@@ -24,6 +24,7 @@ class Journal {
   struct Entry {
     std::string id;  ///< of the move
     std::chrono::system_clock::time_point began;
+    std::uint32_t user = 0;  ///< whose pod
     migrate::Report report;
     std::optional<ErrorKind> error;  ///< none: it moved
   };
@@ -49,10 +50,11 @@ class Journal {
   std::thread thread_;
 };
 
-/// The newest moves first, `limit` at most; of this pod only, unless its name is empty.
-Result<Json> list_moves(store::Store&, const std::string& pod, std::size_t limit);
+/// The newest moves first, `limit` at most; of this pod only, unless its name is empty, and
+/// only what `reader` may see: root all, others what pods of their own did.
+Result<Json> list_moves(store::Store&, const pod::User& reader, const std::string& pod, std::size_t limit);
 
 /// The whole report of the move whose id begins with `id`. `not_found`; `invalid` when several do.
-Result<Json> find_report(store::Store&, const std::string& id);
+Result<Json> find_report(store::Store&, const pod::User& reader, const std::string& id);
 
 }  // namespace godwit::node

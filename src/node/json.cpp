@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "control/messages.hpp"
+#include "kernel/capabilities.hpp"
 
 namespace godwit::node {
 namespace {
@@ -146,7 +147,10 @@ Json to_json(const LocalPod& pod, const std::string& node) {
             {"input", pod.spec.program.input},
             {"memory_limit", pod.spec.memory_limit},
             {"cpu_limit", pod.spec.cpu_limit},
-            {"needs", pod.spec.labels}};
+            {"needs", pod.spec.labels},
+            {"uid", pod.spec.user.uid},
+            {"user", pod::name_of(pod.spec.user.uid)},
+            {"capabilities", kernel::to_text(pod.spec.capabilities)}};
   json["address"] = "";
   if (!pod.spec.network.addresses.empty()) {
     const std::string& first = pod.spec.network.addresses.front();
@@ -159,8 +163,11 @@ Json to_json(const LocalPod& pod, const std::string& node) {
 }
 
 Json to_json(const store::Record& record, const std::string& state) {
-  return {{"name", record.pod},  {"id", record.id},       {"node", record.owner}, {"address", record.address},
-          {"home", record.home}, {"epoch", record.epoch}, {"state", state},       {"command", Json::array()}};
+  return {{"name", record.pod},   {"id", record.id},
+          {"node", record.owner}, {"address", record.address},
+          {"home", record.home},  {"epoch", record.epoch},
+          {"state", state},       {"command", Json::array()},
+          {"uid", record.user},   {"user", pod::name_of(record.user)}};
 }
 
 Result<std::string> text_field(const Json& json, const char* name, const std::string& otherwise) {
@@ -202,8 +209,18 @@ Result<pod::Program> program_from(const Json& json) {
   return program;
 }
 
-Result<NewPod> new_pod_from(const Json& json) {
+Result<NewPod> new_pod_from(const Json& json, const pod::User& caller) {
   NewPod wanted;
+  wanted.user = caller;
+  if (const auto name = TRY(text_field(json, "user")); !name.empty() && name != pod::name_of(caller.uid))
+    wanted.user = TRY(pod::user_named(name));
+  const auto capabilities = TRY(texts_field(json, "capabilities"));
+  if (!capabilities.empty())
+    wanted.capabilities = TRY(kernel::parse_capabilities(capabilities)) & kernel::bounding_capabilities();
+  else if (wanted.user.is_root())
+    wanted.capabilities = kernel::bounding_capabilities();
+  if (!wanted.user.is_root() && wanted.capabilities != 0)
+    return fail(ErrorKind::invalid, "only root's pods have capabilities");
   wanted.program = TRY(program_from(json));
   wanted.name = TRY(text_field(json, "name"));
   wanted.hostname = TRY(text_field(json, "hostname"));

@@ -31,8 +31,9 @@ Json to_json(const LocalPod&, const std::string& node);
 /// A pod as only the store knows it.
 Json to_json(const store::Record&, const std::string& state);
 
-/// The body of POST /v1/pods and of POST …/exec. `invalid` names the field.
-Result<NewPod> new_pod_from(const Json&);
+/// The body of POST /v1/pods, asked by `caller`, whose the pod is unless another user is named, and of POST …/exec.
+/// `invalid` names the field.
+Result<NewPod> new_pod_from(const Json&, const pod::User& caller);
 Result<pod::Program> program_from(const Json&);
 
 /// Fields of a JSON object with their types checked; `invalid` with the field's name otherwise.

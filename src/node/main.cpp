@@ -13,6 +13,7 @@
 
 #include "base/log.hpp"
 #include "node/daemon.hpp"
+#include "node/privileges.hpp"
 #include "node/version.hpp"
 
 namespace {
@@ -101,7 +102,9 @@ void notify(const std::string& text) {
 }  // namespace
 
 int main(int count, char** values) {
-  // Before anything else: what is forked from it must not inherit threads, secrets or changed signals.
+  // Before anything else: what is forked from it must not inherit threads, secrets, changed signals or more rights than
+  // are needed.
+  const auto given_up = node::give_up_others();
   auto zygote = pod::Zygote::start();
   const Arguments arguments = parse(count, values);
   auto config = read_config(arguments.config);
@@ -114,6 +117,7 @@ int main(int count, char** values) {
     return 0;
   }
   set_up_log(config->log_level);
+  if (!given_up) log::warn("this daemon keeps more rights than it needs: {}", given_up.error().message());
   if (!zygote) {
     log::error("{}", zygote.error().message());
     return 1;

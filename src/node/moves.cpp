@@ -96,7 +96,8 @@ Result<std::shared_ptr<Move>> Moves::begin(const std::shared_ptr<LocalPod>& pod,
       // The last handle goes before anybody hears that it is over.
       held.reset();
       if (const auto end = move->view(); !move->options.dry_run)
-        journal_.add({move->id, move->began, end.report, end.error.transform([](const Error& e) { return e.kind; })});
+        journal_.add({move->id, move->began, move->pod->spec.user.uid, end.report,
+                      end.error.transform([](const Error& e) { return e.kind; })});
       const std::lock_guard over(mutex_);
       move->change([](Move::View& view) { view.over = true; });
       ended_.notify_all();
@@ -266,7 +267,7 @@ void Moves::incoming(Stream connection, const std::string& peer, const std::stri
       .decide =
           [&](const pod::Spec& spec, const control::Needs& needs) {
             name = spec.name;
-            return starter_.decide(id, spec, needs);
+            return starter_.decide(id, peer, spec, needs);
           },
       .arrived =
           [&](std::shared_ptr<pod::Pod> pod) {

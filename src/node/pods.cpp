@@ -38,14 +38,15 @@ pod::AddressPlan plan_of(const Config::Network& network) {
 }
 
 /// Programs expect these; what the user gave stands first and wins.
-void add_defaults(pod::Program& program, const std::string& hostname) {
+void add_defaults(pod::Program& program, const std::string& hostname, std::uint32_t uid) {
   const auto add = [&](const std::string& name, const std::string& value) {
     for (const std::string& entry : program.environment)
       if (entry.starts_with(name + "=")) return;
     program.environment.push_back(name + "=" + value);
   };
   add("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-  add("HOME", "/root");
+  add("HOME", uid == 0 ? "/root" : pod::home_of(uid));
+  if (uid != 0) add("USER", pod::name_of(uid));
   add("HOSTNAME", hostname);
   if (program.terminal) add("TERM", "xterm");
 }
@@ -134,11 +135,13 @@ Result<pod::Spec> Pods::reserve(const NewPod& wanted) {
   spec.memory_limit = wanted.memory_limit;
   spec.cpu_limit = wanted.cpu_limit;
   spec.labels = wanted.labels;
-  add_defaults(spec.program, spec.hostname);
+  spec.user = wanted.user;
+  spec.capabilities = wanted.capabilities;
+  add_defaults(spec.program, spec.hostname, spec.user.uid);
   const bool addressed = !config_.network.bridge.empty() && !config_.network.subnet4.empty();
   for (std::uint32_t attempt = 0; attempt < address_attempts; attempt++) {
     if (addressed) spec.network = TRY(pod::candidate_network(plan_of(config_.network), spec.id, attempt));
-    store::Record record{spec.name, spec.id, config_.node, 1, "", config_.node};
+    store::Record record{spec.name, spec.id, config_.node, 1, "", config_.node, spec.user.uid};
     if (!spec.network.addresses.empty()) {
       const std::string& first = spec.network.addresses.front();
       record.address = first.substr(0, first.find('/'));
@@ -178,7 +181,7 @@ Result<std::shared_ptr<LocalPod>> Pods::create(NewPod wanted) {
 Result<std::shared_ptr<LocalPod>> Pods::make(const NewPod& wanted) {
   const pod::Spec spec = TRY(reserve(wanted));
   const auto undo = [&](Error error) -> std::unexpected<Error> {
-    const store::Record record{spec.name, spec.id, config_.node, 1, "", config_.node};
+    const store::Record record{spec.name, spec.id, config_.node, 1, "", config_.node, spec.user.uid};
     if (const auto removed = store_.remove(record); !removed)
       log::warn("pod {}: its record could not be removed again: {}", spec.name, removed.error().message());
     return std::unexpected(std::move(error).within("run " + spec.name));

@@ -110,6 +110,8 @@ struct NewPod {
   std::uint64_t memory_limit = 0;
   double cpu_limit = 0;
   std::vector<std::string> labels;  ///< that a node must have
+  pod::User user;
+  std::uint64_t capabilities = 0;
 };
 
 /// The pods of this node. Thread-safe.

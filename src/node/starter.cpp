@@ -94,8 +94,12 @@ std::uint64_t memory_available() {
 
 control::Needs needs_of(pod::Pod& pod) {
   const pod::Spec& spec = pod.spec();
-  control::Needs needs{
-      .processors = spec.cpu_limit, .labels = spec.labels, .addresses = spec.network.addresses, .home = spec.home};
+  control::Needs needs{.processors = spec.cpu_limit,
+                       .labels = spec.labels,
+                       .addresses = spec.network.addresses,
+                       .home = spec.home,
+                       .user = spec.user.uid,
+                       .capabilities = spec.capabilities};
   const auto processes = pod.workload().processes();
   if (!processes) return needs;
   for (const HostPid process : *processes) {
@@ -105,9 +109,10 @@ control::Needs needs_of(pod::Pod& pod) {
   return needs;
 }
 
-Starter::Starter(const Config& config, const Links& links, const Pods& pods, store::Store& store)
+Starter::Starter(const Config& config, const Links& links, const Rules& rules, const Pods& pods, store::Store& store)
     : config_(config),
       links_(links),
+      rules_(rules),
       pods_(pods),
       store_(store),
       draining_file_(config.state_dir + "/draining"),
@@ -135,13 +140,21 @@ Result<std::vector<std::string>> Starter::candidates(const std::string& destinat
   if (nodes.empty())
     return fail(ErrorKind::refused, "there is no other node in '{}': the pod is on {} already", destination,
                 config_.node);
+  Result<void> refused;
+  std::erase_if(nodes, [&](const std::string& node) {
+    const auto may = rules_.may_send(node);
+    if (!may) refused = may;
+    return !may;
+  });
+  if (nodes.empty()) return std::unexpected(refused.error());
   return nodes;
 }
 
-control::Room Starter::room(const std::string& pod_id, const control::Needs& needs) const {
+control::Room Starter::room(const std::string& peer, const std::string& pod_id, const control::Needs& needs) const {
   control::Room room{.memory = memory_available(),
                      .processors = static_cast<double>(::sysconf(_SC_NPROCESSORS_ONLN)),
-                     .descriptors = descriptors_available()};
+                     .descriptors = descriptors_available(),
+                     .objections = rules_.against(peer, needs)};
   for (const auto& local : pods_.list()) {
     const auto view = local->view();
     if (!view.here || view.state == PodState::exited) continue;
@@ -250,7 +263,7 @@ control::Answer Starter::answer_alone(const control::Ask& ask) {
     if (!*record || (*record)->id != ask.pod_id || (*record)->owner != ask.from)
       return no(Reason::protocol, fmt::format("in the store of {} this pod is not {}'s", config_.node, ask.from));
   }
-  const control::Room room = this->room(ask.pod_id, ask.needs);
+  const control::Room room = this->room(ask.from, ask.pod_id, ask.needs);
   const std::lock_guard lock(mutex_);
   return admission_.consider(ask, room, now());
 }
@@ -294,8 +307,9 @@ void Starter::serve(Stream& asking, const std::string& peer) {
   (void)write_frame(asking, image::pack(answer), in(answer_time));
 }
 
-std::vector<std::string> Starter::decide(const std::string& move, const pod::Spec& spec, const control::Needs& needs) {
-  const control::Room room = this->room(spec.id, needs);
+std::vector<std::string> Starter::decide(const std::string& move, const std::string& peer, const pod::Spec& spec,
+                                         const control::Needs& needs) {
+  const control::Room room = this->room(peer, spec.id, needs);
   const std::lock_guard lock(mutex_);
   std::vector<std::string> texts;
   for (auto& refusal : admission_.decide(move, spec.id, needs, room, now())) texts.push_back(std::move(refusal.text));

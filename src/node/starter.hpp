@@ -10,6 +10,7 @@
 #include "control/negotiation.hpp"
 #include "node/links.hpp"
 #include "node/pods.hpp"
+#include "node/rules.hpp"
 
 namespace godwit::node {
 
@@ -17,10 +18,10 @@ namespace godwit::node {
 /// decisions are control/'s; here they get their clock, their figures and their connections. Thread-safe.
 class Starter {
  public:
-  Starter(const Config&, const Links&, const Pods&, store::Store&);
+  Starter(const Config&, const Links&, const Rules&, const Pods&, store::Store&);
 
   /// The nodes that a destination's name stands for, without this one: a node, a group of the config, or "any".
-  /// `not_found` with the names that there are.
+  /// `not_found` with the names that there are, `refused` when the node's owner lets no pod go there.
   Result<std::vector<std::string>> candidates(const std::string& destination) const;
 
   struct Wish {
@@ -42,8 +43,9 @@ class Starter {
   /// Answers one request of `peer` on `fd`.
   void serve(Stream&, const std::string& peer);
 
-  /// Messages 5 and 6: reasons against taking in this pod now; none: its room is kept until `end`.
-  std::vector<std::string> decide(const std::string& move, const pod::Spec&, const control::Needs&);
+  /// Messages 5 and 6: reasons against taking in this pod of `peer` now; none: its room is kept until `end`.
+  std::vector<std::string> decide(const std::string& move, const std::string& peer, const pod::Spec&,
+                                  const control::Needs&);
   void end(const std::string& move);
   /// Bytes of the arriving pod that are here by now.
   void used(const std::string& move, std::uint64_t bytes);
@@ -55,7 +57,7 @@ class Starter {
   [[nodiscard]] std::vector<std::string> objections(const std::vector<std::string>& labels) const;
 
  private:
-  [[nodiscard]] control::Room room(const std::string& pod_id, const control::Needs&) const;
+  [[nodiscard]] control::Room room(const std::string& peer, const std::string& pod_id, const control::Needs&) const;
   control::Answer answer_to(const control::Ask&);
   control::Answer answer_alone(const control::Ask&);
   Result<control::Answer> ask(const std::string& node, const control::Ask&) const;
@@ -65,6 +67,7 @@ class Starter {
 
   const Config& config_;
   const Links& links_;
+  const Rules& rules_;
   const Pods& pods_;
   store::Store& store_;
   const std::string draining_file_;

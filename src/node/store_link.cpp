@@ -56,8 +56,17 @@ bool note_error(const Result<T>& result, Answer& answer) {
   return true;
 }
 
-Answer answer_to(const Request& request, store::Store& store) {
+/// Whether the one who asks may change this pod's record.
+Result<void> permit(const Request& request, store::Store& store, const MayChange& may) {
+  if (request.call == "create") return may(request.record);
+  if (request.call != "move" && request.call != "remove") return {};
+  const auto found = TRY(store.get(request.record.pod));
+  return found ? may(*found) : Result<void>{};
+}
+
+Answer answer_to(const Request& request, store::Store& store, const MayChange& may) {
   Answer answer;
+  if (note_error(permit(request, store, may), answer)) return answer;
   if (request.call == "create") {
     note_error(store.create(request.record), answer);
   } else if (request.call == "get") {
@@ -260,7 +269,7 @@ std::unique_ptr<store::Store> open_store_link(const Links& links, const std::str
   return std::make_unique<StoreLink>(links, peer);
 }
 
-void serve_store(Stream& caller, store::Store& store) {
+void serve_store(Stream& caller, store::Store& store, const MayChange& may) {
   // Somebody's freeze waits for a commit. What is done here is little, and other load is not to come before it.
   constexpr int priority = 10;
   const kernel::RaisedPriority raised(HostPid{::gettid()}, priority);
@@ -273,7 +282,7 @@ void serve_store(Stream& caller, store::Store& store) {
       log::warn("store: {}", request.error().message());
       return;
     }
-    if (!write_frame(caller, image::pack(answer_to(*request, store)), in(call_time))) return;
+    if (!write_frame(caller, image::pack(answer_to(*request, store, may)), in(call_time))) return;
   }
 }
 

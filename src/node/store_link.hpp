@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "node/links.hpp"
@@ -13,7 +14,10 @@ namespace godwit::node {
 /// whose answer was lost is found out about on a new connection before it is given up as `unreachable`.
 std::unique_ptr<store::Store> open_store_link(const Links&, const std::string& peer);
 
+/// Whether the caller may make, move or remove this record.
+using MayChange = std::function<Result<void>(const store::Record&)>;
+
 /// Answers requests on `caller` until the caller goes.
-void serve_store(Stream& caller, store::Store&);
+void serve_store(Stream& caller, store::Store&, const MayChange&);
 
 }  // namespace godwit::node

@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "kernel/capabilities.hpp"
 #include "kernel/procfs.hpp"
 
 namespace godwit::objects {
@@ -13,16 +14,6 @@ namespace {
 
 using Capabilities = std::array<__user_cap_data_struct, 2>;
 constexpr std::size_t groups_in_batch = 256;
-
-/// The highest capability that this kernel knows.
-int last_capability() {
-  static const int last = [] {
-    int capability = 63;
-    while (capability > 0 && ::prctl(PR_CAPBSET_READ, capability) < 0) --capability;
-    return capability;
-  }();
-  return last;
-}
 
 constexpr std::uint64_t join(std::uint32_t low, std::uint32_t high) {
   return low | static_cast<std::uint64_t>(high) << 32;
@@ -59,7 +50,7 @@ void CredentialsCapture::ask(kernel::Batch& batch, bool sets) {
   securebits_ = batch.call(SYS_prctl, {PR_GET_SECUREBITS});
   ambient_.clear();
   bounding_.clear();
-  for (int capability = 0; sets && capability <= last_capability(); ++capability) {
+  for (int capability = 0; sets && capability <= kernel::last_capability(); ++capability) {
     const auto number = static_cast<std::uint64_t>(capability);
     ambient_.push_back(batch.call(SYS_prctl, {PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, number}));
     bounding_.push_back(batch.call(SYS_prctl, {PR_CAPBSET_READ, number}));
@@ -110,22 +101,14 @@ void restore_credentials(kernel::Batch& batch, const Credentials& wanted, std::u
   // final securebits; a dropped bounding set forbids adding inheritable ones. Hence: inheritable, ambient, bounding.
   prctl("clear ambient capabilities", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL);
   set_capabilities(batch, permitted_now, permitted_now, wanted.inheritable);
-  for (int capability = 0; capability <= last_capability(); ++capability) {
-    const std::uint64_t bit = 1ULL << capability;
+  for (int capability = 0; capability <= kernel::last_capability(); ++capability) {
+    const std::uint64_t bit = kernel::capability(capability);
     const auto number = static_cast<std::uint64_t>(capability);
     if ((wanted.ambient & bit) != 0) prctl("raise an ambient capability", PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number);
     if ((wanted.bounding & bit) == 0) prctl("drop a bounding capability", PR_CAPBSET_DROP, number);
   }
   prctl("set securebits", PR_SET_SECUREBITS, wanted.securebits);
   set_capabilities(batch, wanted.effective, wanted.permitted, wanted.inheritable);
-}
-
-Result<std::uint64_t> permitted_of(HostPid tid) {
-  __user_cap_header_struct head{.version = _LINUX_CAPABILITY_VERSION_3, .pid = tid.value};
-  Capabilities capabilities{};
-  if (::syscall(SYS_capget, &head, capabilities.data()) < 0)
-    return fail_errno("read the capabilities of thread {}", tid.value);
-  return join(capabilities[0].permitted, capabilities[1].permitted);
 }
 
 }  // namespace godwit::objects

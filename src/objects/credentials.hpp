@@ -37,11 +37,8 @@ class CredentialsCapture {
 
 /// Gives the thread that runs the batch its credentials. The thread must hold what it is to keep, CAP_SETPCAP,
 /// CAP_SETUID and CAP_SETGID; after the batch it holds exactly what `credentials` says. `permitted_now`: the thread's
-/// permitted set before (`permitted_of`). Clears the dumpable flag and the parent-death signal as the kernel does:
-/// set those afterwards.
+/// permitted set before (kernel::permitted_capabilities). Clears the dumpable flag and the parent-death signal as the
+/// kernel does: set those afterwards.
 void restore_credentials(kernel::Batch&, const Credentials& credentials, std::uint64_t permitted_now);
-
-/// The permitted capabilities of a thread, read from outside.
-Result<std::uint64_t> permitted_of(HostPid tid);
 
 }  // namespace godwit::objects

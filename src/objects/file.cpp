@@ -414,6 +414,7 @@ Result<Fd> build(const State& state, Destination& destination) {
     return fail(ErrorKind::invalid, "a file whose path is \"{}\"", state.path);
   const bool nameless = state.deleted || (state.carrier == "state" && S_ISREG(state.mode));
   Fd named;
+  if (!nameless) TRY(check_permission(destination.opener(), state.path, state.flags));
   if (!nameless) named = TRY(open_named(state));
   const int inode = nameless ? TRY(find_object(state, destination)) : named.get();
   // O_TMPFILE contains O_DIRECTORY; what O_PATH opens isn't opened again.

@@ -18,6 +18,7 @@
 #include "base/result.hpp"
 #include "image/codec.hpp"
 #include "kernel/remote.hpp"
+#include "objects/permission.hpp"
 
 /// What a kind of descriptor is: how it is recognised, refused, captured and rebuilt.
 ///
@@ -109,6 +110,8 @@ class Destination {
   /// The pod's end of a stream of the destination's init.
   [[nodiscard]] virtual Result<Fd> stream(const std::string& name) = 0;
   [[nodiscard]] virtual std::optional<HostPid> host_pid(PodPid) const = 0;
+  /// Whose permissions count for what is opened by name; null: root's.
+  [[nodiscard]] virtual const Opener* opener() const { return nullptr; }
   /// What the kernel remembers by the process that does it (SO_PEERCRED) is done by that process: `work` runs with it
   /// while the build waits, on the thread that traces it. ErrorKind::not_found when it isn't there, or not any more.
   virtual Result<void> as_process(PodPid process, const std::function<Result<void>(Stub&)>& work) {

@@ -170,7 +170,7 @@ struct RebuiltPipes {
   std::map<InodeKey, Rebuilt> of;
 };
 
-Result<Rebuilt> make(const State& state) {
+Result<Rebuilt> make(const State& state, const Opener* opener) {
   Rebuilt pipe{.left = state.descriptions};
   if (state.path.empty()) {
     int ends[2];
@@ -181,6 +181,7 @@ Result<Rebuilt> make(const State& state) {
     if (::fchown(ends[0], state.uid, state.gid) < 0 || ::fchmod(ends[0], state.mode) < 0)
       return fail_errno("set the owner of a pipe");
   } else {
+    TRY(check_permission(opener, state.path, state.flags));
     const Fd path{::open(state.path.c_str(), O_PATH | O_CLOEXEC | O_NOFOLLOW)};
     struct stat status {};
     if (!path || ::fstat(path.get(), &status) < 0) return fail_errno("open the FIFO {}", state.path);
@@ -203,7 +204,7 @@ bool made_by_pipe(const State& state) {
 Result<Fd> build(const State& state, Destination& destination) {
   auto& pipes = destination.shared<RebuiltPipes>("pipes").of;
   auto at = pipes.find(state.inode);
-  if (at == pipes.end()) at = pipes.emplace(state.inode, TRY(make(state))).first;
+  if (at == pipes.end()) at = pipes.emplace(state.inode, TRY(make(state, destination.opener()))).first;
   auto& pipe = at->second;
   TRY(fill_pipe(pipe.writer.get(), state.content));
   const bool reader_only = !writes(state.flags);

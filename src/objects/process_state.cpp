@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <csignal>
 
+#include "kernel/capabilities.hpp"
 #include "objects/thread_state.hpp"
 
 namespace godwit::objects {
@@ -207,7 +208,7 @@ void ProcessRestore::early(kernel::Batch& batch) {
 }
 
 Result<void> check_limits(const ProcessState& state) {
-  if (::geteuid() == 0 && (TRY(permitted_of(HostPid{0})) & 1ULL << CAP_SYS_RESOURCE) != 0) return {};
+  if (::geteuid() == 0 && (TRY(kernel::permitted_capabilities(HostPid{0})) & 1ULL << CAP_SYS_RESOURCE) != 0) return {};
   for (std::size_t i = 0; i < std::min(state.limits.size(), limit_count); ++i) {
     rlimit ours{};
     if (::getrlimit(static_cast<__rlimit_resource>(i), &ours) == 0 && state.limits[i].hard > ours.rlim_max)

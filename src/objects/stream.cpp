@@ -32,7 +32,8 @@ struct State {
   std::vector<std::uint8_t> settings;  ///< struct termios2
   std::uint16_t rows = 0, columns = 0, width = 0, height = 0;
   std::vector<Session> sessions;
-  MSGPACK_DEFINE_MAP(name, flags, content, terminal, settings, rows, columns, width, height, sessions)
+  std::uint32_t uid = 0, gid = 0;  ///< whose it is: who may open it again
+  MSGPACK_DEFINE_MAP(name, flags, content, terminal, settings, rows, columns, width, height, sessions, uid, gid)
 };
 
 bool is_terminal(const Descriptor& descriptor) {
@@ -98,6 +99,8 @@ struct Captured {
 
 Result<State> capture(const Descriptor& descriptor, Source& source) {
   State state{.name = descriptor.stream, .flags = descriptor.flags};
+  state.uid = descriptor.status.st_uid;
+  state.gid = descriptor.status.st_gid;
   if (is_terminal(descriptor)) {
     TRY(capture_terminal(descriptor, source, state));
     return state;
@@ -129,6 +132,7 @@ Result<Fd> open_stream(const State& state, int stream, Destination& destination)
 
 Result<Fd> build(const State& state, Destination& destination) {
   const Fd stream = TRY(destination.stream(state.name));
+  if (::fchown(stream.get(), state.uid, state.gid) < 0) return fail_errno("give the stream {} to its user", state.name);
   if (!state.content.chunks.empty()) {
     const Fd writer = TRY(reopen(stream.get(), O_WRONLY));
     TRY(fill_pipe(writer.get(), state.content));

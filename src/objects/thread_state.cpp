@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "kernel/capabilities.hpp"
 #include "kernel/memory.hpp"
 #include "kernel/priority.hpp"
 #include "kernel/procfs.hpp"
@@ -228,7 +229,7 @@ void tell_settings(kernel::Batch& batch, PodPid tid, const ThreadSettings& setti
 }
 
 Result<void> give_credentials(kernel::Batch& batch, HostPid tid, const ThreadSettings& settings) {
-  restore_credentials(batch, settings.credentials, TRY(permitted_of(tid)));
+  restore_credentials(batch, settings.credentials, TRY(kernel::permitted_capabilities(tid)));
   if (settings.no_new_privileges) batch.must("no new privileges", SYS_prctl, {PR_SET_NO_NEW_PRIVS, 1});
   batch.must("parent-death signal", SYS_prctl,
              {PR_SET_PDEATHSIG, static_cast<std::uint64_t>(settings.parent_death_signal)});

@@ -170,7 +170,7 @@ Result<void> Init::launch(const Request& request, const std::vector<Fd>& descrip
       for (std::size_t i = 0; i < 3; ++i) stdio[i] = descriptors[i].get();
     else if (!request.first)
       program.terminal = false;  // the pod's belongs to the first program
-    launching.launched = TRY(launch_program(program, stdio, cgroups_));
+    launching.launched = TRY(launch_program(program, {request.user, request.capabilities}, stdio, cgroups_));
   }
   launching_.push_back(std::move(launching));
   return {};

@@ -1,10 +1,12 @@
 #include "pod/init_launch.hpp"
 
 #include <fcntl.h>
+#include <grp.h>
 #include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/rseq.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -56,8 +58,28 @@ std::vector<std::string> with_defaults(std::vector<std::string> environment) {
   return environment;
 }
 
-[[noreturn]] void become(const Program& program, const std::array<int, 3>& stdio, const WorkloadCgroups& cgroups,
-                         int report) {
+/// A stream is opened again through /proc/self/fd and /dev/tty only by who may: it belongs to the program's user.
+void give_streams(const std::array<int, 3>& stdio, const User& user) {
+  for (const int stream : stdio) {
+    struct stat status {};
+    const bool ours = ::fstat(stream, &status) == 0 && (S_ISFIFO(status.st_mode) || ::isatty(stream) == 1);
+    if (ours) (void)!::fchown(stream, user.uid, S_ISFIFO(status.st_mode) ? user.gid : status.st_gid);
+  }
+}
+
+void take_identity(const Identity& identity, const std::array<int, 3>& stdio, int report) {
+  const auto& [user, capabilities] = identity;
+  if (!user.is_root()) give_streams(stdio, user);
+  if (!kernel::limit_bounding(capabilities)) give_up(report, "drop capabilities");
+  if (setgroups(user.groups.size(), user.groups.data()) != 0) give_up(report, "setgroups");
+  if (setresgid(user.gid, user.gid, user.gid) != 0) give_up(report, "setresgid");
+  // With root's number everything that it held goes.
+  if (setresuid(user.uid, user.uid, user.uid) != 0) give_up(report, "setresuid");
+  if (!user.is_root() && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) give_up(report, "set no_new_privs");
+}
+
+[[noreturn]] void become(const Program& program, const Identity& identity, const std::array<int, 3>& stdio,
+                         const WorkloadCgroups& cgroups, int report) {
   settle(report, cgroups, false);
   if (setsid() < 0) give_up(report, "setsid");
   for (int number = 0; number < 3; ++number)
@@ -65,6 +87,7 @@ std::vector<std::string> with_defaults(std::vector<std::string> environment) {
   if (program.terminal && ioctl(0, TIOCSCTTY, 0) != 0) give_up(report, "take the controlling terminal");
   close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);
   umask(022);
+  take_identity(identity, stdio, report);
   if (chdir(program.directory.c_str()) != 0) give_up(report, "chdir " + program.directory);
   const auto environment = with_defaults(program.environment);
   auto arguments = pointers(program.arguments);
@@ -110,14 +133,14 @@ long clone_into(const WorkloadCgroups& cgroups, pid_t process, int& pidfd) {
 
 }  // namespace
 
-Result<Launched> launch_program(const Program& program, const std::array<int, 3>& stdio,
+Result<Launched> launch_program(const Program& program, const Identity& identity, const std::array<int, 3>& stdio,
                                 const WorkloadCgroups& cgroups) {
   if (program.arguments.empty()) return fail(ErrorKind::invalid, "no program to start");
   auto report = TRY(make_report());
   int pidfd = -1;
   const long process = clone_into(cgroups, 0, pidfd);
   if (process < 0) return fail_errno("fork in the pod");
-  if (process == 0) become(program, stdio, cgroups, report.write.get());
+  if (process == 0) become(program, identity, stdio, cgroups, report.write.get());
   return Launched{static_cast<pid_t>(process), Fd(pidfd), std::move(report.read)};
 }
 

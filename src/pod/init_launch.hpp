@@ -5,6 +5,7 @@
 
 #include "base/fd.hpp"
 #include "base/result.hpp"
+#include "kernel/capabilities.hpp"
 #include "pod/spec.hpp"
 
 /// How a pod's init makes a process of the workload.
@@ -23,8 +24,15 @@ struct Launched {
   Fd report;
 };
 
+/// As whom a program runs. Whoever isn't root has no capabilities and gets none: no_new_privs is set.
+struct Identity {
+  User user;
+  kernel::Capabilities capabilities = 0;
+};
+
 /// A program in a session of its own, with nothing open but `stdio`, default signal dispositions and an empty mask.
-Result<Launched> launch_program(const Program&, const std::array<int, 3>& stdio, const WorkloadCgroups&);
+Result<Launched> launch_program(const Program&, const Identity&, const std::array<int, 3>& stdio,
+                                const WorkloadCgroups&);
 /// A process with exactly this pid, with nothing open, all signals blocked and at their defaults, no rseq registered,
 /// asleep for ever in pause(2).
 /// `builder` becomes its only descriptor, 0; none when negative.

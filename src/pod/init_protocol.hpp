@@ -74,10 +74,12 @@ struct Request {
   std::uint8_t command = 0;
   std::vector<std::string> names;
   Program program;
+  User user;  ///< and what it may at most be
+  std::uint64_t capabilities = 0;
   bool first = false;
   pid_t pid = 0;
   int number = 0;
-  MSGPACK_DEFINE_MAP(sequence, command, names, program, first, pid, number)
+  MSGPACK_DEFINE_MAP(sequence, command, names, program, user, capabilities, first, pid, number)
 };
 
 struct Response {

@@ -108,6 +108,8 @@ std::string Pod::log_directory() const {
 Result<Started> Pod::start(const Program& program, bool first, std::optional<std::array<int, 3>> stdio) {
   Request request;
   request.program = program;
+  request.user = spec().user;
+  request.capabilities = spec().capabilities;
   request.first = first;
   std::vector<int> descriptors;
   if (stdio) descriptors.assign(stdio->begin(), stdio->end());

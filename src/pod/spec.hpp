@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "image/codec.hpp"
+#include "pod/user.hpp"
 
 namespace godwit::pod {
 
@@ -46,7 +47,9 @@ struct Spec {
   std::uint64_t memory_limit = 0;   ///< bytes; 0: none
   double cpu_limit = 0;             ///< processors; 0: none
   std::vector<std::string> labels;  ///< that a node must have to run it: "secure", "zone=x"
-  MSGPACK_DEFINE_MAP(name, id, home, hostname, program, network, memory_limit, cpu_limit, labels)
+  User user;                        ///< whose it is, and as whom its programs are started
+  std::uint64_t capabilities = 0;   ///< none of its processes ever gets others; nobody's but root's pods have any
+  MSGPACK_DEFINE_MAP(name, id, home, hostname, program, network, memory_limit, cpu_limit, labels, user, capabilities)
 };
 
 /// The pod's clocks at one instant, as it sees them (nanoseconds): the offsets of its time namespace follow from them.

@@ -62,8 +62,8 @@ class UpperTarget {
     overlay,
   };
   static Result<UpperTarget> open(const std::string& directory, Kind kind = Kind::layer);
-  /// The same with a directory that is open already (O_PATH will do).
-  static Result<UpperTarget> open(int directory, Kind kind);
+  /// The same with a directory that is open already (O_PATH will do). Without `devices` no node of one is made.
+  static Result<UpperTarget> open(int directory, Kind kind, bool devices = true);
 
   /// `invalid` when the message is malformed or wants something outside of the layer.
   Result<void> apply(BytesView message);

@@ -55,6 +55,7 @@ Result<void> remove_entry(int directory, const char* name, int depth = 0) {
 struct UpperTarget::Parts {
   Fd directory;
   Kind kind = Kind::layer;
+  bool devices = true;
   std::string parent_path;  ///< the directory that was used last
   Fd parent;
   std::string file_path;  ///< the file that was written last
@@ -138,6 +139,9 @@ Result<void> UpperTarget::Parts::make(const UpperRecord& record) {
       if (record.device == 0 && kind == Kind::overlay) return {};
       [[fallthrough]];
     case S_IFBLK:
+      if (!devices && record.device != 0)
+        return fail(ErrorKind::refused, "{}: a device, which this pod has no right to make", record.path);
+      [[fallthrough]];
     case S_IFIFO:
     case S_IFSOCK:
       if (::mknodat(in, name, (record.mode & S_IFMT) | 0600, record.device) < 0)
@@ -275,11 +279,12 @@ Result<UpperTarget> UpperTarget::open(const std::string& directory, Kind kind) {
   return open(fd.get(), kind);
 }
 
-Result<UpperTarget> UpperTarget::open(int directory, Kind kind) {
+Result<UpperTarget> UpperTarget::open(int directory, Kind kind, bool devices) {
   auto parts = std::make_unique<Parts>();
   parts->directory.reset(::fcntl(directory, F_DUPFD_CLOEXEC, 0));
   if (!parts->directory) return fail_errno("duplicate the upper layer's descriptor");
   parts->kind = kind;
+  parts->devices = devices;
   return UpperTarget(std::move(parts));
 }
 

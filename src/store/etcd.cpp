@@ -40,16 +40,16 @@ Json holds(const std::string& key, const std::string& value) {
 
 /// A record as it stands in etcd: always the same text for the same record, because it is compared as such.
 std::string write_record(const Record& record) {
-  return Json{{"pod", record.pod},     {"id", record.id},           {"owner", record.owner},
-              {"epoch", record.epoch}, {"address", record.address}, {"home", record.home}}
+  return Json{{"pod", record.pod},         {"id", record.id},     {"owner", record.owner}, {"epoch", record.epoch},
+              {"address", record.address}, {"home", record.home}, {"user", record.user}}
       .dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 Result<Record> read_record(const std::string& text) {
   const Json json = Json::parse(text, nullptr, false);
   try {
-    return Record{json.at("pod"),   json.at("id"),      json.at("owner"),
-                  json.at("epoch"), json.at("address"), json.at("home")};
+    return Record{json.at("pod"),     json.at("id"),   json.at("owner"), json.at("epoch"),
+                  json.at("address"), json.at("home"), json.at("user")};
   } catch (const Json::exception& problem) {
     return fail(ErrorKind::failed, "store: a record in etcd is malformed: {}", problem.what());
   }

@@ -14,15 +14,15 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int schema_version = 1;
+constexpr int schema_version = 2;
 /// A write that changes nothing.
-constexpr const char* touch = "PRAGMA user_version = 1";
+constexpr const char* touch = "PRAGMA user_version = 2";
 
 // An empty address is stored as NULL: a unique column may hold many of those.
 constexpr const char* schema = R"(
   CREATE TABLE IF NOT EXISTS pods(
     pod TEXT PRIMARY KEY NOT NULL, id TEXT NOT NULL, owner TEXT NOT NULL, epoch INTEGER NOT NULL CHECK(epoch >= 0),
-    address TEXT UNIQUE, home TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    address TEXT UNIQUE, home TEXT NOT NULL, user INTEGER NOT NULL) STRICT, WITHOUT ROWID;
   CREATE TRIGGER IF NOT EXISTS epoch_never_goes_back BEFORE UPDATE ON pods WHEN new.epoch <= old.epoch
     BEGIN SELECT RAISE(ABORT, 'the epoch of a pod never goes back'); END;
 )";
@@ -102,10 +102,10 @@ class SqliteStore final : public Store {
   Result<void> prepare_all(Database for_checkpoints) {
     const auto pods = [&](const char* text) { return prepare(pods_.get(), text); };
     const auto notes = [&](const char* text) { return prepare(notes_.get(), text); };
-    create_ = TRY(pods("INSERT INTO pods(pod, id, owner, epoch, address, home) VALUES(?, ?, ?, ?, ?, ?)"));
-    get_ = TRY(pods("SELECT pod, id, owner, epoch, address, home FROM pods WHERE pod = ?"));
-    by_address_ = TRY(pods("SELECT pod, id, owner, epoch, address, home FROM pods WHERE address = ?"));
-    list_ = TRY(pods("SELECT pod, id, owner, epoch, address, home FROM pods ORDER BY pod"));
+    create_ = TRY(pods("INSERT INTO pods(pod, id, owner, epoch, address, home, user) VALUES(?, ?, ?, ?, ?, ?, ?)"));
+    get_ = TRY(pods("SELECT pod, id, owner, epoch, address, home, user FROM pods WHERE pod = ?"));
+    by_address_ = TRY(pods("SELECT pod, id, owner, epoch, address, home, user FROM pods WHERE address = ?"));
+    list_ = TRY(pods("SELECT pod, id, owner, epoch, address, home, user FROM pods ORDER BY pod"));
     move_ =
         TRY(pods("UPDATE pods SET owner = ?, epoch = epoch + 1 WHERE pod = ? AND id = ? AND owner = ? AND epoch = ?"));
     remove_ = TRY(pods("DELETE FROM pods WHERE pod = ? AND id = ? AND owner = ? AND epoch = ?"));
@@ -125,7 +125,7 @@ class SqliteStore final : public Store {
     const std::lock_guard lock(mutex_);
     Query query(create_);
     query.bind(record.pod).bind(record.id).bind(record.owner).bind(record.epoch).bind_or_null(record.address);
-    const int code = query.bind(record.home).step();
+    const int code = query.bind(record.home).bind(record.user).step();
     if (code == SQLITE_DONE) note_change();
     if (code == SQLITE_DONE) return {};
     if (code != SQLITE_CONSTRAINT) return fail_sqlite(pods_.get(), "create " + record.pod);
@@ -224,7 +224,13 @@ class SqliteStore final : public Store {
   }
 
   static Record record_in(const Query& query) {
-    return {query.text(0), query.text(1), query.text(2), query.number(3), query.text(4), query.text(5)};
+    return {query.text(0),
+            query.text(1),
+            query.text(2),
+            query.number(3),
+            query.text(4),
+            query.text(5),
+            static_cast<std::uint32_t>(query.number(6))};
   }
 
   Result<std::optional<Record>> one(const Statement& statement, const std::string& key) {

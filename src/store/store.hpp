@@ -21,7 +21,8 @@ struct Record {
   std::uint64_t epoch = 0;  ///< grows by one with every change of owner; never goes back
   std::string address;      ///< first of its addresses, for lists
   std::string home;         ///< where it was created
-  MSGPACK_DEFINE_MAP(pod, id, owner, epoch, address, home)
+  std::uint32_t user = 0;   ///< whose it is
+  MSGPACK_DEFINE_MAP(pod, id, owner, epoch, address, home, user)
 };
 
 /// What a node tells the others: who it is, what it has done.

@@ -21,11 +21,13 @@ Journal::Entry move(int number, const std::string& pod = "redis") {
   return entry;
 }
 
+const pod::User root;
+
 class JournalTest : public testing::Test {
  protected:
   bool has(std::size_t count) {
     for (int tries = 0; tries < 1000; tries++) {
-      const auto moves = list_moves(store_, "", 10000);
+      const auto moves = list_moves(store_, root, "", 10000);
       if (moves && moves->size() == count) return true;
       std::this_thread::sleep_for(20ms);
     }
@@ -44,15 +46,15 @@ TEST_F(JournalTest, MovesAreListedNewestFirstWithTheirReports) {
   failed.report.error = "too little memory";
   journal.add(failed);
   ASSERT_TRUE(has(3));
-  const Json all = *list_moves(store_, "", 10);
+  const Json all = *list_moves(store_, root, "", 10);
   EXPECT_EQ(all[0]["outcome"], "refused");
   EXPECT_EQ(all[0]["error"], "too little memory");
   EXPECT_EQ(all[1]["pod"], "nginx");
   EXPECT_EQ(all[2]["outcome"], "moved");
-  EXPECT_EQ(list_moves(store_, "", 2)->size(), 2u);
-  EXPECT_EQ(list_moves(store_, "redis", 10)->size(), 2u);
-  EXPECT_EQ(list_moves(store_, "redis", 1)->at(0)["freeze_us"], 3);
-  const auto report = find_report(store_, fmt::format("{:016x}", 2));
+  EXPECT_EQ(list_moves(store_, root, "", 2)->size(), 2u);
+  EXPECT_EQ(list_moves(store_, root, "redis", 10)->size(), 2u);
+  EXPECT_EQ(list_moves(store_, root, "redis", 1)->at(0)["freeze_us"], 3);
+  const auto report = find_report(store_, root, fmt::format("{:016x}", 2));
   ASSERT_TRUE(report) << report.error().message();
   EXPECT_EQ((*report)["pod"], "nginx");
   EXPECT_TRUE(report->contains("phases"));
@@ -65,10 +67,10 @@ TEST_F(JournalTest, AReportIsFoundByTheBeginningOfItsId) {
     journal.add(move(0x1a));
     journal.add(move(0x1b));
   }
-  EXPECT_TRUE(find_report(store_, "000000000000001a"));
-  EXPECT_EQ(find_report(store_, "00").error().kind, ErrorKind::invalid);
-  EXPECT_EQ(find_report(store_, "f").error().kind, ErrorKind::not_found);
-  EXPECT_EQ(find_report(store_, "").error().kind, ErrorKind::not_found);
+  EXPECT_TRUE(find_report(store_, root, "000000000000001a"));
+  EXPECT_EQ(find_report(store_, root, "00").error().kind, ErrorKind::invalid);
+  EXPECT_EQ(find_report(store_, root, "f").error().kind, ErrorKind::not_found);
+  EXPECT_EQ(find_report(store_, root, "").error().kind, ErrorKind::not_found);
 }
 
 TEST_F(JournalTest, WhatTheStoreCantTakeIsWrittenWhenItIsBack) {
@@ -78,7 +80,7 @@ TEST_F(JournalTest, WhatTheStoreCantTakeIsWrittenWhenItIsBack) {
   for (int i = 0; i < count; i++) journal.add(move(i));
   store_.away = false;
   ASSERT_TRUE(has(Journal::most_waiting));
-  EXPECT_EQ(list_moves(store_, "", 1)->at(0)["freeze_us"], count - 1) << "the oldest have gone";
+  EXPECT_EQ(list_moves(store_, root, "", 1)->at(0)["freeze_us"], count - 1) << "the oldest have gone";
 }
 
 TEST_F(JournalTest, WhatWaitsIsWrittenAtTheEnd) {
@@ -86,14 +88,14 @@ TEST_F(JournalTest, WhatWaitsIsWrittenAtTheEnd) {
     Journal journal(store_);
     for (int i = 0; i < 20; i++) journal.add(move(i));
   }
-  EXPECT_EQ(list_moves(store_, "", 100)->size(), 20u);
+  EXPECT_EQ(list_moves(store_, root, "", 100)->size(), 20u);
   store_.away = true;
   {
     Journal journal(store_);
     journal.add(move(21));
   }
   store_.away = false;
-  EXPECT_EQ(list_moves(store_, "", 100)->size(), 20u) << "its end doesn't wait for the store";
+  EXPECT_EQ(list_moves(store_, root, "", 100)->size(), 20u) << "its end doesn't wait for the store";
 }
 
 TEST_F(JournalTest, TheNewestAreKept) {
@@ -104,7 +106,7 @@ TEST_F(JournalTest, TheNewestAreKept) {
     journal.add(move(1));
   }
   EXPECT_EQ(store_.notes("move")->size(), Journal::most);
-  EXPECT_EQ(list_moves(store_, "redis", 10)->size(), 1u);
+  EXPECT_EQ(list_moves(store_, root, "redis", 10)->size(), 1u);
 }
 
 TEST_F(JournalTest, AReportThatIsTooLongIsCutToItsSummary) {
@@ -115,7 +117,7 @@ TEST_F(JournalTest, AReportThatIsTooLongIsCutToItsSummary) {
     Journal journal(store_);
     journal.add(long_one);
   }
-  const auto report = find_report(store_, long_one.id);
+  const auto report = find_report(store_, root, long_one.id);
   ASSERT_TRUE(report) << report.error().message();
   EXPECT_EQ((*report)["pod"], "redis");
   EXPECT_TRUE(report->contains("cut"));

@@ -8,14 +8,16 @@ namespace {
 std::string error_of(const char* text) {
   const auto json = parse_json(text);
   if (!json) return json.error().what;
-  const auto wanted = new_pod_from(*json);
+  const auto wanted = new_pod_from(*json, {});
   return wanted ? std::string() : wanted.error().what;
 }
 
 TEST(ApiJson, NewPodIsRead) {
-  const auto wanted = new_pod_from(*parse_json(
-      R"({"name":"web","command":["nginx","-g","daemon off;"],"environment":["A=1"],"memory_limit":1048576,)"
-      R"("cpu_limit":1.5,"terminal":true,"directory":"/srv"})"));
+  const auto wanted = new_pod_from(
+      *parse_json(
+          R"({"name":"web","command":["nginx","-g","daemon off;"],"environment":["A=1"],"memory_limit":1048576,)"
+          R"("cpu_limit":1.5,"terminal":true,"directory":"/srv"})"),
+      {4001, 4001, {4100}});
   ASSERT_TRUE(wanted) << wanted.error().message();
   EXPECT_EQ(wanted->name, "web");
   EXPECT_EQ(wanted->program.arguments.size(), 3u);
@@ -23,6 +25,8 @@ TEST(ApiJson, NewPodIsRead) {
   EXPECT_EQ(wanted->cpu_limit, 1.5);
   EXPECT_TRUE(wanted->program.terminal);
   EXPECT_EQ(wanted->program.directory, "/srv");
+  EXPECT_EQ(wanted->user.groups, std::vector<std::uint32_t>{4100});
+  EXPECT_EQ(wanted->capabilities, 0u);
 }
 
 TEST(ApiJson, WrongFieldsAreNamed) {
@@ -41,6 +45,10 @@ TEST(ApiJson, WrongFieldsAreNamed) {
   EXPECT_NE(error_of(R"({"command":["ls"],"memory_limit":"1G"})").find("'memory_limit'"), std::string::npos);
   EXPECT_NE(error_of(R"({"command":["ls"],"cpu_limit":-2})").find("'cpu_limit'"), std::string::npos);
   EXPECT_NE(error_of(R"({"command":["ls"],"terminal":"yes"})").find("'terminal'"), std::string::npos);
+  EXPECT_NE(error_of(R"({"command":["ls"],"user":"nobody-of-that-name"})").find("no user"), std::string::npos);
+  EXPECT_NE(error_of(R"({"command":["ls"],"capabilities":["FLY"]})").find("no capability"), std::string::npos);
+  EXPECT_NE(error_of(R"({"command":["ls"],"user":"4001","capabilities":["KILL"]})").find("only root"),
+            std::string::npos);
 }
 
 TEST(ApiJson, ErrorsSurviveTheWay) {

@@ -51,7 +51,7 @@ class PeerServerTest : public testing::Test {
           in(5s));
       if (!caller) return;
       shaken_++;
-      serve_store(connection.stream, *store_);
+      serve_store(connection.stream, *store_, [](const store::Record&) { return Result<void>{}; });
     });
   }
 

@@ -1,0 +1,54 @@
+#pragma once
+
+#include "control/needs.hpp"
+#include "node/config.hpp"
+#include "pod/user.hpp"
+
+/// What users and other nodes may do here, as the node's owner has said in the config.
+namespace godwit::node {
+
+/// A set of users: "alice", "1000", "1000-1999", "@GROUP" (whoever is in it), "*" (everyone).
+class Users {
+ public:
+  /// `invalid` for what is malformed, or has no number on this machine.
+  static Result<Users> from(const std::vector<std::string>& words);
+  [[nodiscard]] bool contains(const pod::User&) const;
+
+ private:
+  struct Range {
+    std::uint32_t first = 0, last = 0;
+  };
+  std::vector<Range> users_, groups_;
+};
+
+class Rules {
+ public:
+  /// `invalid` names the key.
+  static Result<Rules> from(const Config&);
+
+  /// Whether `caller` may have a pod here that runs as `wanted`, with these capabilities at most. `refused` says why
+  /// not. Root may all.
+  [[nodiscard]] Result<void> may_run(const pod::User& caller, const pod::User& wanted,
+                                     std::uint64_t capabilities) const;
+  /// Whether a pod of `owner` may leave this node for `peer`.
+  [[nodiscard]] Result<void> may_send(const std::string& peer) const;
+  [[nodiscard]] Result<void> may_move(const pod::User& caller) const;
+  /// Whether what `peer` passes on may be asked for in the name of `user`.
+  [[nodiscard]] Result<void> may_speak(const std::string& peer, const pod::User& user) const;
+  /// Reasons against taking in a pod of `peer`.
+  [[nodiscard]] std::vector<control::Refusal> against(const std::string& peer, const control::Needs&) const;
+
+ private:
+  struct Trust {
+    bool send = true, receive = true;
+    Users users;
+    std::uint64_t capabilities = ~0ULL;
+  };
+  [[nodiscard]] const Trust* trust(const std::string& peer) const;
+
+  std::string node_;
+  Users run_, move_;
+  std::map<std::string, Trust> peers_;
+};
+
+}  // namespace godwit::node

@@ -1,0 +1,60 @@
+#include "pod/user.hpp"
+
+#include <grp.h>
+#include <pwd.h>
+
+#include <array>
+#include <charconv>
+#include <optional>
+
+namespace godwit::pod {
+namespace {
+
+struct Entry {
+  std::string name, home;
+  uid_t uid;
+  gid_t gid;
+};
+
+template <typename Look>
+std::optional<Entry> look_up(const Look& look) {
+  passwd entry{};
+  passwd* found = nullptr;
+  std::array<char, 16 * 1024> buffer;
+  if (look(&entry, buffer.data(), buffer.size(), &found) != 0 || found == nullptr) return {};
+  return Entry{found->pw_name, found->pw_dir, found->pw_uid, found->pw_gid};
+}
+
+std::optional<Entry> by_number(std::uint32_t uid) {
+  return look_up([&](auto... rest) { return ::getpwuid_r(uid, rest...); });
+}
+
+}  // namespace
+
+Result<User> user_named(const std::string& name) {
+  std::uint32_t number = 0;
+  const auto [stop, error] = std::from_chars(name.data(), name.data() + name.size(), number);
+  const bool is_number = error == std::errc{} && stop == name.data() + name.size();
+  const auto entry =
+      is_number ? by_number(number) : look_up([&](auto... rest) { return ::getpwnam_r(name.c_str(), rest...); });
+  if (!entry && is_number) return User{number, number, {}};
+  if (!entry) return fail(ErrorKind::not_found, "no user named '{}' on this machine", name);
+  User user{entry->uid, entry->gid, {}};
+  std::array<gid_t, 1024> groups;
+  int count = groups.size();
+  if (::getgrouplist(entry->name.c_str(), entry->gid, groups.data(), &count) >= 0)
+    user.groups.assign(groups.begin(), groups.begin() + count);
+  return user;
+}
+
+std::string name_of(std::uint32_t uid) {
+  const auto entry = by_number(uid);
+  return entry ? entry->name : std::to_string(uid);
+}
+
+std::string home_of(std::uint32_t uid) {
+  const auto entry = by_number(uid);
+  return entry && !entry->home.empty() ? entry->home : "/";
+}
+
+}  // namespace godwit::pod

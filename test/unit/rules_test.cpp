@@ -1,0 +1,92 @@
+#include "node/rules.hpp"
+
+#include <gtest/gtest.h>
+#include <linux/capability.h>
+
+#include "kernel/capabilities.hpp"
+#include "node/caller.hpp"
+
+namespace godwit::node {
+namespace {
+
+const pod::User root, alice{4001, 4001, {4001, 4100}}, bob{4002, 4002, {4002}};
+
+Rules rules_of(const std::string& text) {
+  const auto config = parse_config("node = \"a\"\nkey = \"0123456789abcdef\"\n" + text, "test");
+  EXPECT_TRUE(config) << config.error().message();
+  return Rules::from(*config).value();
+}
+
+TEST(Rules, UsersAreNamedInManyWays) {
+  const auto contains = [](const char* word, const pod::User& user) { return Users::from({word})->contains(user); };
+  EXPECT_TRUE(contains("*", bob));
+  EXPECT_TRUE(contains("root", root));
+  EXPECT_FALSE(contains("root", alice));
+  EXPECT_TRUE(contains("4001", alice));
+  EXPECT_TRUE(contains("4000-4001", alice));
+  EXPECT_FALSE(contains("4000-4001", bob));
+  EXPECT_TRUE(contains("@4100", alice));
+  EXPECT_FALSE(contains("@4100", bob));
+  for (const char* wrong : {"4001-4000", "no-such-user", "@no-such-group", "", "@", "1-", "99999999999"})
+    EXPECT_FALSE(Users::from({wrong})) << wrong;
+}
+
+TEST(Rules, OnlyRootRunsForOthersAndGivesCapabilities) {
+  const auto rules = rules_of("[users]\nrun = [\"4001\"]\nmove = [\"4002\"]\n");
+  EXPECT_TRUE(rules.may_run(root, bob, 0));
+  EXPECT_TRUE(rules.may_run(root, root, kernel::capability(CAP_KILL)));
+  EXPECT_TRUE(rules.may_run(alice, alice, 0));
+  EXPECT_FALSE(rules.may_run(alice, root, 0));
+  EXPECT_FALSE(rules.may_run(alice, alice, kernel::capability(CAP_KILL)));
+  // In another group than her own she would be somebody else.
+  EXPECT_FALSE(rules.may_run(alice, {4001, 0, {}}, 0));
+  EXPECT_FALSE(rules.may_run(bob, bob, 0));
+  EXPECT_TRUE(rules.may_move(root));
+  EXPECT_TRUE(rules.may_move(bob));
+  EXPECT_FALSE(rules.may_move(alice));
+}
+
+TEST(Rules, ByDefaultOnlyRootRunsAndPeersAreTrusted) {
+  const auto rules = rules_of("[[peers]]\nname = \"b\"\naddress = \"10.0.0.1\"\n");
+  EXPECT_FALSE(rules.may_run(alice, alice, 0));
+  EXPECT_TRUE(rules.may_speak("b", root));
+  EXPECT_TRUE(rules.may_send("b"));
+  EXPECT_TRUE(rules.against("b", {}).empty());
+  EXPECT_FALSE(rules.against("x", {}).empty());
+  EXPECT_FALSE(rules.may_speak("x", alice));
+}
+
+TEST(Rules, APeerIsTrustedAsFarAsTheConfigSays) {
+  const auto rules = rules_of(
+      "[[peers]]\nname = \"b\"\naddress = \"10.0.0.1\"\nsend = false\nusers = [\"4000-4001\"]\n"
+      "capabilities = [\"CHOWN\"]\n"
+      "[[peers]]\nname = \"c\"\naddress = \"10.0.0.2\"\nreceive = false\n");
+  EXPECT_FALSE(rules.may_send("b"));
+  EXPECT_TRUE(rules.may_send("c"));
+  EXPECT_TRUE(rules.may_speak("b", alice));
+  EXPECT_FALSE(rules.may_speak("b", bob));
+  EXPECT_FALSE(rules.may_speak("b", root));
+  control::Needs needs{.user = 4001};
+  EXPECT_TRUE(rules.against("b", needs).empty());
+  EXPECT_EQ(rules.against("c", needs).size(), 1u);
+  needs.capabilities = kernel::capability(CAP_CHOWN);
+  EXPECT_TRUE(rules.against("b", needs).empty());
+  needs.capabilities |= kernel::capability(CAP_KILL);
+  EXPECT_NE(rules.against("b", needs).front().text.find("CAP_KILL"), std::string::npos);
+  needs.user = 0;
+  EXPECT_EQ(rules.against("b", needs).size(), 2u);
+  // What no pod can have here is refused whoever sends it.
+  needs = {.user = 0, .capabilities = 1ULL << 62};
+  EXPECT_EQ(rules.against("b", needs).size(), 3u);
+}
+
+TEST(Rules, ACallerIsReadBackAsWritten) {
+  for (const auto& user : {root, alice, bob, pod::User{~0U, 1, {2, 3, 4}}})
+    EXPECT_EQ(decode_user(encode_user(user)), user);
+  for (const char* wrong :
+       {"", "1", "1:", "1:2", "1:2:x", "1:2:3,", "1:2:,3", "a:2:", "1:2:3 ", "-1:2:", "99999999999:1:"})
+    EXPECT_FALSE(decode_user(wrong)) << wrong;
+}
+
+}  // namespace
+}  // namespace godwit::node
