@@ -1,10 +1,14 @@
-"""Daemons that die, and links that break, at every named point of a move (src/base/fault.hpp), for every strategy: afterwards the pod runs in
-exactly one place, with its memory as it should be, and neither node has anything of it too much."""
+"""Daemons that die, links that break in one direction or both, a store that is away or late, a full disk and no memory, at every named point of a
+move (src/base/fault.hpp), for every strategy: afterwards the pod runs in exactly one place, with its memory as it should be, and neither node has
+anything of it too much."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
+import signal
 import time
 
 from harness import BUILD, Case, Failure, wait_for
@@ -24,7 +28,16 @@ POINTS = {
     "destination.restarted": ("c", AFTER), "destination.settled": ("c", AFTER), "destination.drained": ("c", AFTER),
 }
 ONLY_OWING = ("source.owing", "destination.drained")
-FAULTS = ("kill", "kill-both", "cut")
+FAULTS = ("kill", "kill-both", "cut", "mute-source", "mute-destination", "store-gone", "store-late", "disk-full", "no-memory")
+# At which points `./dev test` tries the later ones; everything else is `./dev faults`.
+TRIED = {
+    "mute-source": (("claim.swap", "precopy"), ("source.owing", "postcopy")), "mute-destination": (("destination.pinned", "precopy"), ("destination.drained", "postcopy")),
+    "store-gone": (("source.pinned", "precopy"), ("source.copied", "postcopy")), "store-late": (("claim.swap", "precopy"), ("destination.pinned", "postcopy")),
+    "disk-full": (("destination.prepared", "precopy"), ("destination.copied", "postcopy")),
+    "no-memory": (("destination.prepared", "precopy"), ("destination.copied", "postcopy")),
+}
+# The store answers again after this time: later than whoever asks has waited for it.
+LATE_S = 7
 
 
 class Matrix(Faults):
@@ -38,7 +51,10 @@ class Matrix(Faults):
         if point in ONLY_OWING and strategy not in OWING:
             return False
         if os.environ.get("GODWIT_MATRIX") == "all":
-            return True
+            # What fails at the destination alone fails where the destination has something to do.
+            return fault not in ("disk-full", "no-memory") or point.startswith("destination.")
+        if fault in TRIED:
+            return (point, strategy) in TRIED[fault]
         # The rest is `./dev faults`.
         if strategy == "postcopy":
             return fault == "kill" or point in ("source.pinned", "source.committed", "destination.restarted")
@@ -107,8 +123,11 @@ class Matrix(Faults):
         try:
             self._start(pod)
             marks = self._marks(pod)
+            if fault == "disk-full":
+                self._small_disk()
             self._arm(side, point, "kill" if fault == "kill" else "wait")
-            moving = Migration(cluster, pod, "c", strategy, node="a")
+            # The store's node may be the one that goes.
+            moving = Migration(cluster, pod, "c", strategy, node="b" if fault.startswith("store") else "a")
             self._reached(side, fault, moving)
             if fault == "kill-both":
                 for node in ("b", "c"):
@@ -119,6 +138,11 @@ class Matrix(Faults):
                 self._go(side)
                 time.sleep(4)
                 cluster.link("c", "up")
+                places = EITHER
+            elif fault != "kill":
+                with self._trouble(fault):
+                    self._go(side)
+                    time.sleep(LATE_S)
                 places = EITHER
             self._disarm()
             for node in ("b", "c"):
@@ -139,6 +163,56 @@ class Matrix(Faults):
             cluster.link("c", "up")
             cluster.heal()
             cluster.remove(pod)
+            if fault == "disk-full":
+                self._own_disk()
+
+    # ---- what else can go wrong
+
+    @contextlib.contextmanager
+    def _trouble(self, fault: str):
+        cluster = self.cluster
+        store, daemon = self._daemon("a"), self._daemon("c")
+        muted = {"mute-source": "b", "mute-destination": "c"}.get(fault)
+        if muted:
+            # Nothing goes out; what is sent to it arrives.
+            cluster.exec(muted, "tc", "qdisc", "replace", "dev", "uplink", "root", "tbf", "rate", "8bit", "burst", "1", "limit", "1")
+        elif fault == "store-gone":
+            cluster.daemon("kill", "a")
+        elif fault == "store-late":
+            os.kill(store, signal.SIGSTOP)
+        elif fault == "disk-full":
+            cluster.exec("c", "sh", "-c", "head -c 1G /dev/zero > /var/lib/godwit/filler", check=False)
+        elif fault == "no-memory":
+            with open(f"/proc/{daemon}/status", encoding="utf-8") as status:
+                size = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmSize"))
+            resource.prlimit(daemon, resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+        try:
+            yield
+        finally:
+            if muted:
+                cluster.exec(muted, "tc", "qdisc", "del", "dev", "uplink", "root")
+            elif fault == "store-gone":
+                cluster.daemon("start", "a")
+            elif fault == "store-late":
+                os.kill(store, signal.SIGCONT)
+            elif fault == "disk-full":
+                cluster.exec("c", "rm", "-f", "/var/lib/godwit/filler")
+            elif fault == "no-memory" and self._alive("c"):
+                resource.prlimit(daemon, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    def _daemon(self, node: str) -> int:
+        return next(host["daemon"]["pid"] for host in self.cluster.status()["hosts"] if host["name"] == node)
+
+    def _small_disk(self) -> None:
+        """c's pods lie on a file system of their own, which can be filled."""
+        self.cluster.daemon("stop", "c")
+        self.cluster.exec("c", "mount", "-t", "tmpfs", "-o", "size=64m,mode=711", "none", "/var/lib/godwit")
+        self.cluster.daemon("start", "c")
+
+    def _own_disk(self) -> None:
+        self.cluster.daemon("stop", "c")
+        self.cluster.exec("c", "umount", "-l", "/var/lib/godwit")
+        self.cluster.daemon("start", "c")
 
     def _go(self, node: str) -> None:
         open(self._file(node, "fault.go"), "w").close()
