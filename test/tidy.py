@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What the compiler can't hold the code to: which folder may import which, and that nothing of one machine is in the source.
+"""What the compiler can't hold the code to: which folder may import which, that nothing of one machine is in the source, and that what the daemon may
+do stands the same in the code, the unit and the documents.
 
 The order of the folders is the list in ARCHITECTURE.md; a folder imports only from folders above its own line there.
 """
@@ -84,9 +85,21 @@ def paths(files: list[str]) -> list[str]:
     return wrong
 
 
+def capabilities() -> list[str]:
+    """node/privileges.cpp, the systemd unit, and the table in ARCHITECTURE.md."""
+    kept = set(re.findall(r"Privilege\{CAP_(\w+)", (ROOT / "src/node/privileges.cpp").read_text()))
+    lines = re.findall(r"(?m)^CapabilityBoundingSet=(.*)$", (ROOT / "packaging/godwitd.service").read_text())
+    unit = {name.removeprefix("CAP_") for line in lines for name in line.split()}
+    section = re.search(r"(?s)\n## Who may do what\n(.*?)\n## ", (ROOT / "ARCHITECTURE.md").read_text())
+    rows = re.findall(r"(?m)^\| ([A-Z_, ]+) \|", section.group(1)) if section else []
+    written = {name.strip() for row in rows for name in row.split(",")}
+    return [f"{where}: capabilities that differ from src/node/privileges.cpp: {sorted(names ^ kept)}"
+            for where, names in (("packaging/godwitd.service", unit), ("ARCHITECTURE.md", written)) if names != kept]
+
+
 def main() -> int:
     files = tracked()
-    wrong = imports(rooms(), files) + outside(files) + paths(files)
+    wrong = imports(rooms(), files) + outside(files) + paths(files) + capabilities()
     for line in wrong:
         print(line)
     print(f"tidy: {len(files)} files, {len(wrong)} wrong")
