@@ -73,15 +73,9 @@ int run(const Common& common, const RunOptions& options) {
     return exit_code::ok;
   }
 
-  const bool interactive = options.input || options.terminal;
-  auto connection = client.upgrade(pod_target(name, interactive ? "/attach?input" : "/attach"));
-  if (!connection) {
-    complain(common, connection.error());
-    return exit_code::run_failed;
-  }
   Session session{.input = options.input, .terminal = options.terminal, .on_signal = {}};
   if (!options.terminal) session.on_signal = pass_signals(client, name);
-  const auto end = run_session(*connection, session);
+  const auto end = join_pod(client, name, false, session);
   if (!end) {
     complain(common, std::move(Error(end.error())).within("pod " + name));
     return exit_code::run_failed;
@@ -104,11 +98,7 @@ int attach(const Common& common, const std::string& pod, bool no_input, bool rep
   Session session;
   session.terminal = shown->value("terminal", false) && ::isatty(STDIN_FILENO) == 1 && !no_input;
   session.input = shown->value("input", false) && !no_input;
-  const bool interactive = session.terminal || session.input;
-  auto connection =
-      client.upgrade(pod_target(pod, fmt::format("/attach?{}{}", interactive ? "&input" : "", replay ? "" : "&tail")));
-  if (!connection) return complain(common, connection.error());
-  const auto end = run_session(*connection, session);
+  const auto end = join_pod(client, pod, !replay, session);
   if (!end) return complain(common, end.error());
   return end->detached ? exit_code::ok : node::exit_code(end->status);
 }

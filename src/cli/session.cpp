@@ -15,7 +15,7 @@
 #include <optional>
 #include <thread>
 
-#include "node/stream.hpp"
+#include "node/follow.hpp"
 
 namespace godwit::cli {
 namespace {
@@ -167,6 +167,40 @@ Result<SessionEnd> run_session(Stream& connection, const Session& session) {
           return fail(ErrorKind::failed, "{}", std::string(frame->bytes.begin(), frame->bytes.end()));
     }
   }
+}
+
+namespace {
+
+class Attached final : public node::FrameSource {
+ public:
+  explicit Attached(Stream stream) : stream_(std::move(stream)) {}
+  Stream& stream() override { return stream_; }
+
+ private:
+  Stream stream_;
+};
+
+}  // namespace
+
+Result<SessionEnd> join_pod(const Client& client, const std::string& pod, bool tail, const Session& session) {
+  const node::StreamOptions options{.tail = tail, .input = session.input || session.terminal, .places = true};
+  const auto open = [&](const node::StreamOptions& from) -> Result<std::unique_ptr<node::FrameSource>> {
+    return std::make_unique<Attached>(TRY(client.upgrade(pod_target(
+        pod, fmt::format("/attach?places&position={}{}{}", node::http::encode(node::encode_position(from.position)),
+                         from.input ? "&input" : "", from.tail ? "&tail" : "")))));
+  };
+  auto first = TRY(open(options));
+  int pair[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) return fail_errno("socketpair");
+  Stream ours{Fd(pair[0])};
+  std::thread follower([&, theirs = Stream(Fd(pair[1])), source = std::move(first)]() mutable {
+    node::follow(theirs, options, std::move(source), open,
+                 [&](const pod::Frame& frame) { return write_frame(theirs, frame.kind, frame.bytes).has_value(); });
+  });
+  auto end = run_session(ours, session);
+  ours.reset();
+  follower.join();
+  return end;
 }
 
 }  // namespace godwit::cli

@@ -4,6 +4,7 @@
 
 #include "base/result.hpp"
 #include "base/stream.hpp"
+#include "cli/client.hpp"
 
 namespace godwit::cli {
 
@@ -22,5 +23,10 @@ struct SessionEnd {
 
 /// Joins the frames on `connection` to our stdin, stdout and stderr until the program has ended.
 Result<SessionEnd> run_session(Stream& connection, const Session&);
+
+/// The same with the streams of a pod's first program, for as long as the pod runs, wherever it goes and whatever
+/// becomes of the daemon that we ask: the next one is asked to go on where that one has left off. `tail`: without what
+/// was written before.
+Result<SessionEnd> join_pod(const Client&, const std::string& pod, bool tail, const Session&);
 
 }  // namespace godwit::cli

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "node/api.hpp"
+#include "node/follow.hpp"
 #include "node/http.hpp"
 #include "node/json.hpp"
 #include "node/stream.hpp"
@@ -34,12 +35,12 @@ Result<http::Answer> ask_peer(const Api&, const std::string& peer, const std::st
                               const std::string& body, Deadline, bool upgrade = false, bool forwarded = true);
 
 /// A stream of a pod's frames, wherever it is.
-class PodStream {
+class PodStream final : public FrameSource {
  public:
   PodStream() = default;
   static Result<std::unique_ptr<PodStream>> open(const Api&, const std::string& name, const StreamOptions&);
-  ~PodStream();
-  [[nodiscard]] Stream& stream() { return stream_; }
+  ~PodStream() override;
+  Stream& stream() override { return stream_; }
 
  private:
   Stream stream_;

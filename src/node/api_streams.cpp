@@ -2,7 +2,7 @@
 #include <sys/socket.h>
 
 #include "node/api_parts.hpp"
-#include "node/upstream.hpp"
+#include "node/follow.hpp"
 
 namespace godwit::node {
 namespace {
@@ -12,50 +12,13 @@ constexpr std::chrono::milliseconds between_attempts{50};
 constexpr std::chrono::milliseconds progress_interval{100};
 constexpr std::chrono::seconds peer_time{10};
 
-/// Hands every frame of the pod to `sink`, wherever the pod is and goes, until its stream has come to its end (exit,
-/// end or failure, which are handed on too) or `sink` says false.
-void follow(const Api& api, Stream& client, const std::string& name, StreamOptions options,
-            std::unique_ptr<PodStream> stream, const std::function<bool(const pod::Frame&)>& sink) {
-  Upstream upstream(client, options.input);
-  Deadline patience = in(lost_patience);
-  for (;;) {
-    upstream.use(&stream->stream());
-    FrameReader frames(stream->stream());
-    for (;;) {
-      const auto frame = frames.next();
-      if (!frame) break;
-      patience = in(lost_patience);
-      if (frame->kind == frame::position) {
-        if (auto position = decode_position(std::string(frame->bytes.begin(), frame->bytes.end()))) {
-          options.position = *position;
-          options.tail = false;
-        }
-        continue;
-      }
-      if (frame->kind == frame::accepted) {
-        upstream.accepted(std::string(frame->bytes.begin(), frame->bytes.end()));
-        continue;
-      }
-      if (!sink(*frame)) return;
-      if (frame->kind == pod::FrameKind::exit || frame->kind == frame::end || frame->kind == frame::failure) return;
-    }
-    upstream.use(nullptr);
-    // The stream ended in the middle: the pod has moved, or its node is away.
-    for (;;) {
-      if (upstream.client_gone()) return;
-      auto next = PodStream::open(api, name, options);
-      if (next) {
-        stream = std::move(*next);
-        break;
-      }
-      if (next.error().kind == ErrorKind::not_found || std::chrono::steady_clock::now() > patience) {
-        const std::string text = next.error().message();
-        sink({frame::failure, Bytes(text.begin(), text.end())});
-        return;
-      }
-      std::this_thread::sleep_for(between_attempts);
-    }
-  }
+/// Follows the pod for the client, wherever it is and goes.
+void follow_pod(const Api& api, Stream& client, const std::string& name, const StreamOptions& options,
+                std::unique_ptr<PodStream> stream, const std::function<bool(const pod::Frame&)>& sink) {
+  const auto open = [&](const StreamOptions& from) -> Result<std::unique_ptr<FrameSource>> {
+    return TRY(PodStream::open(api, name, from));
+  };
+  follow(client, options, std::move(stream), open, sink);
 }
 
 /// Serves the frames of a pod that is here to another daemon, which follows it. False when it isn't here.
@@ -76,6 +39,7 @@ Result<StreamOptions> options_from(const http::Request& request, bool follow_def
   options.follow = follow_default || request.flag("follow");
   options.input = request.flag("input");
   options.tail = request.flag("tail");
+  options.places = request.flag("places");
   return options;
 }
 
@@ -124,19 +88,19 @@ void serve_attach(const Api& api, Stream& client, const http::Request& request, 
   auto stream = PodStream::open(api, name, *options);
   if (!stream) return answer(client, stream.error());
   if (!http::accept_upgrade(client)) return;
-  follow(api, client, name, *options, std::move(*stream),
-         [&](const pod::Frame& frame) { return write_frame(client, frame.kind, frame.bytes).has_value(); });
+  follow_pod(api, client, name, *options, std::move(*stream),
+             [&](const pod::Frame& frame) { return write_frame(client, frame.kind, frame.bytes).has_value(); });
 }
 
 void serve_logs(const Api& api, Stream& client, const http::Request& request, const std::string& name) {
   auto options = options_from(request, false);
   if (!options) return answer(client, options.error());
-  options->input = false;
+  options->input = options->places = false;
   auto stream = PodStream::open(api, name, *options);
   if (!stream) return answer(client, stream.error());
   const bool frames = request.flag("frames");
   if (!http::begin_chunks(client, frames ? "application/octet-stream" : "text/plain; charset=utf-8")) return;
-  follow(api, client, name, *options, std::move(*stream), [&](const pod::Frame& frame) {
+  follow_pod(api, client, name, *options, std::move(*stream), [&](const pod::Frame& frame) {
     Bytes out;
     if (frames) {
       pod::append_frame(out, frame.kind, frame.bytes);

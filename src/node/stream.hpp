@@ -9,7 +9,7 @@
 /// A pod's output and input as frames (pod/log_segments.hpp) on a connection.
 namespace godwit::node {
 
-/// Frames that only daemons send, beside those of the log.
+/// Frames beside those of the log; the first two only for who follows (node/follow).
 namespace frame {
 inline constexpr auto position =
     static_cast<pod::FrameKind>(64);                          ///< "SEGMENT OFFSET": what came before is up to there
@@ -25,6 +25,7 @@ struct StreamOptions {
   bool tail = false;          ///< at the log's end instead
   bool follow = true;         ///< to the pod's end, and not only what is there
   bool input = false;         ///< input and window frames of the other side go to the program
+  bool places = false;        ///< who reads wants frame::position and frame::accepted
 };
 
 /// Serves `client` until the pod has ended (an exit frame is last), has left this node or what is here has been sent

@@ -42,7 +42,7 @@ void Upstream::use(Stream* stream) {
   stream_ = stream;
   streams_++;
   next_ = first_;
-  acknowledged_ = 0;
+  acknowledged_before_ += std::exchange(acknowledged_, 0);
   // The client went while there was no stream to tell.
   if (gone_ && stream_ != nullptr) ::shutdown(stream_->fd(), SHUT_RDWR);
   changed_.notify_all();
@@ -61,6 +61,11 @@ void Upstream::accepted(const std::string& count) {
   drop(all - acknowledged_);
   acknowledged_ = all;
   changed_.notify_all();
+}
+
+std::uint64_t Upstream::accepted_in_all() const {
+  const std::lock_guard lock(mutex_);
+  return acknowledged_before_ + acknowledged_;
 }
 
 void Upstream::drop(std::uint64_t count) {

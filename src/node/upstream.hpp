@@ -21,6 +21,8 @@ class Upstream {
   void use(Stream* stream);
   /// What a frame::accepted on that stream says.
   void accepted(const std::string& count);
+  /// What was accepted on all streams so far.
+  [[nodiscard]] std::uint64_t accepted_in_all() const;
   [[nodiscard]] bool client_gone() const;
 
  private:
@@ -34,10 +36,11 @@ class Upstream {
   std::condition_variable changed_;
   std::deque<pod::Frame> kept_;
   std::size_t kept_bytes_ = 0;
-  std::uint64_t first_ = 0;         ///< number of the frame at the front of `kept_`
-  std::uint64_t next_ = 0;          ///< number of the frame to be sent next
-  std::uint64_t acknowledged_ = 0;  ///< on this stream
-  std::uint64_t streams_ = 0;       ///< how many there have been
+  std::uint64_t first_ = 0;                ///< number of the frame at the front of `kept_`
+  std::uint64_t next_ = 0;                 ///< number of the frame to be sent next
+  std::uint64_t acknowledged_ = 0;         ///< on this stream
+  std::uint64_t acknowledged_before_ = 0;  ///< on those before
+  std::uint64_t streams_ = 0;              ///< how many there have been
   Stream* stream_ = nullptr;
   bool sending_ = false;
   bool gone_ = false;

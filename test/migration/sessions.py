@@ -27,7 +27,7 @@ class Sessions(Suite):
 
     def cases(self):
         return [Case("logs_wait_and_run", self._output), Case("input", self._input), Case("terminal", self._terminal),
-                Case("commands_meanwhile", self._meanwhile)]
+                Case("commands_meanwhile", self._meanwhile), Case("daemons_killed", self._killed)]
 
     def setup(self):
         self.cluster = Cluster("sessions")
@@ -128,6 +128,30 @@ class Sessions(Suite):
                 shell.until(f"resized-{5 + number}")
             shell.type("exit 9\n")
             expect("exit code", shell.finish(), 9)
+        finally:
+            self.cluster.remove(pod)
+
+    def _killed(self):
+        """A terminal stays attached, whatever becomes of the daemon that was asked, and of the one that has the pod; nothing typed is lost or doubled."""
+        pod = "survivor"
+        words = self.cluster.exec_words("a", "godwit", "run", "-it", "--name", pod, "--", "bash", "--norc")
+        shell = Terminal(words, os.environ | {"TERM": "xterm"}, 33, 101)
+        try:
+            shell.type("N=0; count() { N=$((N+1)); echo counted-$N; }; echo ready-$((1+1))\n")
+            shell.until("ready-2")
+            number = 0
+            for here in "aab":
+                if self.cluster.pod(pod)["node"] != here:
+                    self.cluster.migrate(pod, here)
+                for victim in "ab":
+                    self.cluster.daemon("kill", victim)
+                    # While nobody is there to hear it.
+                    shell.type("count\n")
+                    self.cluster.daemon("start", victim)
+                    number += 1
+                    shell.until(f"counted-{number}")
+            shell.type("exit $N\n")
+            expect("exit code", shell.finish(), number)
         finally:
             self.cluster.remove(pod)
 
