@@ -193,10 +193,15 @@ Result<SessionEnd> join_pod(const Client& client, const std::string& pod, bool t
   int pair[2];
   if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) return fail_errno("socketpair");
   Stream ours{Fd(pair[0])};
+  // Signals are the session's: a thread that leaves them open takes them away from it.
+  sigset_t all, before;
+  sigfillset(&all);
+  ::pthread_sigmask(SIG_BLOCK, &all, &before);
   std::thread follower([&, theirs = Stream(Fd(pair[1])), source = std::move(first)]() mutable {
     node::follow(theirs, options, std::move(source), open,
                  [&](const pod::Frame& frame) { return write_frame(theirs, frame.kind, frame.bytes).has_value(); });
   });
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   auto end = run_session(ours, session);
   ours.reset();
   follower.join();
