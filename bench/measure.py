@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import statistics
@@ -235,6 +236,47 @@ class Bench:
                                  f"of {ms(freeze)}; {ms(min(commits))} to {ms(max(commits))}"))
         return rows
 
+    # ---- the transport
+
+    def transport(self) -> list[Row]:
+        """What TLS costs: the same pods in a playground without it and in one with it, moved in turn, in one run."""
+        found: dict[str, dict[str, list[float]]] = {}
+        with contextlib.ExitStack() as stack:
+            sides = {}
+            for what, options in (("plain", ("--plain",)), ("TLS", ())):
+                cluster = Cluster("bench-" + what.lower(), nodes=2, options=options)
+                stack.callback(cluster.down)
+                cluster.up()
+                bench = Bench(cluster, self.count, self.pictures)
+                # Names of their own: a pod is looked for on the whole machine.
+                stack.enter_context(bench.workload(f"large-{what.lower()}", "--mib", 1024))
+                stack.enter_context(bench.workload(f"small-{what.lower()}"))
+                sides[what], found[what] = bench, {"speed": [], "processor": [], "freeze": []}
+            for _ in range(self.count):
+                for what, bench in sides.items():
+                    before = bench.processor()
+                    [report] = bench.move("large", f"large-{what.lower()}", "precopy", 1)
+                    found[what]["processor"].append((bench.processor() - before) * (1 << 30) / report["bytes_sent"])
+                    found[what]["speed"].append(report["bytes_sent"] / report["total_us"])
+                    [report] = bench.move("small", f"small-{what.lower()}", "precopy", 1)
+                    found[what]["freeze"].append(report["freeze_us"])
+                    self.reports.setdefault(f"transport: {what}", []).append(report)
+        rows = []
+        for what, one in found.items():
+            speed, processor = statistics.median(one["speed"]), statistics.median(one["processor"])
+            rows.append(Row(f"pages, 1 GiB idle, {what}", speed, None, f"{speed:.0f} MB/s", note=f"{processor:.2f} s of processor for each GiB, both daemons together"))
+            rows.append(time_row(f"freeze, 1 MiB, {what}", statistics.median(one["freeze"]), None, f"{ms(min(one['freeze']))} to {ms(max(one['freeze']))}"))
+        return rows
+
+    def processor(self) -> float:
+        """Seconds of processor that all daemons have used."""
+        ticks = 0
+        for host in self.cluster.status()["hosts"]:
+            if pid := host.get("daemon", {}).get("pid"):
+                fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     # ---- at rest
 
     def rest(self) -> list[Row]:
@@ -244,7 +286,7 @@ class Bench:
         return [Row("tracers and userfaultfd ranges of a pod at rest", len(problems), 0, str(len(problems)), "0", note="; ".join(problems))]
 
 
-SECTIONS = ("small", "threads", "shared", "redis_load", "connections", "postcopy", "limited", "unlimited", "runaway", "growth", "store", "rest")
+SECTIONS = ("small", "threads", "shared", "redis_load", "connections", "postcopy", "limited", "unlimited", "runaway", "growth", "store", "transport", "rest")
 
 
 def run(bench: Bench, section: str) -> list[Row]:

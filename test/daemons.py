@@ -133,7 +133,7 @@ class Daemons(Suite):
         other = "b" if node == "a" else "a"
         store = "sqlite" if node == "a" else f"peer:{self._name('a')}"
         (self.directory / f"{node}.toml").write_text(
-            f'node = "{self._name(node)}"\nlisten = "127.0.0.1"\nport = {self.ports[node]}\nkey = "{key}"\n'
+            f'node = "{self._name(node)}"\nlisten = "127.0.0.1"\nport = {self.ports[node]}\nplain = true\nkey = "{key}"\n'
             f'state_dir = "{self.directory}/{node}"\nrun_dir = "{self.directory}/{node}.run"\nstore = "{store}"\n'
             f'peers = [{{name = "{self._name(other)}", address = "127.0.0.1:{self.ports[other]}"}}]\n')
 

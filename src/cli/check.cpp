@@ -28,10 +28,9 @@ const char* to_string(Weight weight) {
   return "?";
 }
 
-/// Where the daemon of this machine keeps its pods: that file system is the one that matters.
-std::string state_directory() {
-  const auto config = node::load_config("/etc/godwit/godwitd.toml");
-  return config ? config->state_dir : node::Config().state_dir;
+/// What the daemon of this machine is told: where it keeps its pods is the file system that matters.
+node::Config own_config() {
+  return node::load_config("/etc/godwit/godwitd.toml").value_or(node::Config());
 }
 
 }  // namespace
@@ -69,7 +68,7 @@ int check(const Common& common) {
   Json list = Json::array();
   int code = exit_code::ok;
   int missing = 0;
-  for (const Check& item : all_checks(state_directory())) {
+  for (const Check& item : all_checks(own_config())) {
     const auto tried = try_in_child(item.attempt);
     const std::string why = tried ? "" : tried.error().what;
     if (!tried) missing++;

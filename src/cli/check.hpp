@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/result.hpp"
+#include "node/config.hpp"
 
 /// What `godwit check` tries.
 namespace godwit::cli {
@@ -25,7 +26,7 @@ struct Check {
 };
 
 /// All of them, in the order in which they are shown.
-std::vector<Check> all_checks(const std::string& state_dir);
+std::vector<Check> all_checks(const node::Config&);
 /// Runs `attempt` in a child, ten seconds at most.
 Result<void> try_in_child(const std::function<Result<void>()>& attempt);
 

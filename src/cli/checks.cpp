@@ -31,6 +31,7 @@
 #include "kernel/pidfd.hpp"
 #include "kernel/userfaultfd.hpp"
 #include "node/cgroup_directory.hpp"
+#include "node/credentials.hpp"
 #include "node/privileges.hpp"
 #include "pod/gate.hpp"
 
@@ -259,11 +260,25 @@ Result<void> descriptors() {
   return {};
 }
 
+/// Good now and for a while, and known to nobody else.
+Result<void> certificate(const node::Config& config) {
+  using node::pki::Clock;
+  const auto credentials = TRY(node::pki::Credentials::load(*config.tls, config.node));
+  TRY(credentials->usable());
+  // It renews itself long before: who sees this has been cut off from the authority's node.
+  const auto life = node::pki::life_of(credentials->certificate());
+  if (Clock::now() > life.end - (life.end - life.begin) / 6)
+    return fail(ErrorKind::failed, "it is good until {} only, and wasn't renewed: is the node with the authority away?",
+                node::pki::to_text(life.end));
+  return {};
+}
+
 }  // namespace
 
-std::vector<Check> all_checks(const std::string& state_dir) {
+std::vector<Check> all_checks(const node::Config& config) {
   using enum Weight;
-  return {
+  const std::string& state_dir = config.state_dir;
+  std::vector<Check> checks{
       {"Linux 6.9 or newer", essential, "dirty pages and exited leaders can't be handled", "install a newer kernel",
        kernel_version},
       {"x86-64", essential, "the gadget exists for no other processor yet", "", architecture},
@@ -304,6 +319,10 @@ std::vector<Check> all_checks(const std::string& state_dir) {
       {"many descriptors", speed, "large pods run out of descriptors while they are moved",
        "LimitNOFILE=1048576 in the unit", descriptors},
   };
+  if (config.tls)
+    checks.push_back({"this node's certificate", essential, "no other node talks to this one", "",
+                      [config] { return certificate(config); }});
+  return checks;
 }
 
 }  // namespace godwit::cli

@@ -73,6 +73,19 @@ int drain(const Common&, const DrainOptions&);
 /// Lists what is in doubt and what pods have left behind; with a pod, an operator's word: "here", "there" or "drop".
 int resolve(const Common&, const std::string& pod, const std::string& place);
 
+struct TrustOptions {
+  std::string node, address, token, lifetime, valid = "1h";
+  std::vector<std::string> labels;
+  bool again = false;
+};
+/// All but `pki_renew` work on this machine's files; `pki_expel` tells the daemon too.
+int pki_init(const Common&, const TrustOptions&);
+int pki_token(const Common&, const TrustOptions&);
+int pki_expel(const Common&, const TrustOptions&);
+int pki_renew(const Common&);
+int pki_show(const Common&);
+int join(const Common&, const TrustOptions&);
+
 int check(const Common&);
 
 /// The script for "bash", "zsh" or "fish"; empty for another shell.

@@ -21,11 +21,13 @@ _godwit() {
     --strategy) choice="auto freeze precopy postcopy hybrid eager-dirty" ;;
     --socket) COMPREPLY=($(compgen -f -- "$cur")); return ;;
     *) case "$command" in
-      "") choice="run ps nodes migrate drain history resolve stop kill logs exec attach inspect rm wait check playground completion
+      "") choice="run ps nodes migrate drain history resolve stop kill logs exec attach inspect rm wait check join pki playground completion
                   --help --version --json --socket --node" ;;
       completion) choice="bash zsh fish" ;;
       playground) choice="up down exec status daemon store link" ;;
-      run) choice="--name --env -i -t -it --detach --keep --memory --cpus --hostname --workdir --json --" ;;
+      pki) choice="init token expel renew show --node --label --address --valid --lifetime --json $(_godwit_nodes)" ;;
+      join) choice="--token --again --json" ;;
+      run) choice="--name --env -i -t -it --detach --keep --memory --cpus --needs --user --capabilities --hostname --workdir --json --" ;;
       nodes) choice="--json --watch --forget" ;;
       history) choice="$(godwit ps --quiet 2>/dev/null) --limit --show --json" ;;
       ps) choice="--json --local --quiet --watch" ;;
@@ -56,12 +58,15 @@ _godwit() {
     'history:list moves' 'resolve:decide what is in doubt' 'stop:end pods'
     'kill:send a signal' 'logs:show output' 'exec:run a program in a pod' 'attach:join the streams of a pod'
     'inspect:show everything about pods' 'rm:forget pods' 'wait:wait for the end of pods'
-    'check:say what this machine lacks' 'playground:several machines on one' 'completion:completion for a shell')
+    'check:say what this machine lacks' 'join:make this machine a node of a cluster'
+    'pki:who is a node' 'playground:several machines on one' 'completion:completion for a shell')
   if (( CURRENT == 2 )); then _describe command commands; return; fi
   case $words[2] in
     completion) compadd bash zsh fish ;;
     playground) compadd up down exec status daemon store link ;;
-    run) compadd -- --name --env -i -t -it --detach --keep --memory --cpus --hostname --workdir --json ;;
+    pki) compadd init token expel renew show; compadd -- --node --label --address --valid --lifetime --json; _godwit_nodes ;;
+    join) compadd -- --token --again --json ;;
+    run) compadd -- --name --env -i -t -it --detach --keep --memory --cpus --needs --user --capabilities --hostname --workdir --json ;;
     migrate)
       if (( CURRENT == 3 )); then _godwit_pods; else _godwit_nodes; fi
       compadd -- --strategy --dry-run --cancel --connections --json ;;
@@ -79,7 +84,7 @@ constexpr const char* fish = R"SH(# godwit completion for fish: godwit completio
 function __godwit_nodes
   godwit nodes --json 2>/dev/null | sed -n 's/^    "name": "\(.*\)",\{0,1\}$/\1/p'
 end
-set -l commands run ps nodes migrate drain history resolve stop kill logs exec attach inspect rm wait check playground completion
+set -l commands run ps nodes migrate drain history resolve stop kill logs exec attach inspect rm wait check join pki playground completion
 complete -c godwit -f
 complete -c godwit -n "not __fish_seen_subcommand_from $commands" -a "$commands"
 complete -c godwit -l json -d 'machine-readable output'
@@ -101,6 +106,13 @@ complete -c godwit -n '__fish_seen_subcommand_from run' -l env -x
 complete -c godwit -n '__fish_seen_subcommand_from run' -l detach
 complete -c godwit -n '__fish_seen_subcommand_from run' -l memory -x
 complete -c godwit -n '__fish_seen_subcommand_from run' -l cpus -x
+complete -c godwit -n '__fish_seen_subcommand_from run' -l needs -x
+complete -c godwit -n '__fish_seen_subcommand_from run' -l user -x
+complete -c godwit -n '__fish_seen_subcommand_from run' -l capabilities -x
+complete -c godwit -n '__fish_seen_subcommand_from pki' -a 'init token expel renew show (__godwit_nodes)'
+complete -c godwit -n '__fish_seen_subcommand_from pki' -l label -x
+complete -c godwit -n '__fish_seen_subcommand_from join' -l token -x
+complete -c godwit -n '__fish_seen_subcommand_from join' -l again
 complete -c godwit -n '__fish_seen_subcommand_from playground' -a 'up down exec status daemon store link'
 complete -c godwit -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'
 )SH";

@@ -35,7 +35,7 @@ struct Builder {
     CLI::App* sub = app.add_subcommand(name, description);
     sub->footer("Examples:\n" + examples);
     add_common(*sub);
-    sub->callback([this, work = std::move(work)] { chosen = work; });
+    sub->callback([&chosen = chosen, work = std::move(work)] { chosen = work; });
     return *sub;
   }
   void add_common(CLI::App& to) const {
@@ -196,6 +196,42 @@ void add_others(const Builder& builder, MigrateOptions& options, DrainOptions& d
   builder.app.add_subcommand("playground", "Several machines on this one: up, down, exec, status, daemon, store, link");
 }
 
+void add_trust(const Builder& builder, TrustOptions& options) {
+  const Common& common = builder.common;
+  CLI::App& join = builder.command("join", "Make this machine a node of a cluster", R"(  godwit join --token "$TOKEN")",
+                                   [&] { return cli::join(common, options); });
+  join.add_option("--token", options.token, "What godwit pki token has printed")->required();
+  join.add_flag("--again", options.again, "Replace the certificate that it has");
+
+  CLI::App* pki = builder.app.add_subcommand("pki", "The cluster's authority, and who is a node");
+  pki->require_subcommand(1);
+  const Builder inner{*pki, builder.common, builder.chosen};
+  CLI::App& init = inner.command("init", "Make a cluster's authority, and this node its first",
+                                 "  godwit pki init\n  godwit pki init --label secure --lifetime 90d",
+                                 [&] { return pki_init(common, options); });
+  const auto label = [&](CLI::App& app) {
+    app.add_option("--label", options.labels, "That the node has: secure, zone=x; may be repeated")
+        ->allow_extra_args(false);
+  };
+  label(init);
+  init.add_option("--lifetime", options.lifetime, "Of this node's certificate: 30d, 12h (it renews itself)");
+  CLI::App& token = inner.command("token", "Make a token that lets one node in, once",
+                                  "  godwit pki token --node b\n  godwit pki token --node c --label zone=x --valid 15m",
+                                  [&] { return pki_token(common, options); });
+  // Works on this machine's files: no other daemon is asked, and the name is that of the node to come.
+  token.remove_option(token.get_option("--node"));
+  token.add_option("--node", options.node, "Its name")->required();
+  label(token);
+  token.add_option("--address", options.address, "Where it reaches this node: HOST:PORT (default: this node's name)");
+  token.add_option("--valid", options.valid, "For so long")->capture_default_str();
+  CLI::App& expel = inner.command("expel", "Trust a node no more, at once and everywhere", "  godwit pki expel c",
+                                  [&] { return pki_expel(common, options); });
+  expel.add_option("node", options.node, "Node")->required();
+  inner.command("renew", "Renew a node's certificate now", "  godwit pki renew\n  godwit pki renew --node b",
+                [&] { return pki_renew(common); });
+  inner.command("show", "Show this node's certificate", "  godwit pki show", [&] { return pki_show(common); });
+}
+
 int run_command(int count, char** values) {
   CLI::App app{about, "godwit"};
   app.footer(footer);
@@ -210,11 +246,13 @@ int run_command(int count, char** values) {
   MigrateOptions migrate_options;
   DrainOptions drain_options;
   HistoryOptions history_options;
+  TrustOptions trust_options;
   const Builder builder{app, common, chosen};
   builder.add_common(app);
   add_programs(builder, run_options, exec_options);
   add_pods(builder, simple);
   add_others(builder, migrate_options, drain_options, history_options, simple);
+  add_trust(builder, trust_options);
   try {
     app.parse(count, values);
   } catch (const CLI::ParseError& error) {

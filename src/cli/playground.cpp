@@ -18,7 +18,10 @@
 
 #include "cli/playground_parts.hpp"
 #include "kernel/netlink.hpp"
+#include "node/authority.hpp"
 #include "node/config.hpp"
+#include "node/credentials.hpp"
+#include "node/files.hpp"
 
 namespace godwit::cli::playground {
 
@@ -98,6 +101,33 @@ Result<void> plug_in(const State& state, const Host& host) {
   return in_network(there.get(), [&] { return wait(host.node ? "br0" : "eth0"); });
 }
 
+/// Where a node has its certificate: in /etc, which is a layer of its own from before the node stands.
+node::Config::Tls tls_files(const std::string& root) {
+  const std::string directory = root + "/etc/godwit/tls/";
+  return {
+      .authority = directory + "authority.pem", .certificate = directory + "node.pem", .key = directory + "node.key"};
+}
+
+/// The first node has the authority; every node gets a certificate of it.
+Result<void> give_certificates(const State& state) {
+  namespace pki = node::pki;
+  const auto files = [&](const Host& host) { return tls_files(directory_of(state.name, host.name) + "/upper"); };
+  const node::Config::Tls first = files(state.hosts.front());
+  const std::string directory = fs::path(first.authority).parent_path();
+  TRY(pki::make_authority(directory));
+  auto authority = TRY(pki::Authority::open(directory));
+  const std::string list = TRY(node::read_whole(pki::expelled_beside(first.authority), pki::list_limit));
+  for (const auto& host : state.hosts) {
+    if (!host.node) continue;
+    const auto key = TRY(pki::make_key());
+    const auto request = TRY(pki::make_request(key.get()));
+    const auto certificate = TRY(authority.sign(request.get(), {host.name, {}}, pki::default_life));
+    TRY(pki::install(files(host), pki::to_pem(authority.certificate()), list, pki::to_pem(key.get()),
+                     pki::to_pem(certificate.get())));
+  }
+  return {};
+}
+
 /// Files that a machine has of its own, written into the host's layer before its root stands.
 Result<void> write_identity(const State& state, const Host& host) {
   const std::string upper = directory_of(state.name, host.name) + "/upper";
@@ -113,7 +143,9 @@ Result<void> write_identity(const State& state, const Host& host) {
   node::Config config;
   config.node = host.name;
   config.listen = "::";
+  config.plain = !state.key.empty();
   config.key = state.key;
+  if (!config.plain) config.tls = tls_files("");
   config.socket.path = config.run_dir + "/godwit.sock";
   const Host& first = state.hosts.front();
   if (const std::string url = store_url(state); !url.empty())
@@ -141,7 +173,7 @@ Result<State> plan(const std::string& name, const UpOptions& options) {
     return fail(ErrorKind::invalid, "a playground has 1 to 26 nodes, not {}", options.nodes);
   if (options.mtu < 1280 || options.mtu > 65535) return fail(ErrorKind::invalid, "an MTU of {}", options.mtu);
   State state{.name = name, .mtu = options.mtu};
-  state.key = TRY(random_key());
+  if (options.plain) state.key = TRY(random_key());
   std::error_code error;
   state.godwitd = options.godwitd;
   if (state.godwitd.empty()) state.godwitd = fs::read_symlink("/proc/self/exe", error).parent_path() / "godwitd";
@@ -245,6 +277,7 @@ Result<void> build(State& state, const UpOptions& options) {
   TRY(create_cgroups(state));
   TRY(start_wire(state, write_down));
   TRY(lay_wire(state));
+  if (state.key.empty()) TRY(give_certificates(state));
   for (auto& host : state.hosts) {
     TRY(write_identity(state, host));
     TRY(start_host(state, host, write_down));

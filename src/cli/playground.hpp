@@ -38,7 +38,7 @@ struct State {
   std::string name;
   bool complete = false;  ///< `up` has come to its end
   std::string godwitd;    ///< path of the binary on this machine
-  std::string key;        ///< shared by the nodes
+  std::string key;        ///< shared by the nodes, where they speak plain TCP; else empty, and they have certificates
   int mtu = 1500;
   pid_t wire = 0;  ///< the process that keeps the bridge's namespace
   std::uint64_t wire_start = 0;
@@ -56,6 +56,7 @@ struct UpOptions {
   std::string store = "sqlite";
   std::string godwitd;  ///< empty: beside this binary
   int mtu = 1500;
+  bool plain = false;                                                       ///< no TLS between the nodes
   std::function<void(const std::string&)> say = [](const std::string&) {};  ///< progress, a line at a time
 };
 

@@ -172,6 +172,8 @@ int playground_main(const std::vector<std::string>& arguments) {
                    "sqlite: on the first node; etcd: a cluster of three, on the first nodes")
       ->check(CLI::IsMember({"sqlite", "etcd"}))
       ->capture_default_str();
+  up_command->add_flag("--plain", chosen.up.plain,
+                       "no TLS between the nodes: a shared key, and who sees the wire reads all");
   up_command->add_flag("--no-daemon", chosen.no_daemon, "machines only");
   auto* down_command = common(app.add_subcommand("down", "remove all of it, also after a crash"));
   auto* status_command = common(app.add_subcommand("status", "what there is"));

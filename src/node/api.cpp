@@ -268,7 +268,7 @@ void route_pod(const Api& api, Stream& client, const http::Request& request) {
 /// What changes the node itself, or the list of nodes.
 bool is_for_root(const http::Request& request) {
   const auto& path = request.path;
-  return request.method != "GET" && path.size() > 1 && (path[1] == "node" || path[1] == "nodes");
+  return request.method != "GET" && path.size() > 1 && (path[1] == "node" || path[1] == "nodes" || path[1] == "trust");
 }
 
 void route(const Api& api, Stream& client, const http::Request& request) {
@@ -290,6 +290,8 @@ void route(const Api& api, Stream& client, const http::Request& request) {
   if (path == std::vector<std::string>{"v1", "changes"} && get) return serve_changes(api, client, request);
   if ((path.size() == 2 || path.size() == 3) && path[0] == "v1" && path[1] == "history" && get)
     return serve_history(api, client, request);
+  if (path == std::vector<std::string>{"v1", "trust"} && request.method == "POST")
+    return change_trust(api, client, request);
   if (path == std::vector<std::string>{"v1", "pods"} && get)
     return serve_pods(api, client, request.flag("local") || is_forwarded(request));
   if (path == std::vector<std::string>{"v1", "pods"} && request.method == "POST") return create(api, client, request);
@@ -368,7 +370,7 @@ void Api::serve(Stream& client, const pod::User& user) const {
   asked.serve(client, *request);
 }
 
-void Api::serve_peer(Stream& client, const std::string& peer) const {
+void Api::serve_peer(Stream& client, const Sender& peer) const {
   const auto request = http::read_request(client, in(request_time));
   if (!request) {
     if (request.error().kind == ErrorKind::invalid) answer(client, request.error());

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "node/links.hpp"
+#include "node/membership.hpp"
 #include "node/moves.hpp"
 #include "node/pods.hpp"
 #include "node/registry.hpp"
@@ -19,6 +20,8 @@ struct Request;
 ///   POST   /v1/node                     {"draining": true}: take no pods and start none
 ///   POST   /v1/node/resolve             {"pod", "place": "here", "there" or "drop"}: an operator's word about a pod
 ///                                       that is in doubt on this node, or has left something here
+///   POST   /v1/trust                    {"reload": true}: take the files of [tls] anew, and tell the peers whom they
+///                                       expel; {"renew": true}: a new certificate
 ///   GET    /v1/nodes                    the cluster, also what is away; ?fresh: every peer is asked
 ///   DELETE /v1/nodes/NAME               forget one that is away
 ///   GET    /v1/changes                  answers at a change of pods, after a second at most; ?since=STATE
@@ -53,11 +56,12 @@ struct Api {
   Remainders& remainders;
   const Registry& registry;
   const Rules& rules;
+  Membership* membership = nullptr;  ///< null: plain
   pod::User caller{};  ///< in whose name the request is made: others' pods are not there for anybody but root
 
-  /// Serves the one request of a connection: of `caller`, or of the peer of that name, who says whose it is.
+  /// Serves the one request of a connection: of `caller`, or of a peer, who says whose it is.
   void serve(Stream& client, const pod::User& caller) const;
-  void serve_peer(Stream& client, const std::string& peer) const;
+  void serve_peer(Stream& client, const Sender& peer) const;
 
   [[nodiscard]] bool sees(std::uint32_t uid) const { return caller.is_root() || caller.uid == uid; }
 

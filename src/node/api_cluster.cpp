@@ -147,6 +147,27 @@ void serve_pods_without_store(const Api& api, Stream& client, Json list, const E
 
 }  // namespace
 
+void change_trust(const Api& api, Stream& client, const http::Request& request) {
+  if (api.membership == nullptr)
+    return answer(client,
+                  Error{ErrorKind::refused,
+                        fmt::format("node {} speaks plain TCP: nobody has a certificate", api.links.config().node), 0,
+                        "[tls] in its config"});
+  const auto change = [&]() -> Result<Json> {
+    const Json json = TRY(parse_json(request.body));
+    if (TRY(flag_field(json, "renew"))) TRY(api.membership->renew());
+    if (!TRY(flag_field(json, "reload"))) return Json{{"peers", Json::array()}};
+    TRY(api.membership->reload());
+    Json told = Json::array();
+    for (const auto& [node, outcome] : api.membership->spread())
+      told.push_back(
+          {{"name", node}, {"told", outcome.has_value()}, {"error", outcome ? "" : outcome.error().message()}});
+    return Json{{"peers", std::move(told)}};
+  };
+  const auto done = change();
+  done ? answer(client, *done) : answer(client, done.error());
+}
+
 void serve_pods(const Api& api, Stream& client, bool local) {
   Json mine = local_pods(api);
   if (local) return answer(client, Json{{"pods", std::move(mine)}, {"warnings", Json::array()}});

@@ -49,6 +49,7 @@ class PodStream final : public FrameSource {
 
 Json node_json(const Api&);
 void serve_nodes(const Api&, Stream& client, bool fresh);
+void change_trust(const Api&, Stream& client, const http::Request&);
 void serve_pods(const Api&, Stream& client, bool local);
 
 void serve_wait(const Api&, Stream& client, const http::Request&, const std::string& name);

@@ -248,6 +248,45 @@ Result<void> read_key(Table& root, Config& config) {
   return {};
 }
 
+Result<void> read_tls(Table& table, Config::Tls& tls) {
+  for (auto& [key, value] : std::initializer_list<std::pair<const char*, std::string&>>{
+           {"authority", tls.authority}, {"certificate", tls.certificate}, {"key", tls.key}}) {
+    TRY(table.text(key, value));
+    if (!value.empty() && value[0] != '/') return table.wrong(*table.find(key), key, "must be an absolute path");
+  }
+  std::string lifetime;
+  TRY(table.text("lifetime", lifetime));
+  if (lifetime.empty()) return {};
+  const auto parsed = parse_duration(lifetime);
+  if (!parsed) return table.wrong(*table.find("lifetime"), "lifetime", "must be such as \"30d\", \"12h\" or \"90s\"");
+  tls.lifetime = *parsed;
+  return {};
+}
+
+/// Either trust or its absence is asked for by name.
+Result<void> check_trust(const Config& config, const std::string& origin) {
+  const auto wrong = [&](const char* what, const char* hint) {
+    return std::unexpected(Error{ErrorKind::invalid, fmt::format("{}: {}", origin, what), 0, hint});
+  };
+  if (config.plain && config.tls)
+    return wrong("plain = true and [tls] exclude each other", "leave plain out: with [tls] nobody reads along");
+  if (config.tls && !config.key.empty())
+    return wrong("key and [tls] exclude each other", "leave the key out: nodes know each other by their certificates");
+  if (config.plain && config.key.empty())
+    return wrong("plain = true without key or key_file",
+                 "an open port would let anyone be root here: give all nodes the same key_file");
+  if (!config.plain && !config.key.empty())
+    return wrong(
+        "a key is for plain = true",
+        "write plain = true if everybody on this network may read what pods have in memory; else [tls] instead of "
+        "the key, with godwit pki init and godwit join");
+  if (!config.peers.empty() && !config.plain && !config.tls)
+    return wrong("peers, but neither [tls] nor plain = true",
+                 "write [tls], and give this node its certificate: godwit pki init on the first node, godwit pki token "
+                 "there and godwit join on the others");
+  return {};
+}
+
 std::string own_name() {
   char name[256] = {};
   ::gethostname(name, sizeof name - 1);
@@ -261,9 +300,7 @@ Result<void> check_whole(const Config& config, const std::string& origin) {
   if (auto rules = Rules::from(config); !rules) return std::unexpected(std::move(rules.error()).within(origin));
   if (!valid_name(config.node))
     return fail(ErrorKind::invalid, "{}: node '{}' is not a name ([a-z0-9.-], 63 at most)", origin, config.node);
-  if (!config.peers.empty() && config.key.empty())
-    return std::unexpected(Error{ErrorKind::invalid, fmt::format("{}: peers without key or key_file", origin), 0,
-                                 "an open port would let anyone be root here: give all nodes the same key_file"});
+  TRY(check_trust(config, origin));
   if (config.peer(config.node) != nullptr)
     return fail(ErrorKind::invalid, "{}: '{}' is this node itself and can't be among its peers", origin, config.node);
   for (const auto& [group, members] : config.groups) {
@@ -314,6 +351,23 @@ const Peer* Config::peer(const std::string& name) const {
   return found == peers.end() ? nullptr : &*found;
 }
 
+Config::Tls default_tls(const std::string& state_dir) {
+  const std::string directory = state_dir + "/tls/";
+  return {
+      .authority = directory + "authority.pem", .certificate = directory + "node.pem", .key = directory + "node.key"};
+}
+
+Result<std::chrono::seconds> parse_duration(const std::string& text) {
+  constexpr std::int64_t most = 100LL * 365 * 24 * 3600;
+  static const std::map<std::string_view, std::int64_t> units{{"s", 1}, {"m", 60}, {"h", 3600}, {"d", 24 * 3600}};
+  std::int64_t number = 0;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  const auto unit = units.find(std::string_view(stop, static_cast<std::size_t>(text.data() + text.size() - stop)));
+  if (error != std::errc{} || unit == units.end() || number < 1 || number > most / unit->second)
+    return fail(ErrorKind::invalid, "'{}' is no time such as 30d, 12h, 15m or 90s", text);
+  return std::chrono::seconds(number * unit->second);
+}
+
 bool valid_name(const std::string& name) {
   if (name.empty() || name.size() > 63 || name[0] == '.' || name[0] == '-') return false;
   return std::ranges::all_of(
@@ -362,6 +416,7 @@ Result<Config> parse_config(const std::string& text, const std::string& origin) 
   config.port = static_cast<std::uint16_t>(port);
   TRY(read_peers(root, origin, config.peers));
   TRY(read_key(root, config));
+  TRY(root.flag("plain", config.plain));
   for (auto& [key, value] :
        std::initializer_list<std::pair<const char*, std::string&>>{{"state_dir", config.state_dir},
                                                                    {"run_dir", config.run_dir},
@@ -369,6 +424,10 @@ Result<Config> parse_config(const std::string& text, const std::string& origin) 
                                                                    {"cgroup", config.cgroup},
                                                                    {"log_level", config.log_level}})
     TRY(root.text(key, value));
+  if (const toml::node* tls = root.find("tls"); tls != nullptr) {
+    config.tls = default_tls(config.state_dir);
+    TRY(sub_table(root, tls, "tls", origin, [&](Table& table) { return read_tls(table, *config.tls); }));
+  }
   TRY(sub_table(root, root.find("socket"), "socket", origin,
                 [&](Table& table) { return read_socket(table, config.socket); }));
   TRY(sub_table(root, root.find("network"), "network", origin,
@@ -420,6 +479,7 @@ std::string write_config(const Config& config) {
   line("node", config.node);
   line("listen", config.listen);
   out += fmt::format("port = {}\n", config.port);
+  if (config.plain) out += "plain = true\n";
   line("key", config.key);
   line("state_dir", config.state_dir);
   line("run_dir", config.run_dir);
@@ -437,6 +497,13 @@ std::string write_config(const Config& config) {
     if (peer.capabilities != Peer().capabilities) out += fmt::format("capabilities = {}\n", quoted(peer.capabilities));
   }
   out += fmt::format("[users]\nrun = {}\nmove = {}\n", quoted(config.users.run), quoted(config.users.move));
+  if (config.tls) {
+    out += "[tls]\n";
+    line("authority", config.tls->authority);
+    line("certificate", config.tls->certificate);
+    line("key", config.tls->key);
+    line("lifetime", fmt::format("{}s", config.tls->lifetime.count()));
+  }
   out += "[socket]\n";
   line("path", config.socket.path);
   line("mode", fmt::format("{:04o}", config.socket.mode));

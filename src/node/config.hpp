@@ -1,7 +1,9 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,8 +33,18 @@ struct Config {
   std::string listen = "0.0.0.0";  ///< address for peers ("::" for IPv6 too)
   std::uint16_t port = default_port;
   std::vector<Peer> peers;
-  /// The secret that all nodes of the cluster share: `key = "…"` in the file, or `key_file` with a file of mode 0600.
-  /// Empty only where there are no peers.
+  /// [tls]: who we are to peers, and who they are to us. Files (PEM); the list of the expelled, and the authority's own
+  /// key on the node that has it, stand beside `authority`.
+  struct Tls {
+    std::string authority, certificate, key;        ///< default: in state_dir/tls
+    std::chrono::seconds lifetime{24 * 3600 * 30};  ///< of the certificates that the authority gives from here
+    bool operator==(const Tls&) const = default;
+  };
+  std::optional<Tls> tls;
+  /// Instead of it: whoever has the key is trusted, and whoever sees the wire reads everything. Either this or `tls`,
+  /// or neither where there are no peers.
+  bool plain = false;
+  /// With `plain`, the secret that all nodes share: `key = "…"` in the file, or `key_file` with a file of mode 0600.
   std::string key;
   std::string state_dir = "/var/lib/godwit";  ///< must not lie on an overlay
   std::string run_dir = "/run/godwit";
@@ -83,6 +95,11 @@ struct Config {
 Result<Config> parse_config(const std::string& text, const std::string& origin);
 Result<Config> load_config(const std::string& path);
 
+/// Where [tls] looks when it names no files.
+Config::Tls default_tls(const std::string& state_dir);
+
+/// "90s", "15m", "12h", "30d".
+Result<std::chrono::seconds> parse_duration(const std::string&);
 /// The config as a file that parse_config reads back to the same; the key stands in it.
 std::string write_config(const Config&);
 

@@ -11,6 +11,7 @@
 #include "node/api.hpp"
 #include "node/caller.hpp"
 #include "node/cgroup_directory.hpp"
+#include "node/membership.hpp"
 #include "node/server.hpp"
 #include "node/store_link.hpp"
 
@@ -61,18 +62,21 @@ Result<std::unique_ptr<store::Store>> open_store(const Config& config, const Lin
 }  // namespace
 
 struct Daemon::Parts {
-  Parts(Config given, Rules given_rules, pod::Site pods_site, Fd state_lock)
+  Parts(Config given, Rules given_rules, std::unique_ptr<Trust> whom, pod::Site pods_site, Fd state_lock)
       : config(std::move(given)),
+        trust(std::move(whom)),
         site(std::move(pods_site)),
         lock(std::move(state_lock)),
-        links(config),
+        links(config, trust.get()),
         rules(std::move(given_rules)) {}
 
   Config config;
+  std::unique_ptr<Trust> trust;  ///< null: plain
   pod::Site site;
   Fd lock;
   Links links;
   Rules rules;
+  std::unique_ptr<Membership> membership;  ///< null: plain
   std::unique_ptr<store::Store> store;
   Doubts doubts;
   std::unique_ptr<Remainders> remainders;
@@ -87,7 +91,9 @@ struct Daemon::Parts {
 
   [[nodiscard]] bool serves_store() const { return !config.store.starts_with("peer:"); }
 
-  [[nodiscard]] bool offers(const std::string& name) const {
+  [[nodiscard]] bool offers(const std::string& name, bool member) const {
+    if (membership && membership->offers(name, member)) return true;
+    if (!member) return false;
     for (const auto of_a_move : {service::migration, service::pages, service::owed})
       if (name.starts_with(of_a_move)) return valid_migration(std::string_view(name).substr(of_a_move.size()));
     return name == service::api || name == service::starter || (name == service::store && serves_store());
@@ -95,31 +101,55 @@ struct Daemon::Parts {
 
   void serve_peer(Tasks::Connection& connection) {
     prepare_tcp(connection.stream.fd());
-    const auto caller = respond(
-        connection.stream, links.identity(), [this](const std::string& name) { return config.peer(name) != nullptr; },
-        [&](const std::string& name) {
-          connection.trust();
-          return offers(name);
-        },
-        in(handshake_time));
+    const auto caller = links.accept(connection.stream, [&](const std::string& name, bool member) {
+      if (member) connection.trust();
+      return offers(name, member);
+    });
     if (!caller) {
       if (caller.error().kind == ErrorKind::refused) log::warn("peers: {}", caller.error().message());
       return;
     }
-    if (caller->service == service::api) return api->serve_peer(connection.stream, caller->peer);
-    if (caller->service == service::starter) return starter->serve(connection.stream, caller->peer);
+    const Sender sender{caller->peer, Links::labels(connection.stream).value_or(control::Labels{})};
+    if (caller->service == service::api) return api->serve_peer(connection.stream, sender);
+    if (caller->service == service::starter) return starter->serve(connection.stream, sender);
     if (caller->service == service::store)
       return serve_store(connection.stream, *store, [&](const store::Record& record) {
-        return rules.may_speak(caller->peer, {record.user, record.user, {}});
+        return rules.may_speak(sender, {record.user, record.user, {}});
       });
+    for (const auto of_trust : {service::join, service::renew, service::expelled})
+      if (caller->service == of_trust) return membership->serve(connection.stream, *caller);
     const auto move_of = [&](std::string_view prefix) { return caller->service.substr(prefix.size()); };
     if (caller->service.starts_with(service::pages))
       return remainders->serve(connection.stream, caller->peer, move_of(service::pages));
     if (caller->service.starts_with(service::owed))
-      return remainders->serve_question(connection.stream, move_of(service::owed));
-    moves->incoming(std::move(connection.stream), caller->peer, move_of(service::migration));
+      return remainders->serve_question(connection.stream, caller->peer, move_of(service::owed));
+    moves->incoming(std::move(connection.stream), sender, move_of(service::migration));
   }
 };
+
+namespace {
+
+/// What the certificate says of this node's labels is what they are: the config may repeat it, and can't add to it.
+Result<std::unique_ptr<Trust>> open_trust(Config& config) {
+  if (!config.tls) return nullptr;
+  auto trust = TRY(Trust::open(config));
+  const auto labels = pki::labels_of(trust->credentials()->certificate());
+  for (const auto& label : config.labels) {
+    const auto found = labels.find(label.first);
+    if (found != labels.end() && found->second == label.second) continue;
+    return std::unexpected(Error{
+        ErrorKind::refused, fmt::format("[labels] has '{}', and this node's certificate doesn't", pki::to_text(label)),
+        0,
+        fmt::format("where the authority is: godwit pki token --node {} --label {}; then godwit join --again here",
+                    config.node, pki::to_text(label))});
+  }
+  config.labels = labels;
+  // Its pods are here all the same.
+  if (const auto good = trust->credentials()->usable(); !good) log::error("{}", good.error().message());
+  return trust;
+}
+
+}  // namespace
 
 Daemon::Daemon(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 
@@ -134,8 +164,11 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, pod::Zygote& zygote
                  .bridge = config.network.bridge,
                  .cgroup = TRY(prepare_cgroup(config.cgroup, config.node)),
                  .zygote = &zygote};
-  auto parts = std::make_unique<Parts>(std::move(config), std::move(rules), std::move(site), std::move(lock));
+  auto trust = TRY(open_trust(config));
+  auto parts =
+      std::make_unique<Parts>(std::move(config), std::move(rules), std::move(trust), std::move(site), std::move(lock));
   Parts& p = *parts;
+  if (p.trust) p.membership = std::make_unique<Membership>(p.links, *p.trust);
   p.store = TRY(open_store(p.config, p.links));
   p.remainders = std::make_unique<Remainders>(p.links, *p.store, p.config.state_dir);
   p.pods = std::make_unique<Pods>(p.links, p.site, *p.store, p.doubts, *p.remainders);
@@ -146,10 +179,10 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, pod::Zygote& zygote
   p.registry = std::make_unique<Registry>(*p.store, p.config.node,
                                           [&p] { return describe_node(p.config, *p.pods, *p.starter); });
   p.api = std::make_unique<Api>(p.links, *p.pods, *p.moves, *p.starter, *p.store, p.doubts, *p.remainders, *p.registry,
-                                p.rules);
+                                p.rules, p.membership.get());
 
   // The port first: other nodes may have to ask our store before they can tell whose their pods are.
-  if (!p.config.key.empty()) {
+  if (p.trust || p.config.plain) {
     Fd port = TRY(listen_tcp(p.config.listen, p.config.port));
     p.peers = std::make_unique<Server>(std::move(port), strangers, most_connections,
                                        [&p](Tasks::Connection& connection) { p.serve_peer(connection); });

@@ -19,15 +19,17 @@ struct Hello {
   std::string magic = "godwit";
   std::uint32_t version = protocol_version;
   std::string from, to;
+  std::uint64_t list = 0;
   Bytes nonce;
-  MSGPACK_DEFINE_MAP(magic, version, from, to, nonce)
+  MSGPACK_DEFINE_MAP(magic, version, from, to, list, nonce)
 };
 
 struct Challenge {
   std::uint32_t version = protocol_version;
+  std::uint64_t list = 0;
   Bytes nonce;
   std::string error;
-  MSGPACK_DEFINE_MAP(version, nonce, error)
+  MSGPACK_DEFINE_MAP(version, list, nonce, error)
 };
 
 struct Proof {
@@ -94,10 +96,10 @@ std::unexpected<Error> refused_by(const std::string& peer, const std::string& wh
 
 }  // namespace
 
-Result<void> initiate(Stream& stream, const Identity& identity, const std::string& peer, const std::string& service,
-                      Deadline deadline) {
+Result<std::uint64_t> initiate(Stream& stream, const Identity& identity, const std::string& peer,
+                               const std::string& service, Deadline deadline) {
   if (identity.key.empty()) return fail(ErrorKind::refused, "this node has no key");
-  Hello hello{.from = identity.node, .to = peer, .nonce = TRY(nonce())};
+  Hello hello{.from = identity.node, .to = peer, .list = identity.list, .nonce = TRY(nonce())};
   TRY(send(stream, hello, deadline));
   const Challenge challenge = TRY(receive<Challenge>(stream, deadline));
   if (!challenge.error.empty()) return refused_by(peer, challenge.error);
@@ -117,28 +119,29 @@ Result<void> initiate(Stream& stream, const Identity& identity, const std::strin
   // An unproved refusal is passed on as it is: who has another key can't prove anything to us.
   if (!answer.error.empty()) return refused_by(peer, answer.error);
   if (!same(answer.mac, expected)) return fail(ErrorKind::refused, "node {} does not have our key", peer);
-  return {};
+  return challenge.list;
 }
 
-Result<Caller> respond(Stream& stream, const Identity& identity, const std::function<bool(const std::string&)>& known,
+Result<Caller> respond(Stream& stream, const Identity& identity,
+                       const std::function<std::string(const std::string&)>& objection,
                        const std::function<bool(const std::string&)>& offers, Deadline deadline) {
   if (identity.key.empty()) return fail(ErrorKind::refused, "this node has no key");
   const Hello hello = TRY(receive<Hello>(stream, deadline));
   if (hello.magic != "godwit" || hello.nonce.size() != nonce_size)
     return fail(ErrorKind::invalid, "a stranger does not speak our protocol");
   const auto turn_away = [&](std::string why) -> std::unexpected<Error> {
-    (void)send(stream, Challenge{.nonce = {}, .error = why}, deadline);
+    (void)send(stream, Challenge{.error = why}, deadline);
     // The name is only a claim yet: it goes into the log if it is at least a name.
     return fail(ErrorKind::refused, "{} was turned away: {}", valid_name(hello.from) ? hello.from : "a stranger", why);
   };
   if (hello.version != protocol_version)
     return turn_away(fmt::format("it speaks version {}, we speak {}", hello.version, protocol_version));
   if (hello.to != identity.node) return turn_away("this is another node than it expects; compare the peers' addresses");
-  if (!known(hello.from)) return turn_away("not among the peers in the config here");
+  if (const std::string why = objection(hello.from); !why.empty()) return turn_away(why);
 
   Transcript transcript{
       .from = hello.from, .to = identity.node, .initiator_nonce = hello.nonce, .responder_nonce = TRY(nonce())};
-  TRY(send(stream, Challenge{.nonce = transcript.responder_nonce, .error = {}}, deadline));
+  TRY(send(stream, Challenge{.list = identity.list, .nonce = transcript.responder_nonce}, deadline));
   const Proof proof = TRY(receive<Proof>(stream, deadline));
   transcript.service = proof.service;
   if (!same(proof.mac, TRY(transcript.mac(identity.key, "initiator")))) {
@@ -149,7 +152,7 @@ Result<Caller> respond(Stream& stream, const Identity& identity, const std::func
   const std::string verdict = offers(proof.service) ? "" : fmt::format("no service '{}' here", proof.service);
   TRY(send(stream, Answer{TRY(transcript.mac(identity.key, "responder", verdict)), verdict}, deadline));
   if (!verdict.empty()) return fail(ErrorKind::refused, "{} asked for an unknown service", hello.from);
-  return Caller{hello.from, proof.service};
+  return Caller{hello.from, proof.service, hello.list};
 }
 
 }  // namespace godwit::node

@@ -145,9 +145,15 @@ void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::P
   move->change([&](Move::View& view) { view.destination = destination; });
   const std::string service = std::string(service::migration) + move->id;
   bool connected = false;
-  const auto connect = [&] {
+  const auto connect = [&]() -> Result<Stream> {
     connected = true;
-    return links_.connect(destination, service, connect_time);
+    Stream stream = TRY(links_.connect(destination, service, connect_time));
+    // Whatever was said in its name: a pod goes only where the authority's word for its labels is.
+    if (const auto labels = Links::labels(stream))
+      if (const auto missing = control::missing_labels(*labels, pod->spec().labels); !missing.empty())
+        return fail(ErrorKind::refused, "the certificate of node {} hasn't the label {}", destination,
+                    fmt::join(missing, ", "));
+    return stream;
   };
   bool gone = false;
   const auto progress = [&](const migrate::Progress& now) {
@@ -234,7 +240,8 @@ Result<void> Moves::cancel(const std::string& pod) {
   return fail(ErrorKind::not_found, "pod {} is in no migration", pod);
 }
 
-void Moves::incoming(Stream connection, const std::string& peer, const std::string& id) {
+void Moves::incoming(Stream connection, const Sender& sender, const std::string& id) {
+  const std::string& peer = sender.name;
   const std::string key = peer + "/" + id;
   std::shared_ptr<Incoming> mine;
   {
@@ -267,7 +274,7 @@ void Moves::incoming(Stream connection, const std::string& peer, const std::stri
       .decide =
           [&](const pod::Spec& spec, const control::Needs& needs) {
             name = spec.name;
-            return starter_.decide(id, peer, spec, needs);
+            return starter_.decide(id, sender, spec, needs);
           },
       .arrived =
           [&](std::shared_ptr<pod::Pod> pod) {

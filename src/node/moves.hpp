@@ -69,7 +69,7 @@ class Moves {
 
   /// A connection of the migration `id` from `peer`. The first is its control connection: returns when it is all over.
   /// Further ones are put in its queue.
-  void incoming(Stream connection, const std::string& peer, const std::string& id);
+  void incoming(Stream connection, const Sender& sender, const std::string& id);
 
   /// Cancels what can be cancelled and waits for it; what is committed is waited for up to `patience`.
   void stop(std::chrono::seconds patience = std::chrono::seconds(20));

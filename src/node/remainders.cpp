@@ -99,8 +99,9 @@ void Remainders::serve(Stream& connection, const std::string& peer, const std::s
   (void)migrate::send_all(connection, &word, sizeof word);
 }
 
-void Remainders::serve_question(Stream& connection, const std::string& move) const {
-  const std::uint8_t owed = journal_of(state_dir_, move, true) ? 1 : 0;
+void Remainders::serve_question(Stream& connection, const std::string& peer, const std::string& move) const {
+  const auto journal = journal_of(state_dir_, move, true);
+  const std::uint8_t owed = journal && journal->peer == peer ? 1 : 0;
   (void)migrate::send_all(connection, &owed, sizeof owed);
 }
 

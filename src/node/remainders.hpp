@@ -36,7 +36,7 @@ class Remainders {
   /// The service `pages:MOVE`: answers until the connection ends.
   void serve(Stream&, const std::string& peer, const std::string& move);
   /// The service `owed:MOVE`, the other way round: says whether a pod here is still owed pages by that move.
-  void serve_question(Stream&, const std::string& move) const;
+  void serve_question(Stream&, const std::string& peer, const std::string& move) const;
   /// An operator gives it up: pages that the pod hasn't fetched are lost, and it ends where it is. `not_found`.
   Result<void> drop(const std::string& pod);
 

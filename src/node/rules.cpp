@@ -6,6 +6,7 @@
 #include <array>
 #include <charconv>
 #include <optional>
+#include <sstream>
 
 #include "kernel/capabilities.hpp"
 
@@ -27,6 +28,28 @@ Result<std::uint32_t> group_named(const std::string& name) {
   if (::getgrnam_r(name.c_str(), &entry, buffer.data(), buffer.size(), &found) != 0 || found == nullptr)
     return fail(ErrorKind::invalid, "no group named '{}' on this machine", name);
   return found->gr_gid;
+}
+
+/// "a,b": {"a", "b"}
+std::vector<std::string> words_in(const std::string& list) {
+  std::vector<std::string> words;
+  std::istringstream rest(list);
+  for (std::string word; std::getline(rest, word, ',');) words.push_back(word);
+  return words;
+}
+
+/// What can't be understood here allows nothing.
+bool certified_for(const Sender& sender, const pod::User& user) {
+  const auto label = sender.labels.find("users");
+  if (label == sender.labels.end()) return true;
+  const auto users = Users::from(words_in(label->second));
+  return users && users->contains(user);
+}
+
+kernel::Capabilities certified_capabilities(const Sender& sender) {
+  const auto label = sender.labels.find("capabilities");
+  if (label == sender.labels.end()) return ~0ULL;
+  return kernel::parse_capabilities(words_in(label->second)).value_or(0);
 }
 
 }  // namespace
@@ -120,22 +143,33 @@ Result<void> Rules::may_send(const std::string& peer) const {
   return fail(ErrorKind::refused, "the owner of {} lets no pod go to {}", node_, peer);
 }
 
-Result<void> Rules::may_speak(const std::string& peer, const pod::User& user) const {
-  const Trust* known = trust(peer);
+Result<void> Rules::may_speak(const Sender& peer, const pod::User& user) const {
+  if (!certified_for(peer, user))
+    return fail(ErrorKind::refused, "the certificate of {} lets it ask for nothing in the name of user {}", peer.name,
+                pod::name_of(user.uid));
+  const Trust* known = trust(peer.name);
   if (known != nullptr && known->users.contains(user)) return {};
-  return fail(ErrorKind::refused, "the owner of {} lets {} ask for nothing in the name of user {}", node_, peer,
+  return fail(ErrorKind::refused, "the owner of {} lets {} ask for nothing in the name of user {}", node_, peer.name,
               pod::name_of(user.uid));
 }
 
-std::vector<control::Refusal> Rules::against(const std::string& peer, const control::Needs& needs) const {
+std::vector<control::Refusal> Rules::against(const Sender& sender, const control::Needs& needs) const {
   using control::Reason;
+  const std::string& peer = sender.name;
+  const pod::User user{needs.user, needs.user, {}};
   const Trust* known = trust(peer);
   if (known == nullptr) return {{Reason::owner, fmt::format("{} is no peer of {}", peer, node_)}};
   std::vector<control::Refusal> no;
   if (!known->receive) no.push_back({Reason::owner, fmt::format("the owner of {} wants no pods of {}", node_, peer)});
-  if (!known->users.contains({needs.user, needs.user, {}}))
+  if (!known->users.contains(user))
     no.push_back({Reason::owner,
                   fmt::format("the owner of {} lets no pod of {} run as {}", node_, peer, pod::name_of(needs.user))});
+  if (!certified_for(sender, user))
+    no.push_back({Reason::owner,
+                  fmt::format("the certificate of {} lets none of its pods run as {}", peer, pod::name_of(user.uid))});
+  if (const auto beyond = needs.capabilities & ~certified_capabilities(sender); beyond != 0)
+    no.push_back({Reason::owner, fmt::format("the certificate of {} lets none of its pods have {}", peer,
+                                             kernel::to_text(beyond & kernel::all_capabilities()))});
   if (const auto beyond = needs.capabilities & ~known->capabilities; beyond != 0)
     no.push_back({Reason::owner, fmt::format("the owner of {} lets no pod of {} have {}", node_, peer,
                                              kernel::to_text(beyond & kernel::all_capabilities()))});

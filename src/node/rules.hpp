@@ -21,6 +21,14 @@ class Users {
   std::vector<Range> users_, groups_;
 };
 
+/// Another node, and what the authority says of it. Its certificate's labels `users` and `capabilities`
+/// ("4000-4999,alice", "CHOWN,KILL") bound what its pods may be on every node; the config bounds it for this one. Both
+/// hold.
+struct Sender {
+  std::string name;
+  std::map<std::string, std::string> labels;
+};
+
 class Rules {
  public:
   /// `invalid` names the key.
@@ -34,9 +42,9 @@ class Rules {
   [[nodiscard]] Result<void> may_send(const std::string& peer) const;
   [[nodiscard]] Result<void> may_move(const pod::User& caller) const;
   /// Whether what `peer` passes on may be asked for in the name of `user`.
-  [[nodiscard]] Result<void> may_speak(const std::string& peer, const pod::User& user) const;
+  [[nodiscard]] Result<void> may_speak(const Sender& peer, const pod::User& user) const;
   /// Reasons against taking in a pod of `peer`.
-  [[nodiscard]] std::vector<control::Refusal> against(const std::string& peer, const control::Needs&) const;
+  [[nodiscard]] std::vector<control::Refusal> against(const Sender& peer, const control::Needs&) const;
 
  private:
   struct Trust {

@@ -150,7 +150,7 @@ Result<std::vector<std::string>> Starter::candidates(const std::string& destinat
   return nodes;
 }
 
-control::Room Starter::room(const std::string& peer, const std::string& pod_id, const control::Needs& needs) const {
+control::Room Starter::room(const Sender& peer, const std::string& pod_id, const control::Needs& needs) const {
   control::Room room{.memory = memory_available(),
                      .processors = static_cast<double>(::sysconf(_SC_NPROCESSORS_ONLN)),
                      .descriptors = descriptors_available(),
@@ -179,7 +179,10 @@ Result<control::Answer> Starter::ask(const std::string& node, const control::Ask
   const Deadline deadline = in(ask.elsewhere.empty() ? ask_time : group_time);
   Stream connection = TRY(links_.connect(node, service::starter, answer_time));
   TRY(write_frame(connection, image::pack(Request{ask, {}}), deadline));
-  return image::unpack<control::Answer>(TRY(read_frame(connection, message_limit, deadline)));
+  auto answer = TRY(image::unpack<control::Answer>(TRY(read_frame(connection, message_limit, deadline))));
+  // Of itself it can say what it likes: its certificate knows. Whom it names shows its own when the pod is sent.
+  if (const auto labels = Links::labels(connection); labels && answer.node == node) answer.labels = *labels;
+  return answer;
 }
 
 void Starter::withdraw(const std::string& node, const std::string& move) {
@@ -250,7 +253,7 @@ Result<std::string> Starter::agree(const Wish& wish) {
   return std::unexpected(std::move(error));
 }
 
-control::Answer Starter::answer_alone(const control::Ask& ask) {
+control::Answer Starter::answer_alone(const control::Ask& ask, const Sender& asking) {
   const auto no = [&](Reason reason, const std::string& text) {
     return control::Answer{
         .move = ask.move, .reason = std::string(to_string(reason)), .text = text.substr(0, control::text_limit)};
@@ -263,13 +266,14 @@ control::Answer Starter::answer_alone(const control::Ask& ask) {
     if (!*record || (*record)->id != ask.pod_id || (*record)->owner != ask.from)
       return no(Reason::protocol, fmt::format("in the store of {} this pod is not {}'s", config_.node, ask.from));
   }
-  const control::Room room = this->room(ask.from, ask.pod_id, ask.needs);
+  // Asked for a member of its group: what the member's certificate says is seen when it sends.
+  const control::Room room = this->room(asking.name == ask.from ? asking : Sender{ask.from, {}}, ask.pod_id, ask.needs);
   const std::lock_guard lock(mutex_);
   return admission_.consider(ask, room, now());
 }
 
-control::Answer Starter::answer_to(const control::Ask& ask) {
-  control::Answer answer = answer_alone(ask);
+control::Answer Starter::answer_to(const control::Ask& ask, const Sender& asking) {
+  control::Answer answer = answer_alone(ask, asking);
   if (answer.yes || ask.elsewhere.empty() || !control::plausible(ask)) return answer;
   // For the group: the others one by one, in the name of the node that asks.
   Negotiation::Plan plan{.ask = ask, .candidates = ask.elsewhere, .delegate = false, .patience = control::Time(0)};
@@ -288,7 +292,8 @@ control::Answer Starter::answer_to(const control::Ask& ask) {
   return answer;
 }
 
-void Starter::serve(Stream& asking, const std::string& peer) {
+void Starter::serve(Stream& asking, const Sender& sender) {
+  const std::string& peer = sender.name;
   const auto frame = read_frame(asking, message_limit, in(answer_time));
   if (!frame) return;
   auto request =
@@ -301,13 +306,13 @@ void Starter::serve(Stream& asking, const std::string& peer) {
   // Its own pod, or one that it asks about for a member of its group.
   if (request->ask.from != peer && (config_.peer(request->ask.from) == nullptr || !request->ask.elsewhere.empty()))
     return log::warn("starter of {}: asks in the name of {}", peer, request->ask.from);
-  const control::Answer answer = answer_to(request->ask);
+  const control::Answer answer = answer_to(request->ask, sender);
   log::info("pod {} of {}: {}", request->ask.pod, request->ask.from,
             answer.yes ? "may come to " + answer.node : "not taken: " + answer.text);
   (void)write_frame(asking, image::pack(answer), in(answer_time));
 }
 
-std::vector<std::string> Starter::decide(const std::string& move, const std::string& peer, const pod::Spec& spec,
+std::vector<std::string> Starter::decide(const std::string& move, const Sender& peer, const pod::Spec& spec,
                                          const control::Needs& needs) {
   const control::Room room = this->room(peer, spec.id, needs);
   const std::lock_guard lock(mutex_);

@@ -41,11 +41,10 @@ class Starter {
   void withdraw(const std::string& node, const std::string& move);
 
   /// Answers one request of `peer` on `fd`.
-  void serve(Stream&, const std::string& peer);
+  void serve(Stream&, const Sender& peer);
 
   /// Messages 5 and 6: reasons against taking in this pod of `peer` now; none: its room is kept until `end`.
-  std::vector<std::string> decide(const std::string& move, const std::string& peer, const pod::Spec&,
-                                  const control::Needs&);
+  std::vector<std::string> decide(const std::string& move, const Sender& peer, const pod::Spec&, const control::Needs&);
   void end(const std::string& move);
   /// Bytes of the arriving pod that are here by now.
   void used(const std::string& move, std::uint64_t bytes);
@@ -57,9 +56,9 @@ class Starter {
   [[nodiscard]] std::vector<std::string> objections(const std::vector<std::string>& labels) const;
 
  private:
-  [[nodiscard]] control::Room room(const std::string& peer, const std::string& pod_id, const control::Needs&) const;
-  control::Answer answer_to(const control::Ask&);
-  control::Answer answer_alone(const control::Ask&);
+  [[nodiscard]] control::Room room(const Sender& peer, const std::string& pod_id, const control::Needs&) const;
+  control::Answer answer_to(const control::Ask&, const Sender&);
+  control::Answer answer_alone(const control::Ask&, const Sender&);
   Result<control::Answer> ask(const std::string& node, const control::Ask&) const;
   /// Carries out what the negotiation wants until it is over.
   std::variant<control::Negotiation::MoveOut, control::Negotiation::GiveUp> carry_out(

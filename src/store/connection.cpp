@@ -1,6 +1,7 @@
 #include "store/connection.hpp"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
 #include <openssl/err.h>
@@ -8,25 +9,11 @@
 #include <poll.h>
 #include <sys/socket.h>
 
-#include <algorithm>
-
 namespace godwit::store {
 namespace {
 
-Result<void> wait_for(int fd, short events, Deadline deadline) {
-  for (;;) {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now()).count();
-    pollfd poll{fd, events, 0};
-    const int ready = ::poll(&poll, 1, static_cast<int>(std::clamp<long>(left, 0, 3600 * 1000)));
-    if (ready > 0) return {};
-    if (ready < 0 && errno != EINTR) return fail_errno("poll");
-    if (std::chrono::steady_clock::now() >= deadline) return fail(ErrorKind::timeout, "no answer in time");
-  }
-}
-
-std::unexpected<Error> broken(std::string_view what) {
-  const int code = errno;
-  return std::unexpected(Error{ErrorKind::unreachable, std::string(what), code, {}});
+std::unexpected<Error> no_connection(int code) {
+  return std::unexpected(Error{ErrorKind::unreachable, "connect", code, {}});
 }
 
 std::string tls_reason() {
@@ -36,16 +23,45 @@ std::string tls_reason() {
   return reason != nullptr ? reason : "TLS failed";
 }
 
-Result<void> connect_one(int fd, const addrinfo& address, Deadline deadline) {
-  if (::connect(fd, address.ai_addr, address.ai_addrlen) == 0) return {};
-  if (errno != EINPROGRESS) return broken("connect");
-  TRY(wait_for(fd, POLLOUT, deadline));
-  int error = 0;
-  socklen_t size = sizeof error;
-  ::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
-  errno = error;
-  if (error != 0) return broken("connect");
-  return {};
+Result<Fd> connect_one(const addrinfo& address, Deadline deadline) {
+  Fd fd(::socket(address.ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd) return fail_errno("socket");
+  if (::connect(fd.get(), address.ai_addr, address.ai_addrlen) != 0) {
+    if (errno != EINPROGRESS) return no_connection(errno);
+    TRY(wait_for(fd.get(), POLLOUT, deadline));
+    int error = 0;
+    socklen_t size = sizeof error;
+    ::getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &size);
+    if (error != 0) return no_connection(error);
+  }
+  const int one = 1;
+  ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  // A stream waits by poll, on a socket in blocking mode.
+  if (::fcntl(fd.get(), F_SETFL, 0) != 0) return fail_errno("fcntl");
+  return fd;
+}
+
+/// TLS with a server that shows a certificate for `host`.
+Result<Stream> shake_hands(Fd fd, const std::string& host, SSL_CTX* tls, Deadline deadline) {
+  Stream::Session session(SSL_new(tls));
+  if (!session) return fail(ErrorKind::failed, "TLS: {}", tls_reason());
+  SSL* ssl = session.get();
+  std::uint8_t bytes[16];
+  const bool number = ::inet_pton(AF_INET, host.c_str(), bytes) == 1 || ::inet_pton(AF_INET6, host.c_str(), bytes) == 1;
+  const bool set = number ? X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(ssl), host.c_str()) == 1
+                          : SSL_set1_host(ssl, host.c_str()) == 1 && SSL_set_tlsext_host_name(ssl, host.c_str()) == 1;
+  if (!set) return fail(ErrorKind::failed, "TLS: {}", tls_reason());
+  SSL_set_connect_state(ssl);
+  // Kept beyond a failure: the session knows what was wrong with the certificate.
+  SSL_up_ref(ssl);
+  const Stream::Session kept(ssl);
+  auto stream = Stream::secure(std::move(fd), std::move(session), deadline);
+  if (stream) return stream;
+  if (const long verdict = SSL_get_verify_result(ssl); verdict != X509_V_OK)
+    return fail(ErrorKind::unreachable, "its certificate: {}", X509_verify_cert_error_string(verdict));
+  Error error = std::move(stream.error());
+  if (error.kind == ErrorKind::refused) error.kind = ErrorKind::unreachable;
+  return std::unexpected(std::move(error));
 }
 
 }  // namespace
@@ -77,94 +93,28 @@ Result<Connection> Connection::open(const std::string& host, std::uint16_t port,
   const std::unique_ptr<addrinfo, void (*)(addrinfo*)> owner(found, ::freeaddrinfo);
   Error last{ErrorKind::unreachable, "no address", 0, {}};
   for (const addrinfo* address = found; address != nullptr; address = address->ai_next) {
-    Fd fd(::socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    if (!fd) return fail_errno("socket");
-    if (auto connected = connect_one(fd.get(), *address, deadline); !connected) {
+    auto connected = connect_one(*address, deadline);
+    if (!connected) {
       last = std::move(connected.error());
       continue;
     }
-    const int one = 1;
-    ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    Connection connection(std::move(fd));
-    if (tls != nullptr) TRY(connection.shake_hands(host, tls, deadline));
-    return connection;
+    if (tls == nullptr) return Connection(Stream(std::move(*connected)));
+    return Connection(TRY(shake_hands(std::move(*connected), host, tls, deadline)));
   }
   return std::unexpected(std::move(last));
 }
 
-Result<void> Connection::shake_hands(const std::string& host, SSL_CTX* tls, Deadline deadline) {
-  ssl_.reset(SSL_new(tls));
-  if (!ssl_ || SSL_set_fd(ssl_.get(), fd_.get()) != 1) return fail(ErrorKind::failed, "TLS: {}", tls_reason());
-  std::uint8_t bytes[16];
-  const bool number = ::inet_pton(AF_INET, host.c_str(), bytes) == 1 || ::inet_pton(AF_INET6, host.c_str(), bytes) == 1;
-  X509_VERIFY_PARAM* wanted = SSL_get0_param(ssl_.get());
-  const bool set =
-      number ? X509_VERIFY_PARAM_set1_ip_asc(wanted, host.c_str()) == 1
-             : SSL_set1_host(ssl_.get(), host.c_str()) == 1 && SSL_set_tlsext_host_name(ssl_.get(), host.c_str()) == 1;
-  if (!set) return fail(ErrorKind::failed, "TLS: {}", tls_reason());
-  for (;;) {
-    ERR_clear_error();
-    const int code = SSL_connect(ssl_.get());
-    if (code == 1) return {};
-    if (const long verdict = SSL_get_verify_result(ssl_.get()); verdict != X509_V_OK)
-      return fail(ErrorKind::unreachable, "its certificate: {}", X509_verify_cert_error_string(verdict));
-    TRY(wait_tls(code, "TLS", deadline));
-  }
-}
-
-Result<void> Connection::wait_tls(int code, std::string_view what, Deadline deadline) const {
-  switch (SSL_get_error(ssl_.get(), code)) {
-    case SSL_ERROR_WANT_READ:
-      return wait_for(fd_.get(), POLLIN, deadline);
-    case SSL_ERROR_WANT_WRITE:
-      return wait_for(fd_.get(), POLLOUT, deadline);
-    case SSL_ERROR_SYSCALL:
-      return broken(what);
-    default:
-      return fail(ErrorKind::unreachable, "{}: {}", what, tls_reason());
-  }
-}
-
 Result<void> Connection::write(std::string_view bytes, Deadline deadline) {
-  while (!bytes.empty()) {
-    if (ssl_) {
-      ERR_clear_error();
-      std::size_t sent = 0;
-      const int code = SSL_write_ex(ssl_.get(), bytes.data(), bytes.size(), &sent);
-      if (code == 1)
-        bytes.remove_prefix(sent);
-      else
-        TRY(wait_tls(code, "send", deadline));
-      continue;
-    }
-    const ssize_t sent = ::send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
-    if (sent > 0)
-      bytes.remove_prefix(static_cast<std::size_t>(sent));
-    else if (errno == EAGAIN)
-      TRY(wait_for(fd_.get(), POLLOUT, deadline));
-    else if (errno != EINTR)
-      return broken("send");
-  }
-  return {};
+  const iovec part{const_cast<char*>(bytes.data()), bytes.size()};
+  return stream_.write({&part, 1}, deadline);
 }
 
 Result<std::size_t> Connection::read(char* data, std::size_t size, Deadline deadline) {
   for (;;) {
-    if (ssl_) {
-      ERR_clear_error();
-      std::size_t got = 0;
-      const int code = SSL_read_ex(ssl_.get(), data, size, &got);
-      if (code == 1) return got;
-      if (SSL_get_error(ssl_.get(), code) == SSL_ERROR_ZERO_RETURN) return std::size_t{0};
-      TRY(wait_tls(code, "receive", deadline));
-      continue;
-    }
-    const ssize_t got = ::recv(fd_.get(), data, size, 0);
+    const ssize_t got = stream_.receive(data, size);
     if (got >= 0) return static_cast<std::size_t>(got);
-    if (errno == EAGAIN)
-      TRY(wait_for(fd_.get(), POLLIN, deadline));
-    else if (errno != EINTR)
-      return broken("receive");
+    if (errno != EAGAIN) return std::unexpected(stream_.broken("receive", errno));
+    TRY(wait_for(stream_.fd(), POLLIN, deadline));
   }
 }
 

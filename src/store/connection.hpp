@@ -2,23 +2,18 @@
 
 #include <openssl/ssl.h>
 
-#include <chrono>
 #include <memory>
 #include <string>
 
-#include "base/fd.hpp"
-#include "base/result.hpp"
+#include "base/stream.hpp"
 
 /// A stream to a server of somebody else's, plain or TLS, on a thread: every call ends by its deadline.
 namespace godwit::store {
 
-using Deadline = std::chrono::steady_clock::time_point;
-
-struct FreeSsl {
+struct FreeContext {
   void operator()(SSL_CTX* context) const { SSL_CTX_free(context); }
-  void operator()(SSL* ssl) const { SSL_free(ssl); }
 };
-using TlsContext = std::unique_ptr<SSL_CTX, FreeSsl>;
+using TlsContext = std::unique_ptr<SSL_CTX, FreeContext>;
 
 /// PEM files. The server's certificate must be signed by `ca` (empty: by one that the system trusts) and be made out
 /// for the host that was asked for; ours is shown when there is one.
@@ -35,13 +30,9 @@ class Connection {
   Result<std::size_t> read(char* data, std::size_t size, Deadline);
 
  private:
-  explicit Connection(Fd fd) : fd_(std::move(fd)) {}
-  Result<void> shake_hands(const std::string& host, SSL_CTX* tls, Deadline);
-  /// What to do after a call of SSL_… gave `code`: nothing (it may be called again), or why not.
-  Result<void> wait_tls(int code, std::string_view what, Deadline) const;
+  explicit Connection(Stream stream) : stream_(std::move(stream)) {}
 
-  Fd fd_;  ///< non-blocking
-  std::unique_ptr<SSL, FreeSsl> ssl_;
+  Stream stream_;
 };
 
 }  // namespace godwit::store

@@ -12,9 +12,11 @@ CONFIG = "/etc/godwit/godwitd.toml"
 # Before the tables of the config, and after them.
 SETTINGS = {
     "a": ("", '[groups]\nrack = ["b", "c"]\n'),
-    "b": ("most_pods = 2\n", '[labels]\nzone = "x"\n[groups]\nrack = ["b", "c"]\n'),
-    "c": ("guests = true\n", '[labels]\nsecure = ""\n[groups]\nrack = ["b", "c"]\n'),
+    "b": ("most_pods = 2\n", '[groups]\nrack = ["b", "c"]\n'),
+    "c": ("guests = true\n", '[groups]\nrack = ["b", "c"]\n'),
 }
+# Labels are what the authority says of a node.
+LABELS = {"b": "zone=x", "c": "secure"}
 
 
 class Negotiation(Suite):
@@ -27,6 +29,9 @@ class Negotiation(Suite):
     def setup(self):
         self.cluster = Cluster("negotiation")
         self.cluster.up()
+        for node, label in LABELS.items():
+            token = self.cluster.godwit("a", "pki", "token", "--node", node, "--label", label).stdout.strip()
+            self.cluster.godwit(node, "join", "--again", "--token", token)
         for node in SETTINGS:
             self._configure(node)
 

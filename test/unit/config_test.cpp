@@ -29,6 +29,7 @@ TEST(Config, WrittenConfigReadsBackTheSame) {
   Config config;
   config.node = "a";
   config.peers = {{"b", "10.66.0.2:4070"}, {"c", "[fd66::3]:5000"}};
+  config.plain = true;
   config.key = "quote \" and backslash \\ in a key";
   config.store = "peer:b";
   config.cgroup = "/sys/fs/cgroup/x";
@@ -42,6 +43,12 @@ TEST(Config, WrittenConfigReadsBackTheSame) {
   const auto read = parse_config(write_config(config), "test.toml");
   ASSERT_TRUE(read) << read.error().message();
   EXPECT_EQ(*read, config);
+  config.plain = false;
+  config.key.clear();
+  config.tls = Config::Tls{"/a/authority.pem", "/b/node.pem", "/b/node.key", std::chrono::seconds(90)};
+  const auto trusting = parse_config(write_config(config), "test.toml");
+  ASSERT_TRUE(trusting) << trusting.error().message();
+  EXPECT_EQ(*trusting, config);
 }
 
 TEST(Config, UnknownKeyIsNamedWithItsLine) {
@@ -64,17 +71,24 @@ TEST(Config, WrongValuesAreNamedWithTheirLine) {
   EXPECT_NE(error_of("node = \"a\"\n[groups]\nrack = [\"b\"]").find("'b', which is no node"), std::string::npos);
   EXPECT_NE(error_of("node = \"a\"\n[groups]\nrack = \"a\"").find("test.toml:3: groups.rack"), std::string::npos);
   EXPECT_NE(error_of("node = ").find("test.toml:1"), std::string::npos);
-  EXPECT_NE(error_of("key = \"short\"").find("16 characters"), std::string::npos);
+  EXPECT_NE(error_of("plain = true\nkey = \"short\"").find("16 characters"), std::string::npos);
 }
 
-TEST(Config, PeersNeedAKeyAndSense) {
+TEST(Config, PeersNeedTrustAndSense) {
   const std::string peer = "[[peers]]\nname = \"b\"\naddress = \"h:1\"\n";
-  const std::string with_key = std::string("node = \"a\"\nkey = \"") + key + "\"\n";
-  EXPECT_NE(error_of("node = \"a\"\n" + peer).find("without key"), std::string::npos);
+  const std::string only_key = std::string("node = \"a\"\nkey = \"") + key + "\"\n";
+  const std::string with_key = "plain = true\n" + only_key;
+  EXPECT_NE(error_of("node = \"a\"\n" + peer).find("neither [tls] nor plain"), std::string::npos);
+  EXPECT_NE(error_of("node = \"a\"\nplain = true\n" + peer).find("without key"), std::string::npos);
+  EXPECT_NE(error_of(only_key + peer).find("a key is for plain = true"), std::string::npos);
+  EXPECT_NE(error_of(with_key + "[tls]\n" + peer).find("exclude each other"), std::string::npos);
+  EXPECT_EQ(error_of("node = \"a\"\n" + peer + "[tls]\nlifetime = \"12h\"\n"), "");
+  EXPECT_NE(error_of("[tls]\nlifetime = \"soon\"\n").find("tls.lifetime"), std::string::npos);
+  EXPECT_NE(error_of("[tls]\nkey = \"node.key\"\n").find("absolute"), std::string::npos);
   EXPECT_EQ(error_of(with_key + peer), "");
   EXPECT_NE(error_of(with_key + peer + peer).find("twice"), std::string::npos);
   EXPECT_NE(error_of(with_key + "[[peers]]\nname = \"a\"\naddress = \"h:1\"\n").find("itself"), std::string::npos);
-  EXPECT_NE(error_of(with_key + "[[peers]]\nname = \"b\"\naddress = \"h:0\"\n").find("test.toml:3"), std::string::npos);
+  EXPECT_NE(error_of(with_key + "[[peers]]\nname = \"b\"\naddress = \"h:0\"\n").find("test.toml:4"), std::string::npos);
   EXPECT_NE(error_of(with_key + "store = \"peer:x\"\n" + peer).find("names no peer"), std::string::npos);
 }
 
@@ -84,7 +98,7 @@ TEST(Config, KeyFileMustBePrivate) {
   ASSERT_GE(fd, 0);
   ASSERT_EQ(write(fd, "0123456789abcdef\n", 17), 17);
   ASSERT_EQ(fchmod(fd, 0644), 0);
-  const std::string text = std::string("key_file = \"") + path + "\"";
+  const std::string text = std::string("plain = true\nkey_file = \"") + path + "\"";
   EXPECT_NE(error_of(text).find("can be read by others"), std::string::npos);
   ASSERT_EQ(fchmod(fd, 0600), 0);
   const auto config = parse_config(text, "test.toml");

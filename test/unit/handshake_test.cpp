@@ -26,7 +26,7 @@ struct Pair {
 };
 
 struct Outcome {
-  Result<void> initiator;
+  Result<std::uint64_t> initiator = fail(ErrorKind::failed, "did not run");
   Result<Caller> responder = fail(ErrorKind::failed, "did not run");
 };
 
@@ -35,7 +35,8 @@ Outcome shake(const Identity& from, const std::string& to, const std::string& se
   Outcome outcome;
   std::thread responder([&] {
     outcome.responder = respond(
-        pair.right, at, [](const std::string& name) { return name == "a"; },
+        pair.right, at,
+        [](const std::string& name) { return name == "a" ? "" : "not among the peers in the config here"; },
         [](const std::string& name) { return name == "store"; }, in(5s));
     pair.right.reset();
   });
@@ -51,7 +52,7 @@ Result<Caller> respond_to(const Bytes& bytes) {
   EXPECT_TRUE(write_all(pair.left, bytes.data(), bytes.size(), in(5s)));
   shutdown(pair.left.fd(), SHUT_WR);
   return respond(
-      pair.right, b, [](const std::string&) { return true; }, [](const std::string&) { return true; }, in(5s));
+      pair.right, b, [](const std::string&) { return ""; }, [](const std::string&) { return true; }, in(5s));
 }
 
 /// What an impostor would say.
@@ -126,7 +127,7 @@ TEST(Handshake, ProofOfOneConnectionIsWorthNothingOnAnother) {
     std::thread initiator([&] { (void)initiate(client.left, a, "b", "store", in(5s)); });
     std::thread responder([&] {
       (void)respond(
-          server.right, b, [](const std::string&) { return true; }, [](const std::string&) { return true; }, in(5s));
+          server.right, b, [](const std::string&) { return ""; }, [](const std::string&) { return true; }, in(5s));
     });
     hello = *read_frame(client.right, 4096, in(5s));
     ASSERT_TRUE(write_frame(server.left, hello, in(5s)));
@@ -165,7 +166,7 @@ TEST(Handshake, SilentPeerEndsInTime) {
   Pair pair;
   const auto begin = std::chrono::steady_clock::now();
   const auto result = respond(
-      pair.right, b, [](const std::string&) { return true; }, [](const std::string&) { return true; }, in(50ms));
+      pair.right, b, [](const std::string&) { return ""; }, [](const std::string&) { return true; }, in(50ms));
   ASSERT_FALSE(result);
   EXPECT_EQ(result.error().kind, ErrorKind::timeout);
   EXPECT_LT(std::chrono::steady_clock::now() - begin, 2s);
@@ -184,7 +185,7 @@ TEST(Handshake, DrippingPeerEndsInTimeToo) {
     while (!stop && write_all(pair.left, &zero, 1, in(1s))) std::this_thread::sleep_for(10ms);
   });
   const auto result = respond(
-      pair.right, b, [](const std::string&) { return true; }, [](const std::string&) { return true; }, in(100ms));
+      pair.right, b, [](const std::string&) { return ""; }, [](const std::string&) { return true; }, in(100ms));
   stop = true;
   drip.join();
   ASSERT_FALSE(result);

@@ -24,6 +24,7 @@ class PeerServerTest : public testing::Test {
     directory_ = mkdtemp(pattern);
     store_ = std::move(*store::open_sqlite(directory_ + "/pods.db"));
     config_.node = "a";
+    config_.plain = true;
     config_.key = "the key of the cluster";
     start();
     config_.peers = {{"b", "127.0.0.1:" + std::to_string(port_)}};
@@ -43,7 +44,7 @@ class PeerServerTest : public testing::Test {
     port_ = ntohs(name.sin_port);
     server_ = std::make_unique<Server>(std::move(*listener), most, 64, [this](Tasks::Connection& connection) {
       const auto caller = respond(
-          connection.stream, {"b", config_.key}, [](const std::string& peer) { return peer == "a"; },
+          connection.stream, {"b", config_.key}, [](const std::string& peer) { return peer == "a" ? "" : "not known"; },
           [&connection](const std::string& service) {
             connection.trust();
             return service == service::store;

@@ -12,7 +12,7 @@ namespace {
 const pod::User root, alice{4001, 4001, {4001, 4100}}, bob{4002, 4002, {4002}};
 
 Rules rules_of(const std::string& text) {
-  const auto config = parse_config("node = \"a\"\nkey = \"0123456789abcdef\"\n" + text, "test");
+  const auto config = parse_config("node = \"a\"\nplain = true\nkey = \"0123456789abcdef\"\n" + text, "test");
   EXPECT_TRUE(config) << config.error().message();
   return Rules::from(*config).value();
 }
@@ -49,11 +49,11 @@ TEST(Rules, OnlyRootRunsForOthersAndGivesCapabilities) {
 TEST(Rules, ByDefaultOnlyRootRunsAndPeersAreTrusted) {
   const auto rules = rules_of("[[peers]]\nname = \"b\"\naddress = \"10.0.0.1\"\n");
   EXPECT_FALSE(rules.may_run(alice, alice, 0));
-  EXPECT_TRUE(rules.may_speak("b", root));
+  EXPECT_TRUE(rules.may_speak(Sender{"b", {}}, root));
   EXPECT_TRUE(rules.may_send("b"));
-  EXPECT_TRUE(rules.against("b", {}).empty());
-  EXPECT_FALSE(rules.against("x", {}).empty());
-  EXPECT_FALSE(rules.may_speak("x", alice));
+  EXPECT_TRUE(rules.against(Sender{"b", {}}, {}).empty());
+  EXPECT_FALSE(rules.against(Sender{"x", {}}, {}).empty());
+  EXPECT_FALSE(rules.may_speak(Sender{"x", {}}, alice));
 }
 
 TEST(Rules, APeerIsTrustedAsFarAsTheConfigSays) {
@@ -63,21 +63,37 @@ TEST(Rules, APeerIsTrustedAsFarAsTheConfigSays) {
       "[[peers]]\nname = \"c\"\naddress = \"10.0.0.2\"\nreceive = false\n");
   EXPECT_FALSE(rules.may_send("b"));
   EXPECT_TRUE(rules.may_send("c"));
-  EXPECT_TRUE(rules.may_speak("b", alice));
-  EXPECT_FALSE(rules.may_speak("b", bob));
-  EXPECT_FALSE(rules.may_speak("b", root));
+  EXPECT_TRUE(rules.may_speak(Sender{"b", {}}, alice));
+  EXPECT_FALSE(rules.may_speak(Sender{"b", {}}, bob));
+  EXPECT_FALSE(rules.may_speak(Sender{"b", {}}, root));
   control::Needs needs{.user = 4001};
-  EXPECT_TRUE(rules.against("b", needs).empty());
-  EXPECT_EQ(rules.against("c", needs).size(), 1u);
+  EXPECT_TRUE(rules.against(Sender{"b", {}}, needs).empty());
+  EXPECT_EQ(rules.against(Sender{"c", {}}, needs).size(), 1u);
   needs.capabilities = kernel::capability(CAP_CHOWN);
-  EXPECT_TRUE(rules.against("b", needs).empty());
+  EXPECT_TRUE(rules.against(Sender{"b", {}}, needs).empty());
   needs.capabilities |= kernel::capability(CAP_KILL);
-  EXPECT_NE(rules.against("b", needs).front().text.find("CAP_KILL"), std::string::npos);
+  EXPECT_NE(rules.against(Sender{"b", {}}, needs).front().text.find("CAP_KILL"), std::string::npos);
   needs.user = 0;
-  EXPECT_EQ(rules.against("b", needs).size(), 2u);
+  EXPECT_EQ(rules.against(Sender{"b", {}}, needs).size(), 2u);
   // What no pod can have here is refused whoever sends it.
   needs = {.user = 0, .capabilities = 1ULL << 62};
-  EXPECT_EQ(rules.against("b", needs).size(), 3u);
+  EXPECT_EQ(rules.against(Sender{"b", {}}, needs).size(), 3u);
+}
+
+TEST(Rules, ACertificateBoundsWhatTheConfigAllows) {
+  const auto rules = rules_of("[[peers]]\nname = \"b\"\naddress = \"10.0.0.1\"\nusers = [\"4001-4002\"]\n");
+  const Sender b{"b", {{"users", "4000-4001,4003"}, {"capabilities", "CHOWN,KILL"}, {"zone", "x"}}};
+  EXPECT_TRUE(rules.may_speak(b, alice));
+  EXPECT_FALSE(rules.may_speak(b, bob));
+  EXPECT_FALSE(rules.may_speak(b, {4003, 4003, {}}));
+  EXPECT_TRUE(rules.against(b, {.user = 4001}).empty());
+  EXPECT_NE(rules.against(b, {.user = 4002}).front().text.find("certificate"), std::string::npos);
+  EXPECT_EQ(rules.against(b, {.user = 4001, .capabilities = kernel::capability(CAP_CHOWN)}).size(), 0u);
+  EXPECT_EQ(rules.against(b, {.user = 4001, .capabilities = kernel::capability(CAP_SYS_PTRACE)}).size(), 1u);
+  // What this machine can't understand allows nothing.
+  EXPECT_FALSE(rules.may_speak({"b", {{"users", "somebody-elsewhere"}}}, alice));
+  EXPECT_FALSE(rules.may_speak({"b", {{"users", ""}}}, alice));
+  EXPECT_EQ(rules.against({"b", {{"capabilities", "FLY"}}}, {.user = 4001, .capabilities = 1}).size(), 1u);
 }
 
 TEST(Rules, ACallerIsReadBackAsWritten) {
