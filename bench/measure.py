@@ -248,17 +248,16 @@ class Bench:
                 stack.callback(cluster.down)
                 cluster.up()
                 bench = Bench(cluster, self.count, self.pictures)
-                # Names of their own: a pod is looked for on the whole machine.
-                stack.enter_context(bench.workload(f"large-{what.lower()}", "--mib", 1024))
-                stack.enter_context(bench.workload(f"small-{what.lower()}"))
+                stack.enter_context(bench.workload("large", "--mib", 1024))
+                stack.enter_context(bench.workload("small"))
                 sides[what], found[what] = bench, {"speed": [], "processor": [], "freeze": []}
             for _ in range(self.count):
                 for what, bench in sides.items():
                     before = bench.processor()
-                    [report] = bench.move("large", f"large-{what.lower()}", "precopy", 1)
+                    [report] = bench.move("large", "large", "precopy", 1)
                     found[what]["processor"].append((bench.processor() - before) * (1 << 30) / report["bytes_sent"])
                     found[what]["speed"].append(report["bytes_sent"] / report["total_us"])
-                    [report] = bench.move("small", f"small-{what.lower()}", "precopy", 1)
+                    [report] = bench.move("small", "small", "precopy", 1)
                     found[what]["freeze"].append(report["freeze_us"])
                     self.reports.setdefault(f"transport: {what}", []).append(report)
         rows = []

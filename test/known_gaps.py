@@ -4,7 +4,6 @@ all the same, so that one that has begun to work is seen. Nothing is added here 
 import fnmatch
 
 GAPS = {
-    "soak/redis": "with TLS a post-copy drain of a pod under load may hang: the pod runs on, its source keeps its pages until it is over",
 }
 
 

@@ -13,6 +13,7 @@ import threading
 
 import harness
 import servers
+from fuzz import fuzz
 from harness import BUILD, ROOT, Case, Failure, Process, Result, Suite, command
 
 
@@ -228,13 +229,14 @@ def listening(port: int, process: Process) -> None:
 
 
 class Fuzz(Suite):
-    """Decoders under the sanitizers, fed with rubbish for a bounded time."""
+    """What parses bytes from outside (test/fuzz), under libFuzzer and the sanitizers, from its corpus on and for a bounded time."""
 
     name = "fuzz"
+    jobs = 2
 
     def cases(self):
-        return [Case("codec", self._codec)]
+        return [Case(target, lambda target=target: self._fuzz(target)) for target in fuzz.targets()]
 
-    def _codec(self) -> None:
-        seconds = 300 if self.options.long else 15
-        command([BUILD / "codec-fuzz", seconds], seconds=seconds * 4 + 60)
+    def _fuzz(self, target: str) -> dict:
+        with tempfile.TemporaryDirectory() as directory:
+            return fuzz.run(target, 300 if self.options.long else 12, pathlib.Path(directory))

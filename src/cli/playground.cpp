@@ -5,7 +5,6 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/mount.h>
-#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
@@ -16,6 +15,7 @@
 #include <chrono>
 #include <filesystem>
 
+#include "base/random.hpp"
 #include "cli/playground_parts.hpp"
 #include "kernel/netlink.hpp"
 #include "node/authority.hpp"
@@ -160,20 +160,12 @@ Result<void> write_identity(const State& state, const Host& host) {
   return write_file(upper + config_path, node::write_config(config), 0600);
 }
 
-Result<std::string> random_key() {
-  std::array<std::uint8_t, 32> bytes{};
-  if (getrandom(bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) return fail_errno("make a key");
-  std::string key;
-  for (const auto byte : bytes) key += fmt::format("{:02x}", byte);
-  return key;
-}
-
 Result<State> plan(const std::string& name, const UpOptions& options) {
   if (options.nodes < 1 || options.nodes > 26)
     return fail(ErrorKind::invalid, "a playground has 1 to 26 nodes, not {}", options.nodes);
   if (options.mtu < 1280 || options.mtu > 65535) return fail(ErrorKind::invalid, "an MTU of {}", options.mtu);
   State state{.name = name, .mtu = options.mtu};
-  if (options.plain) state.key = TRY(random_key());
+  if (options.plain) state.key = TRY(random_hex(32));
   std::error_code error;
   state.godwitd = options.godwitd;
   if (state.godwitd.empty()) state.godwitd = fs::read_symlink("/proc/self/exe", error).parent_path() / "godwitd";
@@ -311,7 +303,7 @@ Result<void> build(State& state, const UpOptions& options) {
 }
 
 Result<void> check_name(const std::string& name) {
-  if (!node::valid_name(name) || name.find('.') != std::string::npos)
+  if (!valid_name(name) || name.find('.') != std::string::npos)
     return fail(ErrorKind::invalid, "\"{}\" is no name for a playground (a-z, 0-9, -)", name);
   return {};
 }

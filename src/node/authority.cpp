@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "base/fd.hpp"
+#include "base/random.hpp"
 #include "node/config.hpp"
 #include "node/files.hpp"
 
@@ -51,14 +52,6 @@ Result<Fd> lock(const std::string& directory) {
   Fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!fd || ::flock(fd.get(), LOCK_EX) != 0) return fail_errno("lock {}", path);
   return fd;
-}
-
-Result<void> make_directory(const std::string& path) {
-  std::error_code error;
-  std::filesystem::create_directories(path, error);
-  if (error) return fail(ErrorKind::failed, "make {}: {}", path, error.message());
-  if (::chmod(path.c_str(), 0700) != 0) return fail_errno("chmod {}", path);
-  return {};
 }
 
 bool is_hex(std::string_view text, std::size_t bytes) {
@@ -125,7 +118,7 @@ Result<Token> Token::parse(const std::string& text) {
 }
 
 Result<void> make_authority(const std::string& directory) {
-  TRY(make_directory(directory));
+  TRY(make_directory(directory, 0700));
   const Fd held = TRY(lock(directory));
   if (Authority::in(directory) || ::access(certificate_file(directory).c_str(), F_OK) == 0)
     return std::unexpected(Error{ErrorKind::refused, fmt::format("{} belongs to a cluster already", directory), 0,
@@ -217,7 +210,7 @@ Result<Token> Authority::make_token(const Subject& subject, const std::string& a
   if (subject.labels.size() > labels_limit)
     return fail(ErrorKind::invalid, "a node has {} labels at most", labels_limit);
   TRY(split_address(address));
-  TRY(make_directory(directory_ + "/tokens"));
+  TRY(make_directory(directory_ + "/tokens", 0700));
   Token token{address, fingerprint(certificate_.get()), TRY(random_hex(secret_bytes))};
   std::string text = fmt::format("{} {}\n", seconds_since_1970(Clock::now() + life), subject.name);
   for (const auto& label : subject.labels) text += to_text(label) + "\n";

@@ -108,13 +108,6 @@ std::string sha256(const std::string& text) {
   return to_hex(hash.data(), hash.size());
 }
 
-Result<std::string> random_hex(std::size_t bytes) {
-  std::string raw(bytes, '\0');
-  auto* data = reinterpret_cast<std::uint8_t*>(raw.data());
-  if (RAND_bytes(data, static_cast<int>(bytes)) != 1) return fail(ErrorKind::failed, "no random numbers");
-  return to_hex(data, bytes);
-}
-
 Result<Certificate> parse_certificate(const std::string& pem) {
   auto certificate = TRY(parse<Certificate>(pem, pem_limit, "a certificate", PEM_read_bio_X509));
   if (!our_kind(X509_get0_pubkey(certificate.get()))) return other_kind("the certificate");

@@ -78,8 +78,6 @@ std::set<std::string> serials_of(X509_CRL*);
 std::unexpected<Error> openssl_failed(std::string_view what);
 std::string to_hex(const std::uint8_t* data, std::size_t size);
 std::string sha256(const std::string&);
-/// So many random bytes, in hex.
-Result<std::string> random_hex(std::size_t bytes);
 
 /// A certificate's extensions that OpenSSL has words for: `value` is one of ours, never anybody's input.
 Result<void> extend(X509* certificate, X509* issuer, int kind, const char* value);

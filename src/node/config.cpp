@@ -368,12 +368,6 @@ Result<std::chrono::seconds> parse_duration(const std::string& text) {
   return std::chrono::seconds(number * unit->second);
 }
 
-bool valid_name(const std::string& name) {
-  if (name.empty() || name.size() > 63 || name[0] == '.' || name[0] == '-') return false;
-  return std::ranges::all_of(
-      name, [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '-'; });
-}
-
 Result<std::pair<std::string, std::uint16_t>> split_address(const std::string& address) {
   std::string host = address;
   std::string port;

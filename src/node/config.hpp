@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/names.hpp"
 #include "base/result.hpp"
 
 namespace godwit::node {
@@ -102,9 +103,6 @@ Config::Tls default_tls(const std::string& state_dir);
 Result<std::chrono::seconds> parse_duration(const std::string&);
 /// The config as a file that parse_config reads back to the same; the key stands in it.
 std::string write_config(const Config&);
-
-/// True when a name of a node or pod is fit for file names, host names and URLs: [a-z0-9][a-z0-9.-]*, 63 at most.
-bool valid_name(const std::string& name);
 
 /// Splits "host:port", "[v6]:port" or "host".
 Result<std::pair<std::string, std::uint16_t>> split_address(const std::string& address);

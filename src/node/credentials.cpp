@@ -195,9 +195,7 @@ Result<void> install(const Config::Tls& files, const std::string& authority, con
     const auto directory = std::filesystem::path(path).parent_path();
     std::error_code error;
     if (std::filesystem::exists(directory, error)) continue;
-    std::filesystem::create_directories(directory, error);
-    if (error) return fail(ErrorKind::failed, "make {}: {}", directory.string(), error.message());
-    if (::chmod(directory.c_str(), 0700) != 0) return fail_errno("chmod {}", directory.string());
+    TRY(make_directory(directory, 0700));
   }
   TRY(replace_file(files.authority, authority, 0644));
   TRY(replace_file(expelled_beside(files.authority), expelled, 0644));

@@ -11,6 +11,7 @@
 #include "node/api.hpp"
 #include "node/caller.hpp"
 #include "node/cgroup_directory.hpp"
+#include "node/files.hpp"
 #include "node/membership.hpp"
 #include "node/server.hpp"
 #include "node/store_link.hpp"
@@ -24,14 +25,6 @@ constexpr std::size_t most_connections = 1024;
 
 bool valid_migration(std::string_view id) {
   return !id.empty() && id.size() <= 64 && id.find_first_not_of("0123456789abcdef-") == std::string_view::npos;
-}
-
-Result<void> make_directory(const std::string& path) {
-  std::error_code error;
-  std::filesystem::create_directories(path, error);
-  if (error) return fail(ErrorKind::failed, "make {}: {}", path, error.message());
-  if (::chmod(path.c_str(), 0711) != 0) return fail_errno("chmod {}", path);
-  return {};
 }
 
 /// Two daemons over one state_dir would both take over its pods.
@@ -154,8 +147,8 @@ Result<std::unique_ptr<Trust>> open_trust(Config& config) {
 Daemon::Daemon(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 
 Result<std::unique_ptr<Daemon>> Daemon::start(Config config, pod::Zygote& zygote) {
-  TRY(make_directory(config.state_dir));
-  TRY(make_directory(config.run_dir));
+  TRY(make_directory(config.state_dir, 0711));
+  TRY(make_directory(config.run_dir, 0711));
   Rules rules = TRY(Rules::from(config));
   Fd lock = TRY(lock_state(config.state_dir));
   pod::Site site{.node = config.node,

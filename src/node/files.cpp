@@ -49,4 +49,12 @@ Result<void> replace_file(const std::string& path, const std::string& text, mode
   return {};
 }
 
+Result<void> make_directory(const std::string& path, mode_t mode) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) return fail(ErrorKind::failed, "make {}: {}", path, error.message());
+  if (::chmod(path.c_str(), mode) != 0) return fail_errno("chmod {}", path);
+  return {};
+}
+
 }  // namespace godwit::node

@@ -1,9 +1,9 @@
 #include "node/moves.hpp"
 
-#include <openssl/rand.h>
 #include <poll.h>
 
 #include "base/log.hpp"
+#include "base/random.hpp"
 
 namespace godwit::node {
 namespace {
@@ -11,14 +11,6 @@ namespace {
 constexpr std::chrono::seconds connect_time{5};
 constexpr std::size_t incoming_limit = 16;
 constexpr std::size_t queue_limit = 64;
-
-std::string new_id() {
-  std::uint8_t bytes[8];
-  (void)RAND_bytes(bytes, sizeof bytes);
-  std::string text;
-  for (const std::uint8_t byte : bytes) text += fmt::format("{:02x}", byte);
-  return text;
-}
 
 /// True from the commit on: the pod is the destination's, and this node only serves what is owed.
 bool committed(const std::string& phase) {
@@ -43,8 +35,9 @@ struct Moves::Incoming {
   }
 };
 
-Move::Move(std::shared_ptr<LocalPod> local, std::string to, migrate::Options chosen, std::optional<Deadline> end)
-    : id(new_id()), pod(std::move(local)), wanted(std::move(to)), options(std::move(chosen)), deadline(end) {}
+Move::Move(std::string number, std::shared_ptr<LocalPod> local, std::string to, migrate::Options chosen,
+           std::optional<Deadline> end)
+    : id(std::move(number)), pod(std::move(local)), wanted(std::move(to)), options(std::move(chosen)), deadline(end) {}
 
 Move::View Move::view() const {
   const std::lock_guard lock(mutex_);
@@ -81,6 +74,7 @@ Result<std::shared_ptr<Move>> Moves::begin(const std::shared_ptr<LocalPod>& pod,
   if (destination == site_.node)
     return fail(ErrorKind::refused, "pod {} is on node {} already", pod->spec.name, destination);
   auto candidates = TRY(starter_.candidates(destination));
+  auto id = TRY(random_hex(8));
   auto held = TRY(pods_.lend(*pod, destination));
   const std::lock_guard lock(mutex_);
   collect();
@@ -88,7 +82,7 @@ Result<std::shared_ptr<Move>> Moves::begin(const std::shared_ptr<LocalPod>& pod,
     pods_.take_back(*pod);
     return fail(ErrorKind::refused, "this daemon is about to end");
   }
-  const std::shared_ptr<Move> move(new Move(pod, destination, options, deadline));
+  const std::shared_ptr<Move> move(new Move(std::move(id), pod, destination, options, deadline));
   move->view_.progress.phase = "negotiate";
   try {
     move->thread_ = std::thread([this, move, held = std::move(held), candidates = std::move(candidates)]() mutable {

@@ -44,7 +44,7 @@ class Move {
 
  private:
   friend class Moves;
-  Move(std::shared_ptr<LocalPod>, std::string to, migrate::Options, std::optional<Deadline>);
+  Move(std::string id, std::shared_ptr<LocalPod>, std::string to, migrate::Options, std::optional<Deadline>);
   void change(const std::function<void(View&)>& edit);
 
   std::atomic<bool> cancelled_ = false;

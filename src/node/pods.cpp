@@ -1,7 +1,6 @@
 #include "node/pods.hpp"
 
 #include <fcntl.h>
-#include <openssl/rand.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -10,6 +9,7 @@
 #include <filesystem>
 
 #include "base/log.hpp"
+#include "base/random.hpp"
 #include "image/codec.hpp"
 #include "kernel/pidfd.hpp"
 #include "kernel/procfs.hpp"
@@ -23,15 +23,6 @@ constexpr std::uint32_t address_attempts = 256;
 constexpr std::size_t programs_remembered = 4096;
 constexpr int doubt_interval_ms = 1000;
 constexpr std::chrono::seconds settle_patience{10};
-
-std::string random_hex(std::size_t bytes) {
-  Bytes random(bytes);
-  // Names and ids need to be different, not secret: a failure shows as a name that is taken.
-  (void)RAND_bytes(random.data(), static_cast<int>(random.size()));
-  std::string text;
-  for (const std::uint8_t byte : random) text += fmt::format("{:02x}", byte);
-  return text;
-}
 
 pod::AddressPlan plan_of(const Config::Network& network) {
   return {network.subnet4, network.pods4, network.subnet6, network.gateway4, network.gateway6};
@@ -128,7 +119,7 @@ Result<pod::Spec> Pods::reserve(const NewPod& wanted) {
   if (!valid_name(spec.name))
     return std::unexpected(Error{ErrorKind::invalid, fmt::format("'{}' can't be a pod's name", spec.name), 0,
                                  "lower-case letters, digits, '.' and '-', 63 at most"});
-  spec.id = random_hex(16);
+  spec.id = TRY(random_hex(16));
   spec.home = config_.node;
   spec.hostname = wanted.hostname.empty() ? spec.name : wanted.hostname;
   spec.program = wanted.program;
@@ -167,7 +158,7 @@ void Pods::expect_arrival(int change) {
 }
 
 Result<std::shared_ptr<LocalPod>> Pods::create(NewPod wanted) {
-  if (wanted.name.empty()) wanted.name = "pod-" + random_hex(3);
+  if (wanted.name.empty()) wanted.name = "pod-" + TRY(random_hex(3));
   {
     const std::lock_guard lock(mutex_);
     being_made_.insert(wanted.name);

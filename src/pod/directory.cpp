@@ -11,6 +11,7 @@
 
 #include "base/fd.hpp"
 #include "base/log.hpp"
+#include "base/names.hpp"
 #include "kernel/pidfd.hpp"
 #include "kernel/procfs.hpp"
 #include "pod/root.hpp"
@@ -58,11 +59,9 @@ bool exists(const std::string& path) {
 }  // namespace
 
 Result<void> check_name(const std::string& name) {
-  const auto plain = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'); };
-  const auto allowed = [&](char c) { return plain(c) || c == '-' || c == '_' || c == '.'; };
-  if (name.empty() || name.size() > 63 || !plain(name.front()) || !std::ranges::all_of(name, allowed))
-    return fail(ErrorKind::invalid, "\"{}\" is no name for a pod: letters, digits, '-', '_', '.', at most 63", name);
-  return {};
+  if (valid_name(name)) return {};
+  return fail(ErrorKind::invalid, "\"{}\" is no name for a pod: lower-case letters, digits, '.' and '-', at most 63",
+              name);
 }
 
 Result<void> make_path(const std::string& path) {

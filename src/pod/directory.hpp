@@ -64,7 +64,7 @@ class Directory {
   std::string socket_;
 };
 
-/// Letters, digits, '-', '_' and '.', at most 63, beginning with a letter or digit: it becomes part of paths.
+/// `invalid` unless it is a valid_name: it becomes part of paths.
 Result<void> check_name(const std::string& name);
 /// mkdir -p.
 Result<void> make_path(const std::string& path);

@@ -194,7 +194,15 @@ class Cluster:
         self.godwit("a", "rm", "--force", pod, check=False, seconds=30)
 
     def processes(self, pod: str) -> list[int]:
-        return proc.pod_processes(pod)
+        return proc.pod_processes(self.name, pod)
+
+    def alone(self, pod: str) -> bool:
+        """Whether each of the pod's processes exists once only, and there are some."""
+        inner = []
+        for pid in self.processes(pod):
+            with contextlib.suppress(proc.Gone):
+                inner.append(proc.inner_pid(pid))
+        return bool(inner) and len(inner) == len(set(inner))
 
     def drained(self, pod: str, node: str, seconds: float = 60) -> None:
         """Waits until a pod is in one place only, and thawed there."""
@@ -203,7 +211,7 @@ class Cluster:
             state = self.pod(pod)
             if state["state"] == "exited":
                 raise Failure(f"{pod} has ended with {state.get('exit_code')}")
-            return alone(pod) and state["node"] == node
+            return self.alone(pod) and state["node"] == node
 
         wait_for(f"{pod} to be on {node} only", settled, seconds, step=0.05)
 
@@ -258,12 +266,3 @@ class Migration:
         if self._thread.is_alive():
             raise Failure(f"the migration has no end after {seconds} s; phases {sorted(set(self.phases))}")
         return self.last
-
-
-def alone(pod: str) -> bool:
-    """Whether each of the pod's processes exists once only, and there are some."""
-    inner = []
-    for pid in proc.pod_processes(pod):
-        with contextlib.suppress(proc.Gone):
-            inner.append(proc.inner_pid(pid))
-    return bool(inner) and len(inner) == len(set(inner))

@@ -7,7 +7,7 @@ import time
 
 from harness import BUILD, Case, Failure, Suite, wait_for
 from migration import proc
-from migration.cluster import Cluster, Migration, alone
+from migration.cluster import Cluster, Migration
 
 # Phase, and the strategy with which it is long enough to be met on a slow link.
 PHASES = [("negotiate", "precopy"), ("prepare", "precopy"), ("precopy", "precopy"), ("freeze", "freeze"),
@@ -45,14 +45,14 @@ class Faults(Suite):
 
         def settled():
             state = cluster.pods().get(pod, {})
-            if state.get("state") != "running" or state.get("node") not in places or not alone(pod):
+            if state.get("state") != "running" or state.get("node") not in places or not self.cluster.alone(pod):
                 return None
             return state["node"]
 
         node = wait_for(f"{pod} to run on {' or '.join(places)}, and there only", settled, seconds, step=0.2)
         ticks = self._ticks(pod)
         wait_for(f"{pod} to make progress on {node}", lambda: self._ticks(pod) > ticks, 10)
-        if not alone(pod):
+        if not self.cluster.alone(pod):
             raise Failure(f"{pod} runs twice")
         return node
 

@@ -12,7 +12,7 @@ import signal
 import time
 
 from harness import BUILD, Case, Failure, wait_for
-from migration.cluster import Cluster, Migration, alone
+from migration.cluster import Cluster, Migration
 from migration.faults import Faults
 
 STRATEGIES = ("freeze", "precopy", "postcopy", "hybrid", "eager-dirty", "auto")
@@ -222,11 +222,14 @@ class Matrix(Faults):
 
         def clean():
             for node in ("b", "c"):
-                told = cluster_json(self.cluster, node)
+                try:
+                    told = cluster_json(self.cluster, node)
+                except Failure:  # not up yet
+                    return None
                 if told["doubts"] or told["remainders"]:
                     return None
             homes = [node for node in ("b", "c") if os.path.isdir(f"/proc/{self.cluster.host_pid(node)}/root/var/lib/godwit/pods/{pod}")]
-            return alone(pod) and len(homes) == 1
+            return self.cluster.alone(pod) and len(homes) == 1
 
         wait_for(f"nothing but {pod} itself to be left", clean, 30, step=0.2)
 

@@ -42,8 +42,8 @@ def _link(path: pathlib.Path) -> str:
         return f"({error.strerror})"
 
 
-def pod_processes(pod: str) -> list[int]:
-    """Host pids of the processes in the work cgroup of a pod, on whatever node; zombies included."""
+def pod_processes(playground: str, pod: str) -> list[int]:
+    """Host pids of the processes in the work cgroup of a pod, on whatever node of the playground; zombies included."""
     found = []
     for entry in PROC.iterdir():
         if entry.name.isdigit():
@@ -51,7 +51,7 @@ def pod_processes(pod: str) -> list[int]:
                 groups = (entry / "cgroup").read_text()
             except OSError:
                 continue
-            if re.search(rf"^0::\S*/pods/{re.escape(pod)}/work\b", groups, re.M):
+            if re.search(rf"^0::\S*/{re.escape(playground)}/\S*/pods/{re.escape(pod)}/work\b", groups, re.M):
                 found.append(int(entry.name))
     return found
 

@@ -7,7 +7,7 @@ import json
 import time
 
 from harness import Case, Failure, wait_for
-from migration.cluster import CommandError, Migration, alone
+from migration.cluster import CommandError, Migration
 from migration.matrix import Matrix, cluster_json
 
 CONFIG = "/etc/godwit/godwitd.toml"
@@ -109,7 +109,7 @@ class Recovery(Matrix):
             self._disarm()
             self.cluster.godwit("c", "resolve", "--here", pod)
             self.cluster.godwit("b", "resolve", "--there", pod)
-            wait_for(f"{pod} to run on c", lambda: self._state("c", pod) == "running" and alone(pod), 15)
+            wait_for(f"{pod} to run on c", lambda: self._state("c", pod) == "running" and self.cluster.alone(pod), 15)
             self.cluster.daemon("start", "a")
             self.cluster.link("c", "up")
             self._runs(pod, ("c",))

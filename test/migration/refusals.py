@@ -8,7 +8,7 @@ import time
 
 from harness import Case, Failure, Skip, Suite
 from migration import proc
-from migration.cluster import Cluster, CommandError, Migration, alone
+from migration.cluster import Cluster, CommandError, Migration
 
 # Opens something under number 77, goes on counting, and measures how long it ever stood still.
 PROGRAM = """
@@ -91,7 +91,7 @@ class Refusals(Suite):
     def _unharmed(self, pod: str, still_ms: int | None = 150) -> None:
         cluster = self.cluster
         state = cluster.pod(pod)
-        if state["node"] != "a" or state["state"] != "running" or not alone(pod):
+        if state["node"] != "a" or state["state"] != "running" or not self.cluster.alone(pod):
             raise Failure(f"the pod should run on as if nothing had been: {state}")
         if dead := cluster.heal():
             raise Failure(f"godwitd died on {dead}: {''.join(cluster.daemon_log(node) for node in dead)}")

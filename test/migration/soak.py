@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 
 import servers
 from harness import Case, Failure, Suite, wait_for
@@ -59,7 +58,7 @@ class Soak(Suite):
 
     def _redis(self) -> dict:
         cluster, pod = self.cluster, "soaked"
-        moves = int(os.environ.get("SOAK_MOVES", 0)) or (LONG if self.options.long else SHORT)
+        moves = LONG if self.options.long else SHORT
         client = None
         try:
             server = servers.redis(fill_mib=16)
