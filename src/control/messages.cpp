@@ -7,6 +7,8 @@ namespace godwit::control {
 
 namespace {
 
+constexpr image::Limits limits{.bytes = message_limit, .items = 4096, .blob = message_limit, .depth = 8};
+
 bool short_enough(const std::string& text) {
   return text.size() <= text_limit;
 }
@@ -16,6 +18,14 @@ bool short_enough(const std::vector<std::string>& texts, std::size_t most) {
 }
 
 }  // namespace
+
+Result<Request> read_request(BytesView bytes) {
+  return image::unpack<Request>(bytes, limits);
+}
+
+Result<Answer> read_answer(BytesView bytes) {
+  return image::unpack<Answer>(bytes, limits);
+}
 
 bool plausible(const Ask& ask) {
   for (const auto* text : {&ask.move, &ask.pod, &ask.pod_id, &ask.from})

@@ -50,6 +50,20 @@ struct Withdrawal {
   MSGPACK_DEFINE_MAP(move)
 };
 
+/// What one starter sends to another: an ask, or, with an empty one, a withdrawal.
+struct Request {
+  Ask ask;
+  Withdrawal withdrawal;
+  MSGPACK_DEFINE_MAP(ask, withdrawal)
+};
+
+/// The longest request or answer, in bytes.
+inline constexpr std::size_t message_limit = 256 * KiB;
+
+/// From the bytes that another starter has sent; `invalid` when they are malformed or over the limits.
+Result<Request> read_request(BytesView);
+Result<Answer> read_answer(BytesView);
+
 /// False for what no starter of ours would say: too long, or without what is needed.
 bool plausible(const Ask&);
 bool plausible(const Answer&);

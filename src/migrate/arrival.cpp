@@ -15,6 +15,7 @@
 #include "kernel/capabilities.hpp"
 #include "kernel/pidfd.hpp"
 #include "kernel/procfs.hpp"
+#include "migrate/limits.hpp"
 #include "migrate/node_facts.hpp"
 #include "migrate/recover.hpp"
 #include "migrate/rights.hpp"
@@ -91,6 +92,7 @@ Result<bool> Arrival::negotiate() {
   if (static_cast<wire::Type>(message.type) != wire::Type::hello)
     return fail(ErrorKind::invalid, "a migration begins with a hello");
   hello_ = TRY(image::unpack<wire::Hello>(message.payload));
+  if (hello_.version == wire::protocol) TRY(check(hello_));
   if (hello_.from != site_.peer)
     return fail(ErrorKind::refused, "{} sends a pod in the name of {}", site_.peer, hello_.from);
   report_.pod = hello_.spec.name;
@@ -149,6 +151,7 @@ Result<void> Arrival::prepare() {
     if (type != wire::Type::prepare)
       return fail(ErrorKind::invalid, "unexpected message {} before prepare", message.type);
     prepare_ = TRY(image::unpack<wire::Prepare>(message.payload));
+    TRY(check(prepare_));
     const auto& record = prepare_.record;
     if (record.pod != hello_.spec.name || record.id != hello_.spec.id || record.owner != hello_.from)
       return fail(ErrorKind::invalid, "{} has no claim to {}", hello_.from, hello_.spec.name);
@@ -199,6 +202,10 @@ Result<void> Arrival::check_rights(PodPid thread, const objects::ThreadSettings&
 /// What needn't be done while the pod stands still. Said once more when the source has had to let the pod go on for a
 /// moment.
 Result<void> Arrival::expect_freeze(const wire::Freezing& freezing) {
+  // The pod ends with this one: with a number that nobody has it never would.
+  const Arriving* leader = find(freezing.first);
+  if (leader == nullptr || leader->ended || leader->wanted.parent.value != 1)
+    return fail(ErrorKind::invalid, "the pod's first process {} is not there", freezing.first.value);
   said_.clear();
   for (const auto& process : freezing.processes)
     for (const auto& thread : process.threads) TRY(check_rights(thread.tid, thread.settings));
@@ -365,6 +372,7 @@ Result<void> Arrival::follow_until_last() {
         break;
       case wire::Type::round: {
         const auto round = TRY(image::unpack<wire::Round>(message.payload));
+        TRY(check(round));
         TRY(apply_round(round));
         TRY(control_.send(wire::Type::ready, BytesView{}));
         TRY(pages_->wait(round.number));
@@ -385,17 +393,22 @@ Result<void> Arrival::follow_until_last() {
         break;
       case wire::Type::objects:
         images_ = TRY(image::unpack<wire::Objects>(message.payload)).images;
+        for (const auto& image : images_) TRY(check(image.holders));
         break;
       case wire::Type::objects_kept:
         TRY(take_kept(TRY(image::unpack<wire::ObjectsKept>(message.payload)).kept));
         break;
-      case wire::Type::freezing:
-        TRY(expect_freeze(TRY(image::unpack<wire::Freezing>(message.payload))));
+      case wire::Type::freezing: {
+        const auto freezing = TRY(image::unpack<wire::Freezing>(message.payload));
+        TRY(check(freezing));
+        TRY(expect_freeze(freezing));
         TRY(control_.send(wire::Type::ready, BytesView{}));
         break;
+      }
       case wire::Type::last: {
         watch_.restart();
         last_ = TRY(image::unpack<wire::Last>(message.payload));
+        TRY(check(last_));
         return apply_last(last_);
       }
       default:

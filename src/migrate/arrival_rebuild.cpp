@@ -14,6 +14,7 @@
 #include "kernel/pidfd.hpp"
 #include "kernel/procfs.hpp"
 #include "migrate/arrival.hpp"
+#include "migrate/limits.hpp"
 #include "migrate/recover.hpp"
 #include "objects/memory_object.hpp"
 #include "objects/process_state.hpp"
@@ -60,6 +61,7 @@ Result<void> Arrival::rebuild() {
   if (static_cast<wire::Type>(message.type) != wire::Type::state)
     return fail(ErrorKind::invalid, "expected the state, got message {}", message.type);
   state_ = TRY(image::unpack<wire::State>(message.payload));
+  TRY(check(state_));
   TRY(match_said());
   TRY(make_groups());
   TRY(begin_references(last_));
@@ -122,6 +124,7 @@ void Arrival::serve(const std::function<bool()>& until) {
 
 /// Built beside what else is copied while the pod runs.
 Result<void> Arrival::take_ahead(std::vector<objects::AheadImage> images) {
+  for (const auto& image : images) TRY(check(image.holders));
   workshop_->begin([this, images = std::move(images)] { return descriptors_->build_ahead(images); });
   return {};
 }
@@ -129,6 +132,7 @@ Result<void> Arrival::take_ahead(std::vector<objects::AheadImage> images) {
 Result<void> Arrival::take_kept(std::vector<objects::Kept> kept) {
   // Those of a freeze that was put off have been dealt with.
   TRY(workshop_->wait());
+  for (const auto& each : kept) TRY(check(each.holders));
   kept_ = std::move(kept);
   workshop_->begin([this] { return descriptors_->finish_ahead(kept_); });
   return {};

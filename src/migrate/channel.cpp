@@ -5,13 +5,24 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 
 namespace godwit::migrate {
 
+namespace {
+
+constexpr std::size_t first_step = 1 * MiB;
+
+}  // namespace
+
 Result<void> send_all(Stream& stream, const void* data, std::size_t size) {
   const iovec part{const_cast<void*>(data), size};
-  return stream.write({&part, 1}, Deadline::max());
+  return send_all(stream, {&part, 1});
+}
+
+Result<void> send_all(Stream& stream, std::span<const iovec> parts) {
+  return stream.write(parts, Deadline::max());
 }
 
 Result<std::size_t> receive_some(Stream& stream, void* data, std::size_t size, std::chrono::milliseconds limit) {
@@ -65,7 +76,7 @@ Result<void> Channel::send(std::uint8_t type, BytesView payload) {
   head[4] = type;
   std::array<iovec, 2> parts{iovec{head.data(), head.size()},
                              iovec{const_cast<std::uint8_t*>(payload.data()), payload.size()}};
-  TRY(stream_.write({parts.data(), payload.empty() ? std::size_t{1} : 2}, Deadline::max()));
+  TRY(send_all(stream_, {parts.data(), payload.empty() ? std::size_t{1} : 2}));
   bytes_sent_ += head.size() + payload.size();
   return {};
 }
@@ -76,8 +87,12 @@ Result<Message> Channel::receive(std::chrono::milliseconds limit) {
   std::uint32_t length = 0;
   std::memcpy(&length, head.data(), sizeof length);
   if (length > max_payload) return fail(ErrorKind::invalid, "the peer announced a message of {} bytes", length);
-  Message message{head[4], Bytes(length)};
-  TRY(receive_all(stream_, message.payload.data(), length, limit));
+  Message message{head[4], {}};
+  // Memory for what comes, not for what is announced.
+  for (std::size_t there = 0; there < length; there = message.payload.size()) {
+    message.payload.resize(std::min<std::size_t>(length, std::max(2 * there, first_step)));
+    TRY(receive_all(stream_, message.payload.data() + there, message.payload.size() - there, limit));
+  }
   return message;
 }
 

@@ -54,6 +54,7 @@ void notice_silence(int socket, std::chrono::seconds bound = patience);
 
 /// Reads or writes all of `size` bytes; the end of the stream is `unreachable`.
 Result<void> send_all(Stream&, const void* data, std::size_t size);
+Result<void> send_all(Stream&, std::span<const iovec> parts);
 Result<void> receive_all(Stream&, void* data, std::size_t size, std::chrono::milliseconds limit);
 /// What is there, at least one byte.
 Result<std::size_t> receive_some(Stream&, void* data, std::size_t size, std::chrono::milliseconds limit);

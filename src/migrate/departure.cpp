@@ -10,6 +10,7 @@
 #include "base/log.hpp"
 #include "kernel/procfs.hpp"
 #include "migrate/estimate.hpp"
+#include "migrate/limits.hpp"
 #include "migrate/node_facts.hpp"
 #include "migrate/recover.hpp"
 #include "migrate/rights.hpp"
@@ -252,6 +253,7 @@ Result<void> Departure::align_clocks() {
   for (int i = 0; i < 8; ++i) {
     TRY(control_->send(wire::Type::clock, wire::Clock{}));
     const auto theirs = TRY(image::unpack<wire::Clock>(TRY(expect(wire::Type::clock)).payload));
+    TRY(check(theirs));
     const auto after = now_ns();
     if (after - theirs.monotonic < best) {
       best = after - theirs.monotonic;

@@ -87,7 +87,11 @@ Result<void> DestinationObjects::apply(const std::vector<ObjectInfo>& infos, con
     const auto& info = infos[i];
     if (i < objects_.size()) {
       auto& object = objects_[i];
-      if (object.info.key != info.key) return fail(ErrorKind::invalid, "shared memory objects changed their order");
+      if (object.info.key != info.key || object.info.kind != info.kind)
+        return fail(ErrorKind::invalid, "shared memory objects changed their order");
+      // What is mapped here for its pages has the size that it was mapped with.
+      if (object.memory != nullptr && pages_up(info.size) != object.mapped)
+        return fail(ErrorKind::invalid, "shared memory {} changed its size", info.key);
       if ((info.kind == ObjectInfo::Kind::memfd || info.kind == ObjectInfo::Kind::deleted) &&
           object.info.size != info.size && ::ftruncate(object.file.get(), static_cast<off_t>(info.size)) != 0)
         return fail_errno("resize {}", info.name);

@@ -17,6 +17,8 @@ namespace godwit::migrate {
 namespace {
 
 constexpr std::uint64_t block = 2 * MiB;
+/// Of a source that has pages to send.
+constexpr std::chrono::seconds longest_silence{60};
 
 bool is_zero(const std::uint8_t* page) {
   const auto* words = reinterpret_cast<const std::uint64_t*>(page);
@@ -110,7 +112,7 @@ Result<void> write_runs(Stream& stream, SpaceId space, const std::vector<Run>& r
     parts.push_back({&headers.back(), sizeof(PageHeader)});
     if (!run.zero) parts.push_back({const_cast<std::uint8_t*>(run.data), run.size});
   }
-  return stream.write(parts, Deadline::max());
+  return send_all(stream, parts);
 }
 
 /// Pieces cut at block borders, so that each block goes to its own connection.
@@ -228,7 +230,8 @@ struct PageReceiver::Parts {
   WritePages write;
   std::mutex mutex;
   std::condition_variable changed;
-  std::vector<std::uint64_t> ended;  ///< per connection: last round that ended, UINT64_MAX when closed
+  std::vector<std::uint64_t> ended;        ///< per connection: last round that ended, UINT64_MAX when closed
+  std::atomic<std::uint64_t> records = 0;  ///< that have come
   Result<void> outcome;
   bool stopping = false;
   std::vector<HostPid> numbers;  ///< of the threads that have begun
@@ -244,6 +247,7 @@ struct PageReceiver::Parts {
     for (;;) {
       PageHeader header;
       TRY(inflow->take(&header, sizeof header));
+      records.fetch_add(1, std::memory_order_relaxed);
       switch (header.kind) {
         case PageHeader::data:
         case PageHeader::zero:
@@ -299,10 +303,16 @@ std::vector<HostPid> PageReceiver::threads() const {
 
 Result<void> PageReceiver::wait(std::uint64_t round) {
   std::unique_lock lock(parts_->mutex);
-  parts_->changed.wait(lock, [&] {
-    return !parts_->outcome || std::ranges::all_of(parts_->ended, [&](std::uint64_t ended) { return ended >= round; });
-  });
-  return parts_->outcome;
+  for (;;) {
+    const std::uint64_t before = parts_->records;
+    const bool over = parts_->changed.wait_for(lock, longest_silence, [&] {
+      return !parts_->outcome ||
+             std::ranges::all_of(parts_->ended, [&](std::uint64_t ended) { return ended >= round; });
+    });
+    if (over) return parts_->outcome;
+    if (parts_->records == before)
+      return fail(ErrorKind::unreachable, "no pages have come for {} s", longest_silence.count());
+  }
 }
 
 Result<void> PageReceiver::decode(BytesView records, const WritePages& write) {

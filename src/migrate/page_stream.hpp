@@ -90,7 +90,8 @@ class PageReceiver {
   ~PageReceiver();
   PageReceiver(const PageReceiver&) = delete;
   PageReceiver& operator=(const PageReceiver&) = delete;
-  /// Waits until every connection has ended the round; the first error of any of them otherwise.
+  /// Waits until every connection has ended the round; the first error of any of them otherwise. `unreachable` when
+  /// nothing has come for a minute.
   Result<void> wait(std::uint64_t round);
   /// The threads that receive.
   [[nodiscard]] std::vector<HostPid> threads() const;

@@ -11,7 +11,7 @@ namespace godwit::migrate {
 
 namespace {
 
-Result<void> until_ours(Arrival& arrival) {
+Result<void> until_rebuilt(Arrival& arrival) {
   fault::reach("destination.negotiated");
   TRY(arrival.prepare());
   fault::reach("destination.prepared");
@@ -21,6 +21,18 @@ Result<void> until_ours(Arrival& arrival) {
   fault::reach("destination.copied");
   TRY(arrival.rebuild());
   fault::reach("destination.rebuilt");
+  return {};
+}
+
+Result<void> until_ours(Arrival& arrival) {
+  Result<void> outcome;
+  try {
+    outcome = until_rebuilt(arrival);
+  } catch (const std::exception& problem) {
+    // No memory, or a word of the peer's that was taken for granted: it costs this migration, and leaves nothing.
+    outcome = fail(ErrorKind::failed, "receive {}: {}", arrival.report().pod, problem.what());
+  }
+  TRY(outcome);
   // Every process, thread and descriptor is as it was; all threads are stopped with the program's own registers.
   TRY(arrival.pin());
   // The freezer holds them; nothing has been sent or acknowledged.

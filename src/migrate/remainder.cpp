@@ -26,7 +26,7 @@ Result<bool> answer_pages(Stream& connection, const ReadPages& read) {
                       std::all_of(buffer.get(), buffer.get() + asked.size, [](std::uint8_t byte) { return byte == 0; });
     if (zero) asked.kind = PageHeader::zero;
     const std::array<iovec, 2> answer{iovec{&asked, sizeof asked}, iovec{buffer.get(), zero ? 0 : asked.size}};
-    TRY(connection.write(answer, Deadline::max()));
+    TRY(send_all(connection, answer));
   }
 }
 

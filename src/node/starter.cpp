@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <deque>
 #include <fstream>
+#include <set>
 #include <thread>
 
 #include "base/log.hpp"
@@ -20,7 +21,6 @@ namespace {
 using control::Negotiation;
 using control::Reason;
 
-constexpr std::size_t message_limit = 256 * KiB;
 constexpr std::chrono::seconds answer_time{5};
 /// An asked node asks its store, and waits for it longer than for anything else.
 constexpr std::chrono::seconds ask_time{12};
@@ -28,12 +28,6 @@ constexpr std::chrono::seconds ask_time{12};
 constexpr std::chrono::seconds group_time{30};
 constexpr std::chrono::seconds withdrawal_time{1};
 constexpr std::size_t most_hints = 8;
-
-struct Request {
-  control::Ask ask;  ///< an empty move: this is a withdrawal
-  control::Withdrawal withdrawal;
-  MSGPACK_DEFINE_MAP(ask, withdrawal)
-};
 
 control::Time now() {
   return std::chrono::duration_cast<control::Time>(std::chrono::steady_clock::now().time_since_epoch());
@@ -178,8 +172,9 @@ control::Room Starter::room(const Sender& peer, const std::string& pod_id, const
 Result<control::Answer> Starter::ask(const std::string& node, const control::Ask& ask) const {
   const Deadline deadline = in(ask.elsewhere.empty() ? ask_time : group_time);
   Stream connection = TRY(links_.connect(node, service::starter, answer_time));
-  TRY(write_frame(connection, image::pack(Request{ask, {}}), deadline));
-  auto answer = TRY(image::unpack<control::Answer>(TRY(read_frame(connection, message_limit, deadline))));
+  TRY(write_frame(connection, image::pack(control::Request{ask, {}}), deadline));
+  auto answer = TRY(control::read_answer(TRY(read_frame(connection, control::message_limit, deadline))));
+  if (answer.move != ask.move) return fail(ErrorKind::invalid, "{} answers what it wasn't asked", node);
   // Of itself it can say what it likes: its certificate knows. Whom it names shows its own when the pod is sent.
   if (const auto labels = Links::labels(connection); labels && answer.node == node) answer.labels = *labels;
   return answer;
@@ -188,7 +183,7 @@ Result<control::Answer> Starter::ask(const std::string& node, const control::Ask
 void Starter::withdraw(const std::string& node, const std::string& move) {
   // Not worth waiting for long: a promise ends by itself.
   auto connection = links_.connect(node, service::starter, withdrawal_time);
-  if (connection) (void)write_frame(*connection, image::pack(Request{{}, {move}}), in(withdrawal_time));
+  if (connection) (void)write_frame(*connection, image::pack(control::Request{{}, {move}}), in(withdrawal_time));
 }
 
 std::variant<Negotiation::MoveOut, Negotiation::GiveUp> Starter::carry_out(Negotiation& negotiation,
@@ -280,6 +275,9 @@ control::Answer Starter::answer_to(const control::Ask& ask, const Sender& asking
   plan.ask.elsewhere.clear();
   std::erase_if(plan.candidates,
                 [&](const std::string& node) { return config_.peer(node) == nullptr || node == ask.from; });
+  // Each once, in the order in which they were named: nobody has a node asked a thousand times.
+  std::set<std::string> named;
+  std::erase_if(plan.candidates, [&](const std::string& node) { return !named.insert(node).second; });
   if (plan.candidates.empty()) return answer;
   Negotiation negotiation(std::move(plan));
   const std::atomic<bool> never_cancelled = false;
@@ -294,10 +292,9 @@ control::Answer Starter::answer_to(const control::Ask& ask, const Sender& asking
 
 void Starter::serve(Stream& asking, const Sender& sender) {
   const std::string& peer = sender.name;
-  const auto frame = read_frame(asking, message_limit, in(answer_time));
+  const auto frame = read_frame(asking, control::message_limit, in(answer_time));
   if (!frame) return;
-  auto request =
-      image::unpack<Request>(*frame, {.bytes = message_limit, .items = 4096, .blob = message_limit, .depth = 8});
+  const auto request = control::read_request(*frame);
   if (!request) return log::warn("starter of {}: {}", peer, request.error().message());
   if (request->ask.move.empty()) {
     const std::lock_guard lock(mutex_);

@@ -1,0 +1,26 @@
+#pragma once
+
+#include "migrate/wire.hpp"
+
+/// What every source of ours keeps to. A message that doesn't is `invalid` before anything is done with it; what is
+/// well-formed, but can't be had, the kernel refuses in the pod's own processes.
+namespace godwit::migrate {
+
+/// Names that become those of directories and cgroups, and lengths.
+Result<void> check(const wire::Hello&);
+/// Times that can be reckoned with.
+Result<void> check(const wire::Clock&);
+Result<void> check(const wire::Prepare&);
+/// Numbers of processes and threads, each there once, parents before children; layouts in order and in user space.
+Result<void> check(const wire::Round&);
+/// The round, and ranges that lie in user space, each page in at most one of them; what is owed fits into this machine.
+Result<void> check(const wire::Last&);
+Result<void> check(const wire::Freezing&);
+Result<void> check(const wire::State&);
+/// Numbers of descriptors.
+Result<void> check(const std::vector<objects::Holder>&);
+
+/// Bytes of shared anonymous memory of one pod: they are reserved, not used, in the daemon's own address space.
+inline constexpr std::uint64_t most_shared = std::uint64_t{1} << 42;
+
+}  // namespace godwit::migrate
