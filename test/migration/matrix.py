@@ -1,5 +1,5 @@
-"""Daemons that die, links that break in one direction or both, a store that is away or late, a full disk and no memory, at every named point of a
-move (src/base/fault.hpp), for every strategy: afterwards the pod runs in exactly one place, with its memory as it should be, and neither node has
+"""Daemons that die, links that break in one direction or both, a store that is away or late, a full disk, no memory, clocks that jump, at every named
+point of a move (src/base/fault.hpp), for every strategy: afterwards the pod runs in exactly one place, with its memory as it should be, and neither node has
 anything of it too much."""
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ POINTS = {
     "destination.restarted": ("c", AFTER), "destination.settled": ("c", AFTER), "destination.drained": ("c", AFTER),
 }
 ONLY_OWING = ("source.owing", "destination.drained")
-FAULTS = ("kill", "kill-both", "cut", "mute-source", "mute-destination", "store-gone", "store-late", "disk-full", "no-memory")
+FAULTS = ("kill", "kill-both", "cut", "mute-source", "mute-destination", "store-gone", "store-late", "disk-full", "no-memory", "clock-source", "clock-destination")
 # At which points `./dev test` tries the later ones; everything else is `./dev faults`.
 TRIED = {
     "mute-source": (("claim.swap", "precopy"), ("source.owing", "postcopy")), "mute-destination": (("destination.pinned", "precopy"), ("destination.drained", "postcopy")),
     "store-gone": (("source.pinned", "precopy"), ("source.copied", "postcopy")), "store-late": (("claim.swap", "precopy"), ("destination.pinned", "postcopy")),
     "disk-full": (("destination.prepared", "precopy"), ("destination.copied", "postcopy")),
     "no-memory": (("destination.prepared", "precopy"), ("destination.copied", "postcopy")),
+    "clock-source": (("source.pinned", "precopy"), ("source.owing", "postcopy")), "clock-destination": (("destination.pinned", "precopy"), ("destination.prepared", "postcopy")),
 }
+# By how much a clock is wrong: to one that is a day behind no certificate of this cluster is valid yet.
+WRONG_S = {"clock-source": 24 * 3600, "clock-destination": -24 * 3600}
 # The store answers again after this time: later than whoever asks has waited for it.
 LATE_S = 7
 
@@ -186,10 +189,14 @@ class Matrix(Faults):
             with open(f"/proc/{daemon}/status", encoding="utf-8") as status:
                 size = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmSize"))
             resource.prlimit(daemon, resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+        elif fault in WRONG_S:
+            self._set_clock("b" if fault == "clock-source" else "c", WRONG_S[fault])
         try:
             yield
         finally:
-            if muted:
+            if fault in WRONG_S:
+                self._set_clock("b" if fault == "clock-source" else "c", 0)
+            elif muted:
                 cluster.exec(muted, "tc", "qdisc", "del", "dev", "uplink", "root")
             elif fault == "store-gone":
                 cluster.daemon("start", "a")
@@ -199,6 +206,10 @@ class Matrix(Faults):
                 cluster.exec("c", "rm", "-f", "/var/lib/godwit/filler")
             elif fault == "no-memory" and self._alive("c"):
                 resource.prlimit(daemon, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    def _set_clock(self, node: str, seconds: int) -> None:
+        with open(self._file(node, "clock"), "w") as file:
+            file.write(str(seconds))
 
     def _daemon(self, node: str) -> int:
         return next(host["daemon"]["pid"] for host in self.cluster.status()["hosts"] if host["name"] == node)
