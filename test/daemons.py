@@ -73,6 +73,12 @@ class Terminal:
         os.close(self.fd)
         return code
 
+    def kill(self) -> None:
+        """Whoever sits there is gone from one moment to the next, and the terminal with them."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.close(self.fd)
+        os.waitpid(self.pid, 0)
+
 
 class Daemons(Suite):
     name = "daemons"

@@ -6,11 +6,13 @@
 #include <algorithm>
 #include <cstdlib>
 #include <ctime>
+#include <thread>
 
 namespace godwit::cli {
 namespace {
 
 constexpr std::size_t answer_limit = 64 * MiB;
+constexpr std::chrono::seconds daemon_patience{30};
 constexpr const char* default_socket = "/run/godwit/godwit.sock";
 
 std::string socket_path(const Common& common) {
@@ -34,6 +36,13 @@ Result<Fd> connect_daemon(const std::string& path) {
                                fmt::format("connect to the daemon on {}", path), code, hint});
 }
 
+Result<Json> json_of(int status, const std::string& body) {
+  const Json json = TRY(node::parse_json(body));
+  if (auto error = node::error_in(json)) return std::unexpected(std::move(*error));
+  if (status >= 300) return fail(ErrorKind::failed, "the daemon answered with status {}", status);
+  return json;
+}
+
 }  // namespace
 
 Result<node::http::Answer> Client::send(const std::string& method, const std::string& target, const Json& body,
@@ -50,10 +59,23 @@ Result<node::http::Answer> Client::send(const std::string& method, const std::st
 
 Result<Json> Client::request(const std::string& method, const std::string& target, const Json& body) const {
   auto answer = TRY(send(method, target, body, false));
-  const Json json = TRY(node::parse_json(TRY(answer.body(answer_limit, node::never()))));
-  if (auto error = node::error_in(json)) return std::unexpected(std::move(*error));
-  if (answer.status() >= 300) return fail(ErrorKind::failed, "the daemon answered with status {}", answer.status());
-  return json;
+  return json_of(answer.status(), TRY(answer.body(answer_limit, node::never())));
+}
+
+Result<Json> Client::outwait(const std::string& method, const std::string& target) const {
+  // Whoever isn't there in the first place isn't waited for.
+  TRY(request("GET", "/v1/node"));
+  auto patience = node::in(daemon_patience);
+  for (;;) {
+    const auto asked = std::chrono::steady_clock::now();
+    auto answer = send(method, target, nullptr, false);
+    auto body = answer ? answer->body(answer_limit, node::never()) : std::unexpected(answer.error());
+    if (body) return json_of(answer->status(), *body);
+    const auto now = std::chrono::steady_clock::now();
+    if (now - asked > std::chrono::seconds(1)) patience = node::in(daemon_patience);
+    if (now > patience) return std::unexpected(body.error());
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
 }
 
 Result<node::http::Answer> Client::stream(const std::string& method, const std::string& target,

@@ -40,6 +40,9 @@ class Client {
 
   /// The answer's JSON; an error the daemon gave becomes an Error.
   Result<Json> request(const std::string& method, const std::string& target, const Json& body = nullptr) const;
+  /// The same for an answer that may take as long as it likes. When the daemon goes away before it has given it, the
+  /// next one is asked, as long as there is one within half a minute.
+  Result<Json> outwait(const std::string& method, const std::string& target) const;
   /// An answer that streams (its status is 200).
   Result<node::http::Answer> stream(const std::string& method, const std::string& target,
                                     const Json& body = nullptr) const;

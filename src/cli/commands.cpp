@@ -9,6 +9,7 @@
 #include <cmath>
 #include <thread>
 
+#include "cli/session.hpp"
 #include "node/stream.hpp"
 
 namespace godwit::cli {
@@ -281,7 +282,7 @@ int wait(const Common& common, const std::vector<std::string>& pods) {
   Json all = Json::array();
   int code = exit_code::ok;
   for (const std::string& pod : pods) {
-    const auto ended = client.request("POST", pod_target(pod, "/wait"));
+    const auto ended = client.outwait("POST", pod_target(pod, "/wait"));
     if (!ended) return complain(common, ended.error());
     all.push_back(*ended);
     code = ended->value("exit_code", 0);
@@ -293,36 +294,23 @@ int wait(const Common& common, const std::vector<std::string>& pods) {
 
 int logs(const Common& common, const std::string& pod, bool follow) {
   const Client client(common);
-  auto answer = client.stream("GET", pod_target(pod, follow ? "/logs?frames&follow" : "/logs?frames"));
-  if (!answer) return complain(common, answer.error());
-  Bytes pending;
-  char buffer[65536];
-  for (;;) {
-    const auto got = answer->read(buffer, sizeof buffer, node::never());
-    if (!got) return complain(common, got.error());
-    if (*got == 0) return exit_code::ok;
-    pending.insert(pending.end(), buffer, buffer + *got);
-    for (;;) {
-      pod::Frame frame;
-      const auto taken = pod::take_frame(pending, frame);
-      if (!taken) return complain(common, taken.error());
-      if (!*taken) break;
-      if (frame.kind == node::frame::failure)
-        return complain(common, Error{ErrorKind::failed, std::string(frame.bytes.begin(), frame.bytes.end()), 0, {}});
-      const bool output = frame.kind == pod::FrameKind::output || frame.kind == pod::FrameKind::terminal;
-      if (!output && frame.kind != pod::FrameKind::error) continue;
-      if (common.json) {
-        const std::string text(frame.bytes.begin(), frame.bytes.end());
-        fmt::print("{}\n", node::dump(Json{{"stream", output ? "stdout" : "stderr"}, {"text", text}}));
-        continue;
-      }
-      // In the order in which it was written, also where both go to the same place.
-      FILE* to = output ? stdout : stderr;
-      std::fwrite(frame.bytes.data(), 1, frame.bytes.size(), to);
-      std::fflush(to);
-    }
-    if (common.json) std::fflush(stdout);
-  }
+  std::optional<std::string> failed;
+  const auto print = [&](const pod::Frame& frame) {
+    const std::string text(frame.bytes.begin(), frame.bytes.end());
+    if (frame.kind == node::frame::failure) failed = text;
+    const bool output = frame.kind == pod::FrameKind::output || frame.kind == pod::FrameKind::terminal;
+    if (!output && frame.kind != pod::FrameKind::error) return true;
+    // In the order in which it was written, also where both go to the same place.
+    FILE* to = output || common.json ? stdout : stderr;
+    if (common.json)
+      fmt::print("{}\n", node::dump(Json{{"stream", output ? "stdout" : "stderr"}, {"text", text}}));
+    else
+      std::fwrite(text.data(), 1, text.size(), to);
+    return std::fflush(to) == 0;
+  };
+  if (const auto read = read_pod(client, {.pod = pod, .follow = follow}, print); !read)
+    return complain(common, read.error());
+  return failed ? complain(common, Error{ErrorKind::failed, *failed, 0, {}}) : exit_code::ok;
 }
 
 }  // namespace godwit::cli

@@ -75,7 +75,7 @@ int run(const Common& common, const RunOptions& options) {
 
   Session session{.input = options.input, .terminal = options.terminal, .on_signal = {}};
   if (!options.terminal) session.on_signal = pass_signals(client, name);
-  const auto end = join_pod(client, name, false, session);
+  const auto end = join_pod(client, {.pod = name}, session);
   if (!end) {
     complain(common, std::move(Error(end.error())).within("pod " + name));
     return exit_code::run_failed;
@@ -98,7 +98,7 @@ int attach(const Common& common, const std::string& pod, bool no_input, bool rep
   Session session;
   session.terminal = shown->value("terminal", false) && ::isatty(STDIN_FILENO) == 1 && !no_input;
   session.input = shown->value("input", false) && !no_input;
-  const auto end = join_pod(client, pod, !replay, session);
+  const auto end = join_pod(client, {.pod = pod, .tail = !replay}, session);
   if (!end) return complain(common, end.error());
   return end->detached ? exit_code::ok : node::exit_code(end->status);
 }
@@ -114,13 +114,14 @@ int exec(const Common& common, const ExecOptions& options) {
                   {"directory", options.directory},
                   {"terminal", options.terminal},
                   {"input", options.input}};
-  auto connection = client.upgrade(pod_target(options.pod, "/exec"), body);
-  if (!connection) {
-    const int code = complain(common, connection.error());
-    const int of_program = run_exit_code(connection.error());
+  const auto started = client.request("POST", pod_target(options.pod, "/exec"), body);
+  if (!started) {
+    const int code = complain(common, started.error());
+    const int of_program = run_exit_code(started.error());
     return code == exit_code::failed || of_program != exit_code::run_failed ? of_program : code;
   }
-  const auto end = run_session(*connection, {.input = options.input, .terminal = options.terminal, .on_signal = {}});
+  const auto end = join_pod(client, {.pod = options.pod, .execution = started->value("execution", "")},
+                            {.input = options.input, .terminal = options.terminal, .on_signal = {}});
   if (!end) {
     complain(common, end.error());
     return exit_code::run_failed;

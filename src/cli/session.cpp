@@ -141,8 +141,6 @@ class Sender {
   std::thread thread_;
 };
 
-}  // namespace
-
 Result<SessionEnd> run_session(Stream& connection, const Session& session) {
   std::optional<RawTerminal> raw;
   if (session.terminal && ::isatty(STDIN_FILENO) == 1) raw.emplace();
@@ -161,15 +159,13 @@ Result<SessionEnd> run_session(Stream& connection, const Session& session) {
         write_out(STDERR_FILENO, frame->bytes);
         break;
       case pod::FrameKind::exit:
-        return SessionEnd{.status = TRY(node::decode_status(*frame))};
+        return SessionEnd{.status = TRY(pod::decode_status(*frame))};
       default:
         if (frame->kind == node::frame::failure)
           return fail(ErrorKind::failed, "{}", std::string(frame->bytes.begin(), frame->bytes.end()));
     }
   }
 }
-
-namespace {
 
 class Attached final : public node::FrameSource {
  public:
@@ -180,30 +176,59 @@ class Attached final : public node::FrameSource {
   Stream stream_;
 };
 
+/// What is opened anew whenever a stream breaks off, from where that one has come to.
+node::OpenSource source_of(const Client& client, const Joined& joined) {
+  return [&client, &joined](const node::StreamOptions& from) -> Result<std::unique_ptr<node::FrameSource>> {
+    const std::string target =
+        fmt::format("/attach?places&position={}{}{}{}{}", node::http::encode(node::encode_position(from.position)),
+                    from.input ? "&input" : "", from.tail ? "&tail" : "", from.follow ? "" : "&once",
+                    from.execution.empty() ? "" : "&execution=" + from.execution);
+    return std::make_unique<Attached>(TRY(client.upgrade(pod_target(joined.pod, target))));
+  };
+}
+
+struct Pair {
+  Stream ours, theirs;
+};
+
+Result<Pair> make_pair() {
+  int ends[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) return fail_errno("socketpair");
+  return Pair{Stream(Fd(ends[0])), Stream(Fd(ends[1]))};
+}
+
 }  // namespace
 
-Result<SessionEnd> join_pod(const Client& client, const std::string& pod, bool tail, const Session& session) {
-  const node::StreamOptions options{.tail = tail, .input = session.input || session.terminal, .places = true};
-  const auto open = [&](const node::StreamOptions& from) -> Result<std::unique_ptr<node::FrameSource>> {
-    return std::make_unique<Attached>(TRY(client.upgrade(pod_target(
-        pod, fmt::format("/attach?places&position={}{}{}", node::http::encode(node::encode_position(from.position)),
-                         from.input ? "&input" : "", from.tail ? "&tail" : "")))));
-  };
+// Places are for the follower here, not for what it writes to.
+
+Result<void> read_pod(const Client& client, const Joined& joined, const std::function<bool(const pod::Frame&)>& sink) {
+  const node::StreamOptions options{.tail = joined.tail, .follow = joined.follow, .execution = joined.execution};
+  const auto open = source_of(client, joined);
   auto first = TRY(open(options));
-  int pair[2];
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) return fail_errno("socketpair");
-  Stream ours{Fd(pair[0])};
+  auto pair = TRY(make_pair());
+  node::follow(pair.theirs, options, std::move(first), open, sink);
+  return {};
+}
+
+Result<SessionEnd> join_pod(const Client& client, const Joined& joined, const Session& session) {
+  const node::StreamOptions options{.tail = joined.tail,
+                                    .follow = joined.follow,
+                                    .input = session.input || session.terminal,
+                                    .execution = joined.execution};
+  const auto open = source_of(client, joined);
+  auto first = TRY(open(options));
+  auto pair = TRY(make_pair());
   // Signals are the session's: a thread that leaves them open takes them away from it.
   sigset_t all, before;
   sigfillset(&all);
   ::pthread_sigmask(SIG_BLOCK, &all, &before);
-  std::thread follower([&, theirs = Stream(Fd(pair[1])), source = std::move(first)]() mutable {
+  std::thread follower([&, theirs = std::move(pair.theirs), source = std::move(first)]() mutable {
     node::follow(theirs, options, std::move(source), open,
                  [&](const pod::Frame& frame) { return write_frame(theirs, frame.kind, frame.bytes).has_value(); });
   });
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  auto end = run_session(ours, session);
-  ours.reset();
+  auto end = run_session(pair.ours, session);
+  pair.ours.reset();
   follower.join();
   return end;
 }

@@ -5,6 +5,7 @@
 #include "base/result.hpp"
 #include "base/stream.hpp"
 #include "cli/client.hpp"
+#include "pod/frames.hpp"
 
 namespace godwit::cli {
 
@@ -21,12 +22,17 @@ struct SessionEnd {
   int status = 0;         ///< wait status otherwise
 };
 
-/// Joins the frames on `connection` to our stdin, stdout and stderr until the program has ended.
-Result<SessionEnd> run_session(Stream& connection, const Session&);
-
-/// The same with the streams of a pod's first program, for as long as the pod runs, wherever it goes and whatever
-/// becomes of the daemon that we ask: the next one is asked to go on where that one has left off. `tail`: without what
-/// was written before.
-Result<SessionEnd> join_pod(const Client&, const std::string& pod, bool tail, const Session&);
+/// What of a pod is joined.
+struct Joined {
+  std::string pod;
+  std::string execution;  ///< empty: its first program
+  bool tail = false;      ///< without what was written before
+  bool follow = true;     ///< to its end, and not only what is there
+};
+/// Joins a program of a pod to our stdin, stdout and stderr until it has ended, wherever the pod goes
+/// and whatever becomes of the daemon that we ask: the next one is asked to go on where that one has left off.
+Result<SessionEnd> join_pod(const Client&, const Joined&, const Session&);
+/// The same with nothing but its output: `sink` gets every frame, and says false to end this.
+Result<void> read_pod(const Client&, const Joined&, const std::function<bool(const pod::Frame&)>& sink);
 
 }  // namespace godwit::cli

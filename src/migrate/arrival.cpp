@@ -156,6 +156,7 @@ Result<void> Arrival::prepare() {
     if (record.pod != hello_.spec.name || record.id != hello_.spec.id || record.owner != hello_.from)
       return fail(ErrorKind::invalid, "{} has no claim to {}", hello_.from, hello_.spec.name);
     pod_ = TRY(pod::Pod::create(site_.site, hello_.spec, pod::Pod::Arrival{prepare_.clocks, prepare_.at}));
+    for (const auto& execution : prepare_.executions) TRY(pod_->restore(execution));
     break;
   }
   clock_ = TRY(objects::PodClock::of(pod_->init()));

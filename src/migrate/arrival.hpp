@@ -97,7 +97,7 @@ class Arrival {
   Result<void> restore_threads(const wire::ProcessImage&, Arriving&, objects::ProcessRestore&, kernel::Batch);
   Result<void> write(SpaceId space, std::uint64_t address, const void* data, std::size_t size);
   Result<void> write_log(const Message&);
-  Result<void> await_log();
+  Result<void> await_streams();
   Result<void> drain();
   Result<void> follow_to_the_end();
   Arriving* find(PodPid pid);

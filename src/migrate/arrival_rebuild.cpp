@@ -263,8 +263,8 @@ Result<void> Arrival::pin() {
   // Stopped as they are, the freezer holds them too: were we to die, they would not run.
   TRY(pod_->workload().freeze());
   watch_.lap("pin");
-  TRY(await_log());
-  watch_.lap("log");
+  TRY(await_streams());
+  watch_.lap("streams");
   // From the next message on it may be ours without our hearing of it: its init and its gate must outlive us. Until the
   // store says whose it is it stays frozen.
   TRY(pod_->deposit_gate());
@@ -305,13 +305,25 @@ Result<void> Arrival::write_log(const Message& message) {
   return {};
 }
 
-Result<void> Arrival::await_log() {
+Result<void> Arrival::await_streams() {
   for (;;) {
     const auto message = TRY(next(std::chrono::seconds(30)));
-    const auto type = static_cast<wire::Type>(message.type);
-    if (type == wire::Type::log_end) return {};
-    if (type != wire::Type::log) return fail(ErrorKind::invalid, "expected the log, got message {}", message.type);
-    TRY(write_log(message));
+    switch (static_cast<wire::Type>(message.type)) {
+      case wire::Type::log:
+        TRY(write_log(message));
+        continue;
+      case wire::Type::execution: {
+        const auto execution = TRY(image::unpack<pod::Execution>(message.payload));
+        TRY(check(execution));
+        TRY(pod_->restore(execution));
+        continue;
+      }
+      case wire::Type::streams_end:
+        if (TRY(image::unpack<wire::StreamsEnd>(message.payload)).input_ended) TRY(pod_->forget("stdin-writer"));
+        return {};
+      default:
+        return fail(ErrorKind::invalid, "expected the pod's streams, got message {}", message.type);
+    }
   }
 }
 

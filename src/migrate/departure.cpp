@@ -264,10 +264,11 @@ Result<void> Departure::align_clocks() {
   clock_difference_ = theirs_then.monotonic - ours_then;
   const auto reading = TRY(pod_.clocks());
   const std::int64_t passed = ours_then - reading.at;
-  TRY(control_->send(
-      wire::Type::prepare,
-      wire::Prepare{
-          {reading.clocks.monotonic + passed, reading.clocks.boottime + passed}, theirs_then.monotonic, record_}));
+  TRY(control_->send(wire::Type::prepare,
+                     wire::Prepare{{reading.clocks.monotonic + passed, reading.clocks.boottime + passed},
+                                   theirs_then.monotonic,
+                                   record_,
+                                   executions_}));
   return {};
 }
 
@@ -277,6 +278,8 @@ Result<void> Departure::prepare() {
   const auto life = TRY(pod_.life());
   if (!life.first) return fail(ErrorKind::refused, "{} has no first program", report_.pod);
   first_ = *life.first;
+  // The pod is ours alone: there will be no others.
+  executions_ = TRY(pod_.executions());
   TRY(align_clocks());
   TRY(expect(wire::Type::ready, building_limit));
   total_.lap("prepare");

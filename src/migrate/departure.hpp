@@ -98,6 +98,7 @@ class Departure {
   Result<void> copy_shared();
   Result<void> send_ahead(const std::vector<Piece>& pieces);
   Result<std::vector<wire::Process>> describe_processes();
+  Result<void> look_at_record();
   Result<void> freeze_once();
   void let_go();
   Result<void> match_frozen();
@@ -144,6 +145,7 @@ class Departure {
   SourceObjects objects_;
   std::uint32_t round_ = 0;
   PodPid first_;                              ///< whose end is the pod's end
+  std::vector<pod::Execution> executions_;    ///< what runs beside it
   PodPid last_pid_;                           ///< the last number given out in the pod
   std::vector<pod::UpperSource> trees_;       ///< in the order of wire::trees
   std::vector<pod::ManifestEntry> manifest_;  ///< files of the node's root that the pod used at preflight

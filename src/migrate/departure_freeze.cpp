@@ -67,8 +67,17 @@ void Departure::be_patient(std::chrono::seconds bound) {
   pages_->be_patient(bound);
 }
 
+/// Nothing is frozen for a commit that can't be had. What it takes is there from here on: a connection to the store,
+/// say.
+Result<void> Departure::look_at_record() {
+  const auto record = TRY(site_.store.get(report_.pod));
+  if (record && record->id == record_.id && record->owner == record_.owner && record->epoch == record_.epoch) return {};
+  return fail(ErrorKind::gone, "{} belongs to {} by now", report_.pod, record ? "node " + record->owner : "nobody");
+}
+
 Result<void> Departure::freeze() {
   tell("freeze");
+  TRY(look_at_record());
   // Until the commit the pod can go on here any time: it doesn't wait for a link that is gone.
   be_patient(freeze_patience);
   constexpr int tries = 40;
@@ -447,10 +456,13 @@ Result<void> Departure::pin() {
   freeze_watch_.lap("pin");
   // Nobody writes any more. Whoever dies after the commit, the log is there as a whole; meanwhile the destination
   // rebuilds.
-  TRY(pod_.flush_log());
+  TRY(pod_.flush());
   TRY(send_logs());
-  TRY(control_->send(wire::Type::log_end, BytesView{}));
-  freeze_watch_.lap("log");
+  for (const auto& execution : executions_)
+    TRY(control_->send(wire::Type::execution, TRY(pod_.execution(execution.id))));
+  const bool input_ended = pod_.spec().program.input && TRY(pod_.life()).input_ended;
+  TRY(control_->send(wire::Type::streams_end, wire::StreamsEnd{input_ended}));
+  freeze_watch_.lap("streams");
   TRY(finish_last_pages());
   auto rebuilt = TRY(expect(wire::Type::rebuilt, rebuilding_limit));
   const auto spans = TRY(image::unpack<wire::Spans>(rebuilt.payload));

@@ -269,7 +269,10 @@ int DestinationDescriptors::highest_number(const std::vector<objects::Image>& im
 }
 
 Result<Fd> DestinationDescriptors::stream(const std::string& name) {
-  if (streams_.empty()) streams_ = TRY(pod_.streams());
+  if (!streams_.contains(name)) {
+    const auto slash = name.find('/');
+    streams_.merge(TRY(pod_.streams(slash == std::string::npos ? "" : name.substr(0, slash))));
+  }
   const auto found = streams_.find(name);
   if (found == streams_.end()) return fail(ErrorKind::invalid, "the pod has no stream {}", name);
   Fd copy(::fcntl(found->second.get(), F_DUPFD_CLOEXEC, 0));

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "base/names.hpp"
+#include "pod/frames.hpp"
 
 namespace godwit::migrate {
 namespace {
@@ -20,6 +21,8 @@ constexpr int highest_number = 1 << 30;     // of a descriptor: the limit of fs.
 constexpr std::size_t longest_text = 4096;  // PATH_MAX, and longer than any name
 constexpr std::size_t most_texts = 65536;
 constexpr std::size_t most_neighbours = 4096;
+constexpr std::uint64_t most_output = std::uint64_t{1} << 62;  // of a program, in all
+constexpr std::size_t most_unread = 10 * MiB;                  // what an init may keep, and drain of large pipes
 constexpr int all_protection = 7;
 constexpr int last_signal = 64;
 
@@ -105,9 +108,11 @@ Result<std::uint64_t> size_of(const std::vector<wire::Ranges>& all) {
   for (const auto& [process, edges] : all) {
     if (!processes.insert(process).second || edges.size() % 2 != 0)
       return wrong("malformed ranges of process {}", process.value);
+    std::vector<Range> ranges;
+    for (std::size_t i = 0; i < edges.size(); i += 2) ranges.push_back({edges[i], edges[i + 1]});
+    std::ranges::sort(ranges, {}, &Range::begin);
     std::uint64_t before = 0;
-    for (std::size_t i = 0; i < edges.size(); i += 2) {
-      const auto begin = edges[i], end = edges[i + 1];
+    for (const auto& [begin, end] : ranges) {
       if (begin < before || end <= begin || end > user_space || !is_page(begin) || !is_page(end))
         return wrong("a range {:#x}-{:#x} of process {} behind {:#x}", begin, end, process.value, before);
       size += end - begin;
@@ -151,6 +156,26 @@ Result<void> check(const wire::Clock& clock) {
 Result<void> check(const wire::Prepare& prepare) {
   if (!is_time(prepare.clocks.monotonic) || !is_time(prepare.clocks.boottime) || !is_time(prepare.at))
     return wrong("an impossible time");
+  if (prepare.executions.size() > pod::executions_limit) return wrong("too many programs beside the first");
+  for (const auto& execution : prepare.executions) TRY(check(execution));
+  return {};
+}
+
+Result<void> check(const pod::Execution& execution) {
+  if (!pod::is_execution(execution.id)) return wrong("an execution without a proper name");
+  if (execution.begin > most_output || execution.output.size() > most_unread)
+    return wrong("execution {}: more output than there can be", execution.id);
+  for (std::size_t at = 0; at < execution.output.size();) {
+    const auto* header = execution.output.data() + at;
+    const std::size_t left = execution.output.size() - at;
+    const auto kind = static_cast<pod::FrameKind>(*header);
+    const bool output =
+        kind == pod::FrameKind::output || kind == pod::FrameKind::error || kind == pod::FrameKind::terminal;
+    if (!output || left < pod::frame_header || pod::frame_length(header) > pod::frame_limit ||
+        pod::frame_length(header) > left - pod::frame_header)
+      return wrong("execution {}: malformed output", execution.id);
+    at += pod::frame_header + pod::frame_length(header);
+  }
   return {};
 }
 

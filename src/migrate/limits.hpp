@@ -11,6 +11,8 @@ Result<void> check(const wire::Hello&);
 /// Times that can be reckoned with.
 Result<void> check(const wire::Clock&);
 Result<void> check(const wire::Prepare&);
+/// Its output is frames of output.
+Result<void> check(const pod::Execution&);
 /// Numbers of processes and threads, each there once, parents before children; layouts in order and in user space.
 Result<void> check(const wire::Round&);
 /// The round, and ranges that lie in user space, each page in at most one of them; what is owed fits into this machine.

@@ -40,9 +40,13 @@ std::string where(const objects::Descriptor& descriptor) {
 
 Result<SourceDescriptors::Pod> SourceDescriptors::look_at(pod::Pod& pod) {
   Pod facts{.upper = pod.upper(), .root = fmt::format("/proc/{}/root", pod.init().value)};
-  for (const auto& [name, fd] : TRY(pod.streams())) {
-    struct stat status {};
-    if (::fstat(fd.get(), &status) == 0) facts.streams.emplace(std::pair{status.st_dev, status.st_ino}, name);
+  std::vector<std::string> programs{""};
+  for (const auto& execution : TRY(pod.executions())) programs.push_back(execution.id);
+  for (const auto& program : programs) {
+    for (const auto& [name, fd] : TRY(pod.streams(program))) {
+      struct stat status {};
+      if (::fstat(fd.get(), &status) == 0) facts.streams.emplace(std::pair{status.st_dev, status.st_ino}, name);
+    }
   }
   return facts;
 }

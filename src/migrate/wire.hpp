@@ -13,6 +13,7 @@
 #include "objects/kind.hpp"
 #include "objects/process_state.hpp"
 #include "objects/thread_state.hpp"
+#include "pod/execution.hpp"
 #include "pod/manifest.hpp"
 #include "pod/spec.hpp"
 #include "store/store.hpp"
@@ -41,8 +42,8 @@
 ///     Objects ----------------------------------->          all other descriptors
 ///     Last   ------------------------------------>          layouts, last pages, what is owed
 ///     State  ------------------------------------>          processes and threads
-///     Log … LogEnd ------------------------------>          the end of the output written here; what is older came
-///     with the files
+///     Log … Execution … StreamsEnd -------------->          the end of the output written here; what is older came
+///     with the files. What programs beside the first have written that nobody has read yet
 ///            <------------------------------------ Rebuilt  complete, pinned by the freezer, silent
 ///     … commit: the store says the destination owns it …
 ///     Go     ------------------------------------>          with the frames held so far
@@ -57,7 +58,7 @@
 /// first byte of each says what it is, its number among the page connections, or their count for the one on reference.
 namespace godwit::migrate::wire {
 
-inline constexpr std::uint32_t protocol = 6;
+inline constexpr std::uint32_t protocol = 7;
 
 enum class Type : std::uint8_t {
   hello = 1,
@@ -81,10 +82,11 @@ enum class Type : std::uint8_t {
   bye,
   abort,
   freezing,
-  log_end,
+  streams_end,
   probe,  ///< of a dry run: answered by another without content
   objects_ahead,
-  objects_kept
+  objects_kept,
+  execution
 };
 
 struct Hello {
@@ -117,10 +119,11 @@ struct Clock {
 };
 
 struct Prepare {
-  pod::Clocks clocks;    ///< the pod's, at `at`
-  std::int64_t at = 0;   ///< the destination's CLOCK_MONOTONIC
-  store::Record record;  ///< as the commit will expect it
-  MSGPACK_DEFINE_MAP(clocks, at, record)
+  pod::Clocks clocks;                      ///< the pod's, at `at`
+  std::int64_t at = 0;                     ///< the destination's CLOCK_MONOTONIC
+  store::Record record;                    ///< as the commit will expect it
+  std::vector<pod::Execution> executions;  ///< without their output: they have streams
+  MSGPACK_DEFINE_MAP(clocks, at, record, executions)
 };
 
 /// One process as the destination has to make it.
@@ -251,6 +254,12 @@ struct Log {
   std::uint64_t at = 0;  ///< bytes of the segment before it
   Bytes content;
   MSGPACK_DEFINE_MAP(segment, at, content)
+};
+
+/// Of the pod's first program.
+struct StreamsEnd {
+  bool input_ended = false;
+  MSGPACK_DEFINE_MAP(input_ended)
 };
 
 struct Text {

@@ -83,6 +83,12 @@ Result<Json> kill(const Api& api, const http::Request& request, const std::share
   return Json{{"name", pod->spec.name}, {"signal", number}};
 }
 
+Result<Json> hang_up(const Api&, const http::Request& request, const std::shared_ptr<LocalPod>& pod) {
+  const std::string& id = request.path[4];
+  TRY(close_execution(*pod, id));
+  return Json{{"name", pod->spec.name}, {"execution", id}};
+}
+
 Result<Json> stop(const Api& api, const http::Request& request, const std::shared_ptr<LocalPod>& pod) {
   const Json body = TRY(body_of(request));
   const std::int64_t grace = TRY(number_field(body, "grace_ms", 10000));
@@ -257,6 +263,8 @@ void route_pod(const Api& api, Stream& client, const http::Request& request) {
     return dispatch(api, client, request, name, [&](const std::shared_ptr<LocalPod>& pod) -> Result<void> {
       return serve_exec(client, request, *pod);
     });
+  if (request.path.size() == 5 && request.method == "DELETE" && verb == "exec")
+    return call(api, client, request, name, hang_up);
   if (request.path.size() == 4 && post && verb == "migrate")
     return dispatch(api, client, request, name, [&](const std::shared_ptr<LocalPod>& pod) -> Result<void> {
       return serve_migrate(api, client, request, pod);

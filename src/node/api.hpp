@@ -32,8 +32,11 @@ struct Request;
 ///   GET    /v1/pods/NAME                everything about it
 ///   DELETE /v1/pods/NAME                forget it; ?force: also when it runs
 ///   GET    /v1/pods/NAME/logs           ?follow, ?frames (stdout and stderr apart)
-///   POST   /v1/pods/NAME/attach         upgrade to frames both ways; ?position=… or ?tail, ?input
-///   POST   /v1/pods/NAME/exec           upgrade to frames both ways, once the program runs
+///   POST   /v1/pods/NAME/attach         upgrade to frames both ways; ?position=… or ?tail, ?input,
+///                                       ?execution=ID
+///   POST   /v1/pods/NAME/exec           {"command", …}: start a program beside its first; {"execution": ID}, to be
+///                                       attached to within half a minute
+///   DELETE /v1/pods/NAME/exec/ID        its terminal hangs up, its pipes break; it is forgotten
 ///   POST   /v1/pods/NAME/wait           answers when it has ended
 ///   POST   /v1/pods/NAME/kill           {"signal": 15}
 ///   POST   /v1/pods/NAME/stop           {"grace_ms": 10000}

@@ -12,6 +12,11 @@ constexpr std::chrono::milliseconds between_attempts{50};
 constexpr std::chrono::milliseconds progress_interval{100};
 constexpr std::chrono::seconds peer_time{10};
 
+bool is_gone(const Stream& client) {
+  pollfd gone{client.fd(), 0, 0};
+  return ::poll(&gone, 1, 0) > 0;
+}
+
 /// Follows the pod for the client, wherever it is and goes.
 void follow_pod(const Api& api, Stream& client, const std::string& name, const StreamOptions& options,
                 std::unique_ptr<PodStream> stream, const std::function<bool(const pod::Frame&)>& sink) {
@@ -32,6 +37,17 @@ bool serve_forwarded(const Api& api, Stream& client, const StreamOptions& option
   return true;
 }
 
+/// Where it can't be done, the node where the pod is does it when nobody has come back for a while.
+void end_execution(const Api& api, const std::string& pod, const std::string& id) {
+  const auto place = locate(api, pod);
+  if (!place) return;
+  if (place->pod)
+    (void)close_execution(*place->pod, id);
+  else
+    (void)ask_peer(api, place->record.owner, "DELETE", fmt::format("/v1/pods/{}/exec/{}", http::encode(pod), id), "",
+                   in(peer_time));
+}
+
 Result<StreamOptions> options_from(const http::Request& request, bool follow_default) {
   StreamOptions options;
   const auto position = request.query.find("position");
@@ -40,6 +56,11 @@ Result<StreamOptions> options_from(const http::Request& request, bool follow_def
   options.input = request.flag("input");
   options.tail = request.flag("tail");
   options.places = request.flag("places");
+  if (const auto execution = request.query.find("execution"); execution != request.query.end()) {
+    if (!pod::is_execution(execution->second))
+      return fail(ErrorKind::invalid, "'{}' can't be the name of an execution", execution->second);
+    options.execution = execution->second;
+  }
   return options;
 }
 
@@ -59,9 +80,10 @@ Result<std::unique_ptr<PodStream>> PodStream::open(const Api& api, const std::st
     return stream;
   }
   if (place.record.owner == api.links.config().node) return std::unexpected(lost(name));
-  const std::string target = fmt::format("/v1/pods/{}/attach?position={}{}{}", http::encode(name),
-                                         http::encode(encode_position(options.position)), options.input ? "&input" : "",
-                                         options.follow ? "" : "&once");
+  const std::string target =
+      fmt::format("/v1/pods/{}/attach?position={}{}{}{}", http::encode(name),
+                  http::encode(encode_position(options.position)), options.input ? "&input" : "",
+                  options.follow ? "" : "&once", options.execution.empty() ? "" : "&execution=" + options.execution);
   auto answer = TRY(ask_peer(api, place.record.owner, "POST", target, "", in(peer_time), true));
   if (answer.status() == misdirected) return fail(ErrorKind::unreachable, "pod {} is between two nodes", name);
   if (answer.status() != 101) {
@@ -90,12 +112,15 @@ void serve_attach(const Api& api, Stream& client, const http::Request& request, 
   if (!http::accept_upgrade(client)) return;
   follow_pod(api, client, name, *options, std::move(*stream),
              [&](const pod::Frame& frame) { return write_frame(client, frame.kind, frame.bytes).has_value(); });
+  // It has ended, or its client is gone. When it is this daemon that ends, the client comes back to the next one.
+  if (!options->execution.empty() && !api.pods.leaving_off()) end_execution(api, name, options->execution);
 }
 
 void serve_logs(const Api& api, Stream& client, const http::Request& request, const std::string& name) {
   auto options = options_from(request, false);
   if (!options) return answer(client, options.error());
   options->input = options->places = false;
+  options->execution.clear();
   auto stream = PodStream::open(api, name, *options);
   if (!stream) return answer(client, stream.error());
   const bool frames = request.flag("frames");
@@ -118,13 +143,13 @@ void serve_logs(const Api& api, Stream& client, const http::Request& request, co
 void serve_wait(const Api& api, Stream& client, const http::Request& request, const std::string& name) {
   const auto ended = [](const LocalPod::View& view) { return !view.here || view.state == PodState::exited; };
   Deadline patience = in(lost_patience);
-  for (;;) {
+  while (!is_gone(client)) {
     const auto place = locate(api, name);
     if (place && place->pod) {
       const auto view = place->pod->wait(ended, in(std::chrono::seconds(1)));
-      pollfd gone{client.fd(), 0, 0};
-      if (::poll(&gone, 1, 0) > 0) return;
       patience = in(lost_patience);
+      // Whoever passes the question on looks after its client in between, and asks again.
+      if (!view && is_forwarded(request)) return answer(client, Json{{"name", name}});
       if (!view || !view->here) continue;
       const int status = view->status.value_or(0);
       return answer(client, Json{{"name", name}, {"exit_code", exit_code(status)}, {"status", status}});
@@ -135,11 +160,17 @@ void serve_wait(const Api& api, Stream& client, const http::Request& request, co
     if (ours && !api.pods.expected(name)) return answer(client, lost(name));
     Error why = place ? Error{} : place.error();
     if (place && !ours) {
-      auto passed = ask_peer(api, place->record.owner, "POST", request.target, "", never());
+      auto passed = ask_peer(api, place->record.owner, "POST", request.target, "", in(peer_time));
       if (passed && passed->status() != misdirected) {
         const auto body = passed->body(MiB, in(peer_time));
-        if (body) return (void)http::respond(client, passed->status(), *body);
-        why = body.error();
+        const auto said = body ? parse_json(*body) : std::unexpected(body.error());
+        if (said && (passed->status() != 200 || said->contains("exit_code")))
+          return (void)http::respond(client, passed->status(), *body);
+        if (said) {
+          patience = in(lost_patience);
+          continue;
+        }
+        why = said.error();
       } else if (passed) {
         patience = in(lost_patience);
       } else {
@@ -154,18 +185,16 @@ void serve_wait(const Api& api, Stream& client, const http::Request& request, co
 Result<void> serve_exec(Stream& client, const http::Request& request, LocalPod& pod) {
   const auto body = parse_json(request.body);
   if (!body) return std::unexpected(body.error());
-  auto program = program_from(*body);
-  if (!program) return std::unexpected(program.error());
-  if (!wants_upgrade(request))
-    return std::unexpected(Error{ErrorKind::invalid, "exec needs an upgrade of the connection", 0,
-                                 fmt::format("send 'Upgrade: {}'", http::upgrade_protocol)});
+  auto program = TRY(program_from(*body));
   // What the pod's first program was started with, unless said otherwise.
   for (const std::string& entry : pod.spec.program.environment) {
     const std::string prefix = entry.substr(0, entry.find('=') + 1);
     const auto same = [&](const std::string& other) { return other.starts_with(prefix); };
-    if (std::ranges::none_of(program->environment, same)) program->environment.push_back(entry);
+    if (std::ranges::none_of(program.environment, same)) program.environment.push_back(entry);
   }
-  return serve_exec(client, pod, *program, [&] { return http::accept_upgrade(client); });
+  const std::string id = TRY(start_execution(pod, program));
+  answer(client, Json{{"execution", id}});
+  return {};
 }
 
 Result<void> serve_migrate(const Api& api, Stream& client, const http::Request& request,

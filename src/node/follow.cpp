@@ -36,6 +36,8 @@ void follow(Stream& client, StreamOptions options, std::unique_ptr<FrameSource> 
           options.position = *position;
           options.tail = false;
         }
+        // Whoever doesn't want to know has it as soon as it is written to them.
+        if (!options.places && !options.execution.empty()) upstream.delivered(options.position.offset);
         if (!options.places) continue;
       }
       if (frame->kind == frame::accepted) {

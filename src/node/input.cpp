@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <termios.h>
 
 namespace godwit::node {
@@ -12,32 +13,50 @@ constexpr char end_of_file = 4;  // Ctrl-D
 
 }  // namespace
 
-Result<std::unique_ptr<Input>> Input::open(Stream& client, LocalPod& pod, std::mutex& writing) {
-  const bool terminal = pod.spec.program.terminal;
+std::string Input::prefix(const Target& target) {
+  return target.execution.empty() ? "" : target.execution + "/";
+}
+
+Result<std::unique_ptr<Input>> Input::open(Stream& client, LocalPod& pod, std::mutex& writing, const Target& target) {
+  bool terminal = false;
   Fd stream;
   TRY(pod.with([&](pod::Pod& held) -> Result<void> {
-    auto end = held.withdraw(terminal ? "terminal-master" : "stdin-writer");
+    auto end = held.withdraw(prefix(target) + "terminal-master");
+    terminal = end.has_value();
+    if (!terminal) end = held.withdraw(prefix(target) + "stdin-writer");
     // A program without input, or whose input has ended: what a client sends is for nobody.
     if (end) stream = std::move(*end);
     return {};
   }));
-  return std::unique_ptr<Input>(new Input(client, pod, writing, std::move(stream), terminal));
+  return std::unique_ptr<Input>(new Input(client, pod, writing, target, std::move(stream), terminal));
 }
 
-Input::Input(Stream& client, LocalPod& pod, std::mutex& writing, Fd stream, bool terminal)
+Input::Input(Stream& client, LocalPod& pod, std::mutex& writing, const Target& target, Fd stream, bool terminal)
     : client_(client),
       pod_(pod),
       writing_(writing),
+      target_(target),
       stream_(std::move(stream)),
       terminal_(terminal),
       wake_(::eventfd(0, EFD_CLOEXEC)),
-      thread_([this] { forward(); }) {}
+      thread_([this] { run(); }) {}
 
 Input::~Input() {
   stop_ = true;
   const std::uint64_t one = 1;
   (void)!::write(wake_.get(), &one, sizeof one);
   thread_.join();
+}
+
+void Input::run() {
+  forward();
+  if (target_.init >= 0) ::shutdown(target_.init, SHUT_RDWR);
+}
+
+void Input::pass_on(const pod::Frame& frame) const {
+  Bytes out;
+  pod::append_frame(out, frame.kind, frame.bytes);
+  if (target_.init >= 0) (void)!::send(target_.init, out.data(), out.size(), MSG_NOSIGNAL);
 }
 
 void Input::forward() {
@@ -49,6 +68,7 @@ void Input::forward() {
     const auto frame = frames.next();
     if (!frame) return;
     if (frame->kind == pod::FrameKind::window) set_window(frame->bytes);
+    if (frame->kind == pod::FrameKind::delivered) pass_on(*frame);
     if (frame->kind != pod::FrameKind::input) continue;
     if (!(frame->bytes.empty() ? end() : put(frame->bytes))) return;
   }
@@ -82,7 +102,7 @@ bool Input::end() {
     return done && acknowledge(1);
   }
   if (!stream_) return acknowledge(1);
-  const auto ended = pod_.with([](pod::Pod& held) { return held.forget("stdin-writer"); });
+  const auto ended = pod_.with([&](pod::Pod& held) { return held.forget(prefix(target_) + "stdin-writer"); });
   if (!ended && ended.error().kind == ErrorKind::gone) return false;
   // Ours too: the program reads its end when the last one is closed.
   stream_.reset();

@@ -16,14 +16,21 @@ namespace godwit::node {
 /// leaves.
 class Input {
  public:
+  struct Target {
+    std::string execution;  ///< empty: the pod's first program
+    int init = -1;          ///< the execution's socket: gets what is delivered, and is shut down when the client goes
+  };
   /// `writing`: held by whoever writes frames to the client. `not_found` when the pod has ended, `gone` when it left.
-  static Result<std::unique_ptr<Input>> open(Stream& client, LocalPod&, std::mutex& writing);
+  static Result<std::unique_ptr<Input>> open(Stream& client, LocalPod&, std::mutex& writing, const Target&);
   /// Returns when nothing is read from the client any more.
   ~Input();
 
  private:
-  Input(Stream& client, LocalPod& pod, std::mutex& writing, Fd stream, bool terminal);
+  Input(Stream& client, LocalPod& pod, std::mutex& writing, const Target&, Fd stream, bool terminal);
+  [[nodiscard]] static std::string prefix(const Target&);
+  void run();
   void forward();
+  void pass_on(const pod::Frame&) const;
   bool put(BytesView bytes);
   bool end();
   void set_window(const Bytes&) const;
@@ -32,6 +39,7 @@ class Input {
   Stream& client_;
   LocalPod& pod_;
   std::mutex& writing_;
+  const Target target_;
   Fd stream_;  ///< the init's end of stdin, or the terminal's master; none: the input has ended
   const bool terminal_;
   Fd wake_;

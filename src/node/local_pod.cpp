@@ -87,20 +87,6 @@ Result<std::size_t> LocalPod::put_input(int stream, BytesView bytes, const std::
   return fail_errno("write the input of pod {}", spec.name);
 }
 
-Result<int> LocalPod::wait_program(PodPid program, Deadline deadline) {
-  std::unique_lock lock(mutex_);
-  const auto known = [&] {
-    return ended_programs_.contains(program.value) || !view_.here || view_.state == PodState::exited;
-  };
-  if (!changed_.wait_until(lock, bounded(deadline), known))
-    return fail(ErrorKind::timeout, "process {} of pod {} still runs", program.value, spec.name);
-  const auto found = ended_programs_.find(program.value);
-  if (found == ended_programs_.end()) return fail(ErrorKind::gone, "pod {} ended with it", spec.name);
-  const int status = found->second;
-  ended_programs_.erase(found);
-  return status;
-}
-
 LocalPod::Watch::Watch(const LocalPod& pod) : pod_(pod), fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   const std::lock_guard lock(pod_.mutex_);
   pod_.watches_.insert(fd_.get());

@@ -20,8 +20,9 @@ namespace godwit::node {
 namespace {
 
 constexpr std::uint32_t address_attempts = 256;
-constexpr std::size_t programs_remembered = 4096;
 constexpr int doubt_interval_ms = 1000;
+constexpr int look_interval_ms = 5000;
+constexpr std::chrono::seconds execution_patience{30};
 constexpr std::chrono::seconds settle_patience{10};
 
 pod::AddressPlan plan_of(const Config::Network& network) {
@@ -105,6 +106,9 @@ std::shared_ptr<LocalPod> Pods::insert(std::shared_ptr<pod::Pod> pod, PodState s
   local->view_.state = state;
   local->view_.note = note;
   local->view_.settling = settling;
+  // Of one that comes from elsewhere, or from an earlier daemon.
+  if (const auto executions = local->pod_->executions())
+    for (const auto& execution : *executions) local->executions.know(execution.id);
   {
     const std::lock_guard lock(mutex_);
     pods_[local->spec.name] = local;
@@ -179,7 +183,7 @@ Result<std::shared_ptr<LocalPod>> Pods::make(const NewPod& wanted) {
   };
   auto created = pod::Pod::create(site_, spec);
   if (!created) return undo(created.error());
-  if (const auto started = (*created)->start(spec.program, true); !started) {
+  if (const auto started = (*created)->start(spec.program); !started) {
     if (const auto destroyed = (*created)->destroy(); !destroyed)
       log::warn("pod {}: {}", spec.name, destroyed.error().message());
     return undo(started.error());
@@ -349,26 +353,26 @@ void Pods::ended(const std::shared_ptr<LocalPod>& pod, int status) {
   }
 }
 
-void Pods::collect_exits(const std::shared_ptr<LocalPod>& pod) {
+void Pods::collect_end(const std::shared_ptr<LocalPod>& pod) {
   const std::lock_guard alone(pod->use_);
   if (!pod->pod_ || pod->view().state != PodState::running) return;
-  for (;;) {
-    auto exit = pod->pod_->next_exit();
-    if (!exit) {
-      // The init is gone without a word: killed from outside, or the machine is short of memory.
-      log::error("pod {}: {}", pod->spec.name, exit.error().message());
-      ended(pod, SIGKILL);
-      return;
-    }
-    if (!*exit) return;
-    if ((*exit)->last) {
-      ended(pod, (*exit)->status);
-      return;
-    }
-    pod->change([&](LocalPod::View&) {
-      if (pod->ended_programs_.size() >= programs_remembered) pod->ended_programs_.erase(pod->ended_programs_.begin());
-      pod->ended_programs_[(*exit)->process.value] = (*exit)->status;
-    });
+  const auto end = pod->pod_->next_end();
+  // The init is gone without a word: killed from outside, or the machine is short of memory.
+  if (!end) log::error("pod {}: {}", pod->spec.name, end.error().message());
+  if (!end || *end) ended(pod, end ? **end : SIGKILL);
+}
+
+/// Whoever has started them is gone, and with them whoever might end them.
+void Pods::end_forsaken(LocalPod& pod) {
+  const auto forsaken = pod.executions.forsaken(execution_patience);
+  if (forsaken.empty()) return;
+  const std::lock_guard alone(pod.use_);
+  if (!pod.pod_ || pod.view().state != PodState::running) return;
+  for (const auto& id : forsaken) {
+    log::info("pod {}: nobody reads execution {} any more: it is ended", pod.spec.name, id);
+    pod.executions.forget(id);
+    if (const auto closed = pod.pod_->close(id); !closed)
+      log::warn("pod {}: {}", pod.spec.name, closed.error().message());
   }
 }
 
@@ -394,7 +398,7 @@ void Pods::watch() {
       const bool usable = pod->pod_ && pod->view().state == PodState::running;
       polls.push_back({usable ? pod->pod_->events_fd() : -1, POLLIN, 0});
     }
-    if (::poll(polls.data(), polls.size(), doubtful.empty() && !unclaimed ? -1 : doubt_interval_ms) < 0 &&
+    if (::poll(polls.data(), polls.size(), doubtful.empty() && !unclaimed ? look_interval_ms : doubt_interval_ms) < 0 &&
         errno != EINTR) {
       log::error("poll: {}", std::strerror(errno));
       continue;
@@ -402,12 +406,13 @@ void Pods::watch() {
     std::uint64_t count = 0;
     if (polls[0].revents != 0) (void)!::read(wake_.get(), &count, sizeof count);
     for (std::size_t i = 0; i < running.size(); i++)
-      if (polls[i + 1].revents != 0) collect_exits(running[i]);
+      if (polls[i + 1].revents != 0) collect_end(running[i]);
     for (const auto& pod : doubtful) settle(pod);
     for (const auto& pod : running) {
       const std::lock_guard alone(pod->use_);
       if (pod->pod_ && pod->unclaimed_) claim(pod);
     }
+    for (const auto& pod : running) end_forsaken(*pod);
   }
 }
 

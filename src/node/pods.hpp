@@ -15,6 +15,7 @@
 
 #include "migrate/pager.hpp"
 #include "migrate/recover.hpp"
+#include "node/attendance.hpp"
 #include "node/config.hpp"
 #include "node/doubts.hpp"
 #include "node/io.hpp"
@@ -45,6 +46,7 @@ class LocalPod {
   const pod::Spec spec;
   const std::string directory;      ///< state_dir/pods/NAME
   const std::string log_directory;  ///< of segments, see pod/log_segments.hpp
+  Attendance executions;
 
   struct View {
     PodState state = PodState::running;
@@ -69,9 +71,6 @@ class LocalPod {
   /// when `stop` was set while waiting.
   Result<std::size_t> put_input(int stream, BytesView bytes, const std::atomic<bool>& stop) const;
 
-  /// The exit status of another program that was started here, when it has ended.
-  Result<int> wait_program(PodPid program, Deadline);
-
   /// An eventfd that becomes readable whenever the view changes.
   class Watch {
    public:
@@ -93,7 +92,6 @@ class LocalPod {
   mutable std::condition_variable changed_;
   mutable std::set<int> watches_;
   View view_;
-  std::map<pid_t, int> ended_programs_;
   Fd first_;                       ///< leaving, and not frozen yet: pidfd of the first program, for signals
   bool frozen_ = false;            ///< leaving, and whatever comes from outside has to wait
   std::mutex use_;                 ///< held while somebody works on the pod; taken before mutex_
@@ -165,6 +163,7 @@ class Pods {
   migrate::Pager::Source source(const std::string& peer, const std::string& move, const std::string& pod);
   /// This daemon ends: what is still owed is the next one's.
   void leave_off() { left_off_ = true; }
+  [[nodiscard]] bool leaving_off() const { return left_off_; }
   /// What it is owed is lost: it ends here, and the reason stays with it.
   void lose(LocalPod&, const std::string& why);
 
@@ -181,7 +180,8 @@ class Pods {
   void claim(const std::shared_ptr<LocalPod>&);
   void fetch_rest(const std::shared_ptr<LocalPod>&, std::unique_ptr<migrate::Pager>, const migrate::Journal&);
   void watch();
-  void collect_exits(const std::shared_ptr<LocalPod>&);
+  void collect_end(const std::shared_ptr<LocalPod>&);
+  static void end_forsaken(LocalPod&);
   void ended(const std::shared_ptr<LocalPod>&, int status);
   void wake();
 

@@ -21,17 +21,6 @@ bool valid_segment(std::string_view name) {
   return name.size() <= 64 && name.find_first_not_of("0123456789abcdefghijklmnopqrstuvwxyz.-_") == name.npos;
 }
 
-/// False when the other side is gone.
-bool send_batch(Stream& client, std::mutex& writing, const std::vector<pod::Frame>& frames,
-                const pod::LogPosition& position) {
-  Bytes out;
-  for (const pod::Frame& item : frames) pod::append_frame(out, item.kind, item.bytes);
-  const std::string place = encode_position(position);
-  pod::append_frame(out, frame::position, BytesView(reinterpret_cast<const std::uint8_t*>(place.data()), place.size()));
-  const std::lock_guard lock(writing);
-  return write_all(client, out.data(), out.size(), never()).has_value();
-}
-
 /// The place after all that has been written so far.
 pod::LogPosition log_end(const std::string& directory) {
   pod::LogPosition position;
@@ -82,6 +71,14 @@ Result<void> write_frame(Stream& client, pod::FrameKind kind, const std::string&
   return write_frame(client, kind, BytesView(reinterpret_cast<const std::uint8_t*>(text.data()), text.size()));
 }
 
+Result<void> write_frames(Stream& client, std::span<const pod::Frame> frames, const pod::LogPosition& end) {
+  Bytes out;
+  for (const pod::Frame& item : frames) pod::append_frame(out, item.kind, item.bytes);
+  const std::string place = encode_position(end);
+  pod::append_frame(out, frame::position, BytesView(reinterpret_cast<const std::uint8_t*>(place.data()), place.size()));
+  return write_all(client, out.data(), out.size(), never());
+}
+
 std::string encode_position(const pod::LogPosition& position) {
   return position.segment.empty() ? "" : fmt::format("{} {}", position.segment, position.offset);
 }
@@ -99,18 +96,6 @@ Result<pod::LogPosition> decode_position(const std::string& text) {
   return position;
 }
 
-Bytes encode_status(int status) {
-  const auto value = static_cast<std::uint32_t>(status);
-  return {static_cast<std::uint8_t>(value), static_cast<std::uint8_t>(value >> 8),
-          static_cast<std::uint8_t>(value >> 16), static_cast<std::uint8_t>(value >> 24)};
-}
-
-Result<int> decode_status(const pod::Frame& frame) {
-  if (frame.bytes.size() != 4) return fail(ErrorKind::invalid, "malformed exit frame");
-  return static_cast<int>(frame.bytes[0] | frame.bytes[1] << 8 | frame.bytes[2] << 16 |
-                          static_cast<std::uint32_t>(frame.bytes[3]) << 24);
-}
-
 namespace {
 
 void stream_output(Stream& client, LocalPod& pod, const StreamOptions& options, std::mutex& writing) {
@@ -118,8 +103,12 @@ void stream_output(Stream& client, LocalPod& pod, const StreamOptions& options, 
   const Fd notify(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
   bool watched = false;
   pod::LogPosition position = options.tail ? log_end(pod.log_directory) : options.position;
+  const auto send = [&](const std::vector<pod::Frame>& frames) {
+    const std::lock_guard lock(writing);
+    return write_frames(client, frames, position).has_value();
+  };
   // Said at once: a stream that is opened anew must not go back to the beginning.
-  if (options.tail && !send_batch(client, writing, {}, position)) return;
+  if (options.tail && !send({})) return;
   for (;;) {
     // Looked at before the log is read: what was written before the end is read after it was seen.
     const LocalPod::View now = pod.view();
@@ -136,12 +125,12 @@ void stream_output(Stream& client, LocalPod& pod, const StreamOptions& options, 
       return say(frame::failure, Bytes(why.begin(), why.end()));
     }
     if (!frames->empty()) {
-      if (!send_batch(client, writing, *frames, position)) return;
+      if (!send(*frames)) return;
       continue;
     }
     if (!now.here) return;
     if (!options.follow) return say(frame::end, {});
-    if (now.state == PodState::exited) return say(pod::FrameKind::exit, encode_status(now.status.value_or(0)));
+    if (now.state == PodState::exited) return say(pod::FrameKind::exit, pod::encode_status(now.status.value_or(0)));
     pollfd polls[3] = {{watch.fd(), POLLIN, 0}, {notify.get(), POLLIN, 0}, {client.fd(), POLLRDHUP, 0}};
     ::poll(polls, 3, poll_ms);
     // A client that only reads may shut its sending side down; one that is gone shows as an error or hang-up.
@@ -156,11 +145,15 @@ void stream_output(Stream& client, LocalPod& pod, const StreamOptions& options, 
 }  // namespace
 
 void serve_stream(Stream& client, LocalPod& pod, const StreamOptions& options) {
+  if (!options.execution.empty()) {
+    if (const auto served = serve_execution(client, pod, options); !served) fail_stream(client, served.error());
+    return linger(client);
+  }
   std::mutex writing;
   {
     std::unique_ptr<Input> input;
     if (options.input && pod.view().state != PodState::exited) {
-      auto opened = Input::open(client, pod, writing);
+      auto opened = Input::open(client, pod, writing, {});
       const bool ended = !opened && opened.error().kind == ErrorKind::not_found;
       if (!opened && !ended && opened.error().kind != ErrorKind::gone) fail_stream(client, opened.error());
       if (!opened && !ended) return linger(client);

@@ -1,12 +1,13 @@
 #pragma once
 
-#include <functional>
+#include <span>
 #include <string>
 
 #include "node/pods.hpp"
+#include "pod/frames.hpp"
 #include "pod/log_segments.hpp"
 
-/// A pod's output and input as frames (pod/log_segments.hpp) on a connection.
+/// A pod's output and input as frames (pod/frames.hpp) on a connection.
 namespace godwit::node {
 
 /// Frames beside those of the log; the first two only for who follows (node/follow).
@@ -26,15 +27,19 @@ struct StreamOptions {
   bool follow = true;         ///< to the pod's end, and not only what is there
   bool input = false;         ///< input and window frames of the other side go to the program
   bool places = false;        ///< who reads wants frame::position and frame::accepted
+  std::string execution;      ///< of this one; empty: of the pod's first program
 };
 
 /// Serves `client` until the pod has ended (an exit frame is last), has left this node or what is here has been sent
 /// (an end frame; the stream just ends when it left), or the other side goes.
 void serve_stream(Stream& client, LocalPod&, const StreamOptions&);
 
-/// Starts a program beside the pod's first, with its streams (or a terminal) on `client`; an exit frame is last.
-/// `started` is called before the first frame, once the program runs; errors before that are returned.
-Result<void> serve_exec(Stream& client, LocalPod&, const pod::Program&, const std::function<Result<void>()>& started);
+/// Starts a program beside the pod's first; the execution's id.
+Result<std::string> start_execution(LocalPod&, const pod::Program&);
+/// Ends one, as far as its streams' end does that.
+Result<void> close_execution(LocalPod&, const std::string& id);
+/// Of serve_stream: the streams of `options.execution`. `not_found` when there is none, or the pod has ended.
+Result<void> serve_execution(Stream& client, LocalPod&, const StreamOptions& options);
 
 /// Reads frames off a connection one by one.
 class FrameReader {
@@ -52,12 +57,10 @@ class FrameReader {
 
 Result<void> write_frame(Stream& client, pod::FrameKind, BytesView bytes);
 Result<void> write_frame(Stream& client, pod::FrameKind, const std::string& text);
+/// With the place that they end at.
+Result<void> write_frames(Stream& client, std::span<const pod::Frame>, const pod::LogPosition& end);
 
 std::string encode_position(const pod::LogPosition&);
 Result<pod::LogPosition> decode_position(const std::string& text);
-
-/// Wait status in an exit frame.
-Bytes encode_status(int status);
-Result<int> decode_status(const pod::Frame&);
 
 }  // namespace godwit::node

@@ -48,6 +48,12 @@ void Upstream::use(Stream* stream) {
   changed_.notify_all();
 }
 
+void Upstream::delivered(std::uint64_t place) {
+  const std::lock_guard lock(mutex_);
+  delivered_ = std::max(delivered_, place);
+  changed_.notify_all();
+}
+
 bool Upstream::client_gone() const {
   const std::lock_guard lock(mutex_);
   return gone_;
@@ -97,6 +103,10 @@ void Upstream::read() {
       if (stream_ != nullptr) ::shutdown(stream_->fd(), SHUT_RDWR);
       return;
     }
+    if (const auto place = pod::decode_delivered(*frame)) {
+      delivered_ = std::max(delivered_, *place);
+      changed_.notify_all();
+    }
     if (!input_ || (frame->kind != pod::FrameKind::input && frame->kind != pod::FrameKind::window)) continue;
     changed_.wait(lock, [this] { return kept_bytes_ < kept_limit || over_; });
     if (over_) return;
@@ -109,9 +119,13 @@ void Upstream::read() {
 void Upstream::send() {
   std::unique_lock lock(mutex_);
   for (;;) {
-    changed_.wait(lock, [this] { return over_ || (stream_ != nullptr && next_ < first_ + kept_.size()); });
+    const auto has_news = [this] { return delivered_ > delivered_said_ || next_ < first_ + kept_.size(); };
+    changed_.wait(lock, [&] { return over_ || (stream_ != nullptr && has_news()); });
     if (over_) return;
-    const pod::Frame frame = kept_[next_ - first_];
+    const bool delivery = delivered_ > delivered_said_;
+    if (delivery) delivered_said_ = delivered_;
+    const pod::Frame frame = delivery ? pod::Frame{pod::FrameKind::delivered, pod::encode_delivered(delivered_said_)}
+                                      : kept_[next_ - first_];
     const std::uint64_t number = next_;
     const std::uint64_t stream_number = streams_;
     Stream* const stream = stream_;
@@ -120,7 +134,7 @@ void Upstream::send() {
     const bool sent = write_frame(*stream, frame.kind, frame.bytes).has_value();
     lock.lock();
     sending_ = false;
-    if (sent && stream_number == streams_) next_ = std::max(next_, number + 1);
+    if (sent && !delivery && stream_number == streams_) next_ = std::max(next_, number + 1);
     changed_.notify_all();
     // A broken stream shows at its reading end too; there it is replaced.
     if (!sent) changed_.wait(lock, [&] { return over_ || streams_ != stream_number || stream_ != stream; });

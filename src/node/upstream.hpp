@@ -19,6 +19,8 @@ class Upstream {
 
   /// The pod's stream from now on; null: none at the moment. When this returns nobody writes to the one before.
   void use(Stream* stream);
+  /// So many bytes of an execution's frames have been delivered to whoever reads them: they needn't be kept there.
+  void delivered(std::uint64_t place);
   /// What a frame::accepted on that stream says.
   void accepted(const std::string& count);
   /// What was accepted on all streams so far.
@@ -40,7 +42,9 @@ class Upstream {
   std::uint64_t next_ = 0;                 ///< number of the frame to be sent next
   std::uint64_t acknowledged_ = 0;         ///< on this stream
   std::uint64_t acknowledged_before_ = 0;  ///< on those before
-  std::uint64_t streams_ = 0;              ///< how many there have been
+  std::uint64_t delivered_ = 0;            ///< and `delivered_said_` of it on this stream
+  std::uint64_t delivered_said_ = 0;
+  std::uint64_t streams_ = 0;  ///< how many there have been
   Stream* stream_ = nullptr;
   bool sending_ = false;
   bool gone_ = false;

@@ -26,7 +26,8 @@ struct State {
   std::string path;
   int flags = 0;
   std::int64_t position = 0;
-  MSGPACK_DEFINE_MAP(major, minor, path, flags, position)
+  std::string terminal;  ///< of /dev/tty: the stream that it stands for
+  MSGPACK_DEFINE_MAP(major, minor, path, flags, position, terminal)
 };
 
 const Stateless* find(unsigned major, unsigned minor) {
@@ -43,17 +44,21 @@ bool matches(const Descriptor& descriptor) {
   return S_ISCHR(descriptor.status.st_mode) && (descriptor.flags & O_PATH) == 0;
 }
 
+/// TIOCGDEV tells which terminal is meant; only the init's own are there again at the destination.
+std::optional<std::string> terminal_of(const Descriptor& descriptor, Source& source) {
+  unsigned device = 0;
+  struct stat terminal {};
+  if (::ioctl(descriptor.fd, TIOCGDEV, &device) != 0) return std::nullopt;
+  const std::string path = fmt::format("{}/dev/pts/{}", source.root(), minor(device));
+  if (::stat(path.c_str(), &terminal) != 0 || terminal.st_rdev != device) return std::nullopt;
+  return source.stream(terminal);
+}
+
 Result<void> preflight(const Descriptor& descriptor, Source& source) {
   const auto& status = descriptor.status;
   if (find(major(status.st_rdev), minor(status.st_rdev))) return {};
   if (is_controlling_terminal(status)) {
-    // TIOCGDEV tells which terminal is meant; only the init's own is there again at the destination.
-    unsigned device = 0;
-    struct stat terminal {};
-    if (::ioctl(descriptor.fd, TIOCGDEV, &device) == 0) {
-      const std::string path = fmt::format("{}/dev/pts/{}", source.root(), minor(device));
-      if (::stat(path.c_str(), &terminal) == 0 && terminal.st_rdev == device && source.stream(terminal)) return {};
-    }
+    if (terminal_of(descriptor, source)) return {};
     return fail(ErrorKind::refused, "{}: a controlling terminal that is not the pod's", descriptor.link);
   }
   return fail(ErrorKind::refused, "{}: character device {}:{}", descriptor.link, major(status.st_rdev),
@@ -66,6 +71,7 @@ Result<State> capture(const Descriptor& descriptor, Source& source) {
               .minor = minor(descriptor.status.st_rdev),
               .path = descriptor.link,
               .flags = descriptor.flags};
+  if (is_controlling_terminal(descriptor.status)) state.terminal = terminal_of(descriptor, source).value_or("");
   // /dev/zero and its kin keep a position that no one can tell from 0; F_GETFL and fdinfo show it all the same.
   state.position = std::max<off_t>(::lseek(descriptor.fd, 0, SEEK_CUR), 0);
   return state;
@@ -73,7 +79,7 @@ Result<State> capture(const Descriptor& descriptor, Source& source) {
 
 Result<Fd> build(const State& state, Destination& destination) {
   if (makedev(state.major, state.minor) == makedev(5, 0)) {
-    const Fd terminal = TRY(destination.stream("terminal"));
+    const Fd terminal = TRY(destination.stream(state.terminal));
     return reopen(terminal.get(), open_flags(state.flags));
   }
   const auto* device = find(state.major, state.minor);

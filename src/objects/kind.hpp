@@ -70,8 +70,8 @@ class Source {
   [[nodiscard]] virtual const std::vector<Descriptor>& descriptors() const = 0;
   /// The description behind a number in a process's table: what an epoll instance watches.
   [[nodiscard]] virtual std::optional<ObjectId> find(PodPid process, int number) const = 0;
-  /// A description of the init's that the pod's streams end in ("stdin", "stdout", "stderr", "terminal"), by inode. It
-  /// is made anew by the destination's init and never travels.
+  /// A description of the init's that the pod's streams end in ("stdin", "stdout", "stderr", "terminal", and with an
+  /// execution's id and a slash in front), by inode. It is made anew by the destination's init and never travels.
   [[nodiscard]] virtual std::optional<std::string> stream(const struct stat&) const = 0;
   /// The pod's upper layer (its own writes) and its merged root, as paths that are valid here.
   [[nodiscard]] virtual const std::string& upper() const = 0;

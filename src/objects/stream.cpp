@@ -107,7 +107,7 @@ Result<State> capture(const Descriptor& descriptor, Source& source) {
   }
   // What stands in an output is the init's to write out; what stands in the input has not been read by the pod.
   const bool readable = (descriptor.flags & O_ACCMODE) != O_WRONLY;
-  if (state.name == "stdin" && readable && source.shared<Captured>("streams").names.insert(state.name).second)
+  if (state.name.ends_with("stdin") && readable && source.shared<Captured>("streams").names.insert(state.name).second)
     state.content = TRY(peek_pipe(descriptor.fd, false));
   return state;
 }

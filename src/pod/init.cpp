@@ -41,7 +41,8 @@ Init::Init(const Setup& setup, std::vector<Fd> descriptors)
       control_(std::move(descriptors[setup_control])),
       listener_(std::move(descriptors[setup_listener])),
       init_procs_(std::move(descriptors[setup_cgroup_init])),
-      streams_(std::move(descriptors[setup_log])),
+      log_(std::move(descriptors[setup_log])),
+      streams_([this](FrameKind kind, BytesView bytes) { log_.append(kind, bytes); }),
       kept_(!setup.fleeting) {
   cgroups_.directory = std::move(descriptors[setup_cgroup_work]);
   for (std::size_t i = setup_cgroup_limits; i < descriptors.size(); ++i)
@@ -50,7 +51,7 @@ Init::Init(const Setup& setup, std::vector<Fd> descriptors)
 
 Result<void> Init::prepare() {
   std::vector<int> keep = {control_.get(), listener_.get(), init_procs_.get(), cgroups_.directory.get(),
-                           streams_.log().directory()};
+                           log_.directory()};
   for (const Fd& procs : cgroups_.limits) keep.push_back(procs.get());
   close_all_but(std::move(keep));
   prctl(PR_SET_NAME, "godwit-init");
@@ -101,6 +102,7 @@ void Init::live() {
 
 std::vector<Watch> Init::watches() {
   std::erase_if(connections_, [](const auto& connection) { return !connection->socket; });
+  closed_.clear();
   std::vector<Watch> all;
   // Before the children: what a launch has become is known before its end is.
   for (auto launch = launching_.begin(); launch != launching_.end(); ++launch)
@@ -124,6 +126,7 @@ std::vector<Watch> Init::watches() {
                    }});
   }
   streams_.watch(all);
+  for (const auto& [id, execution] : executions_) execution->watch(all);
   return all;
 }
 
@@ -173,10 +176,12 @@ void Init::settle(std::list<Launching>::iterator launching) {
   const auto outcome = read_outcome(done.launched);
   done.asker->waiting = false;
   if (!outcome) {
+    close_execution(done.execution);
     answer(done.asker, done.sequence, {to_response(outcome.error()), {}, {}});
     return;
   }
-  ours_.insert(done.launched.process);
+  if (const auto execution = executions_.find(done.execution); execution != executions_.end())
+    execution->second->started(done.launched.process);
   if (done.first) {
     first_ = done.launched.process;
     kept_ = true;
@@ -206,19 +211,17 @@ void Init::ended(pid_t pid, int status) {
   const auto launching =
       std::ranges::find(launching_, pid, [](const Launching& entry) { return entry.launched.process; });
   if (launching != launching_.end()) settle(launching);
-  const bool ours = ours_.erase(pid) > 0;
-  if (pid == first_ && !first_gone_) {
-    first_gone_ = true;
-    status_ = status;
-    kill(-1, SIGKILL);
-  } else if (ours) {
-    publish({pid, status, false});
-  }
+  for (const auto& [id, execution] : executions_)
+    if (execution->runs_as(pid)) execution->ended(status);
+  if (pid != first_ || first_gone_) return;
+  first_gone_ = true;
+  status_ = status;
+  kill(-1, SIGKILL);
 }
 
 void Init::finish() {
   ended_ = true;
-  streams_.finish(status_);
+  streams_.drain();
   publish({first_, status_, true});
 }
 
@@ -250,7 +253,7 @@ void Init::end(const ConnectionPointer& connection, std::uint32_t sequence) {
     if (pid < 0 && errno == ECHILD) break;  // before anything else sets errno
     poll(nullptr, 0, 1);
   }
-  streams_.finish(status_);
+  streams_.drain();
   answer(connection, sequence, {});
   _exit(0);
 }

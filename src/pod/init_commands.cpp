@@ -39,7 +39,8 @@ Response Init::life() const {
   response.first = first_;
   response.ended = ended_;
   response.status = status_;
-  response.lost = streams_.log().lost();
+  response.lost = log_.lost();
+  response.input_ended = streams_.input_ended();
   return response;
 }
 
@@ -52,7 +53,8 @@ Result<std::optional<Reply>> Init::execute(const Request& request, std::vector<F
       return reply;
     case Command::start:
     case Command::stub:
-      TRY(launch(request, descriptors, connection));
+    case Command::execute:
+      TRY(launch(request, connection));
       return std::nullopt;
     case Command::set_first:
       first_ = request.pid;
@@ -83,10 +85,14 @@ Result<std::optional<Reply>> Init::execute(const Request& request, std::vector<F
     case Command::forget:
       return execute_on_deposits(request, descriptors);
     case Command::streams:
-    case Command::flush_log:
+    case Command::flush:
+      return execute_on_streams(request);
+    case Command::executions:
+    case Command::execution:
     case Command::attach:
-    case Command::terminal:
-      return execute_on_streams(request, descriptors);
+    case Command::restore:
+    case Command::close:
+      return execute_on_executions(request, descriptors);
   }
   return fail(ErrorKind::invalid, "the pod's init doesn't know command {}", request.command);
 }
@@ -104,7 +110,8 @@ Result<std::optional<Reply>> Init::execute_on_deposits(const Request& request, s
       return reply;
     case Command::withdraw: {
       const auto found = deposits_.find(name);
-      const int fd = found != deposits_.end() ? found->second.get() : streams_.own_end(name);
+      const auto [streams, end] = streams_of(name);
+      const int fd = found != deposits_.end() ? found->second.get() : streams->own_end(end);
       if (fd < 0) return fail(ErrorKind::not_found, "the pod's init keeps no descriptor {}", name);
       reply.descriptors.push_back(fd);
       return reply;
@@ -114,63 +121,109 @@ Result<std::optional<Reply>> Init::execute_on_deposits(const Request& request, s
         if (key.starts_with(name)) reply.response.names.push_back(key);
       return reply;
     default:
-      if (name == "stdin-writer")
-        streams_.end_input();
+      if (const auto [streams, end] = streams_of(name); end == "stdin-writer")
+        streams->end_input();
       else if (deposits_.erase(name) == 0)
         return fail(ErrorKind::not_found, "the pod's init keeps no descriptor {}", name);
       return reply;
   }
 }
 
-Result<std::optional<Reply>> Init::execute_on_streams(const Request& request, std::vector<Fd>& descriptors) {
+/// A name of one of the init's ends, without the execution in front.
+std::pair<Streams*, std::string> Init::streams_of(const std::string& name) {
+  const auto slash = name.find('/');
+  const auto found = slash == std::string::npos ? executions_.end() : executions_.find(name.substr(0, slash));
+  if (found == executions_.end()) return {&streams_, name};
+  return {&found->second->streams(), name.substr(slash + 1)};
+}
+
+Result<std::optional<Reply>> Init::execute_on_streams(const Request& request) {
+  Reply reply;
+  if (static_cast<Command>(request.command) == Command::flush) {
+    streams_.drain();
+    log_.end_segment();
+    for (const auto& [id, execution] : executions_) execution->streams().drain();
+    return reply;
+  }
+  const bool first = request.names.empty();
+  for (const auto& [name, fd] : first ? streams_.ends() : TRY(execution_of(request))->streams().ends()) {
+    reply.response.names.push_back(name);
+    reply.descriptors.push_back(fd);
+  }
+  return reply;
+}
+
+Result<InitExecution*> Init::execution_of(const Request& request) {
+  const auto found = request.names.size() == 1 ? executions_.find(request.names.front()) : executions_.end();
+  if (found == executions_.end()) return fail(ErrorKind::not_found, "the pod has no such program any more");
+  return found->second.get();
+}
+
+Result<InitExecution*> Init::make_execution(const Execution& facts) {
+  if (!is_execution(facts.id)) return fail(ErrorKind::invalid, "'{}' can't be the name of an execution", facts.id);
+  if (executions_.size() >= executions_limit)
+    return fail(ErrorKind::refused, "{} programs run beside the pod's first: no more at a time", executions_limit);
+  auto made = std::make_unique<InitExecution>(facts);
+  TRY(made->streams().open(facts.terminal, facts.input));
+  const auto [at, inserted] = executions_.emplace(facts.id, std::move(made));
+  if (!inserted) return fail(ErrorKind::busy, "execution {} is there already", facts.id);
+  return at->second.get();
+}
+
+void Init::close_execution(const std::string& id) {
+  const auto found = executions_.find(id);
+  if (found == executions_.end()) return;
+  closed_.push_back(std::move(found->second));
+  executions_.erase(found);
+}
+
+Result<std::optional<Reply>> Init::execute_on_executions(const Request& request, std::vector<Fd>& descriptors) {
   Reply reply;
   switch (static_cast<Command>(request.command)) {
-    case Command::streams:
-      for (const auto& [name, fd] : streams_.ends()) {
-        reply.response.names.push_back(name);
-        reply.descriptors.push_back(fd);
-      }
+    case Command::executions:
+      for (const auto& [id, execution] : executions_) reply.response.executions.push_back(execution->summary());
       return reply;
-    case Command::flush_log:
-      streams_.flush();
-      reply.response.position = streams_.log().position();
+    case Command::execution:
+      reply.response.executions.push_back(TRY(execution_of(request))->facts());
       return reply;
     case Command::attach:
-      if (descriptors.size() != 1) return fail(ErrorKind::invalid, "a client without its socket");
-      reply.response.position = streams_.log().position();
-      streams_.attach(std::move(descriptors.front()));
-      if (ended_) streams_.finish(status_);
+      if (descriptors.size() != 1) return fail(ErrorKind::invalid, "a reader without its socket");
+      TRY(TRY(execution_of(request))->attach(request.place, std::move(descriptors.front())));
       return reply;
-    default: {
-      auto [master, slave] = TRY(make_terminal());
-      reply.descriptors = {master.get(), slave.get()};
-      reply.owned.push_back(std::move(master));
-      reply.owned.push_back(std::move(slave));
+    case Command::restore: {
+      const auto found = executions_.find(request.execution.id);
+      (found != executions_.end() ? found->second.get() : TRY(make_execution(request.execution)))
+          ->restore(request.execution);
       return reply;
     }
+    default:
+      TRY(execution_of(request));
+      close_execution(request.names.front());
+      return reply;
   }
 }
 
-Result<void> Init::launch(const Request& request, const std::vector<Fd>& descriptors,
-                          const ConnectionPointer& connection) {
+Result<void> Init::launch(const Request& request, const ConnectionPointer& connection) {
   if (first_gone_) return fail(ErrorKind::gone, "the pod has ended");
   Launching launching;
   launching.asker = connection;
   launching.sequence = request.sequence;
-  launching.first = request.first;
-  if (static_cast<Command>(request.command) == Command::stub) {
+  const auto command = static_cast<Command>(request.command);
+  const Identity identity{request.user, request.capabilities};
+  if (command == Command::stub) {
     const auto builder = deposits_.find("builder");
     launching.launched =
         TRY(launch_stub(request.pid, cgroups_, builder == deposits_.end() ? -1 : builder->second.get()));
+  } else if (command == Command::start) {
+    if (first_ != 0) return fail(ErrorKind::refused, "the pod has its first program already");
+    launching.first = true;
+    launching.launched = TRY(launch_program(request.program, identity, streams_.stdio(), cgroups_));
   } else {
-    if (request.first && first_ != 0) return fail(ErrorKind::refused, "the pod has its first program already");
-    auto stdio = streams_.stdio(request.first);
-    Program program = request.program;
-    if (descriptors.size() == 3)
-      for (std::size_t i = 0; i < 3; ++i) stdio[i] = descriptors[i].get();
-    else if (!request.first)
-      program.terminal = false;  // the pod's belongs to the first program
-    launching.launched = TRY(launch_program(program, {request.user, request.capabilities}, stdio, cgroups_));
+    const auto* execution = TRY(make_execution(request.execution));
+    launching.execution = request.execution.id;
+    auto launched = launch_program(request.program, identity, execution->streams().stdio(), cgroups_);
+    if (!launched) close_execution(launching.execution);
+    launching.launched = TRY(std::move(launched));
   }
   launching_.push_back(std::move(launching));
   return {};

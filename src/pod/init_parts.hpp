@@ -7,13 +7,14 @@
 #include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
+#include "pod/init_execution.hpp"
 #include "pod/init_launch.hpp"
 #include "pod/init_protocol.hpp"
 #include "pod/init_streams.hpp"
+#include "pod/log_segments.hpp"
 
 namespace godwit::pod {
 
@@ -41,6 +42,7 @@ class Init {
     std::shared_ptr<Connection> asker;
     std::uint32_t sequence = 0;
     bool first = false;
+    std::string execution;  ///< whose program it is; empty: none's
   };
   using ConnectionPointer = std::shared_ptr<Connection>;
 
@@ -52,8 +54,13 @@ class Init {
   /// nullopt: the answer comes later.
   Result<std::optional<Reply>> execute(const Request&, std::vector<Fd>& descriptors, const ConnectionPointer&);
   Result<std::optional<Reply>> execute_on_deposits(const Request&, std::vector<Fd>& descriptors);
-  Result<std::optional<Reply>> execute_on_streams(const Request&, std::vector<Fd>& descriptors);
-  Result<void> launch(const Request&, const std::vector<Fd>& descriptors, const ConnectionPointer&);
+  Result<std::optional<Reply>> execute_on_streams(const Request&);
+  Result<std::optional<Reply>> execute_on_executions(const Request&, std::vector<Fd>& descriptors);
+  Result<InitExecution*> execution_of(const Request&);
+  Result<InitExecution*> make_execution(const Execution&);
+  void close_execution(const std::string& id);
+  Result<void> launch(const Request&, const ConnectionPointer&);
+  [[nodiscard]] std::pair<Streams*, std::string> streams_of(const std::string& name);
   void settle(std::list<Launching>::iterator);
   void reap();
   void ended(pid_t, int status);
@@ -67,14 +74,16 @@ class Init {
   Setup setup_;
   Fd control_, listener_, init_procs_;
   WorkloadCgroups cgroups_;
-  Streams streams_;
+  LogWriter log_;
+  Streams streams_;  ///< of the first program; of the others by their executions
+  std::map<std::string, std::unique_ptr<InitExecution>> executions_;
+  std::vector<std::unique_ptr<InitExecution>> closed_;  ///< until nothing of this round of the poll refers to them
   Fd children_;
   std::vector<ConnectionPointer> connections_;
   std::list<Launching> launching_;
   std::map<std::string, Fd> deposits_;
   std::deque<Event> events_;
   Fd subscriber_;
-  std::set<pid_t> ours_;  ///< started here: their ends are told
   bool kept_ = false;
   pid_t first_ = 0;
   bool first_gone_ = false;  ///< and `status_` is how; the rest is being killed

@@ -7,6 +7,7 @@
 
 #include "image/codec.hpp"
 #include "pod/channel.hpp"
+#include "pod/execution.hpp"
 #include "pod/log_segments.hpp"
 #include "pod/spec.hpp"
 
@@ -49,24 +50,28 @@ struct Birth {
 };
 
 enum class Command : std::uint8_t {
-  life = 1,      ///< -> kept, first, ended, lost
-  start,         ///< program, first [0, 1, 2] -> pid [pidfd]
+  life = 1,      ///< -> kept, first, ended, lost, input_ended
+  start,         ///< program -> pid [pidfd]: the first one
   stub,          ///< pid -> pid [pidfd]
   set_first,     ///< pid
   keep,          ///< here on the end of a connection is not the end of the init
-  streams,       ///< -> names [their descriptors]
+  streams,       ///< names[0]: an execution; without: the first program -> names [their descriptors]
   deposit,       ///< names[0] [descriptor]
   withdraw,      ///< names[0] -> [descriptor]
   list,          ///< names[0]: beginning of the name -> names of deposits
   forget,        ///< names[0]
-  flush_log,     ///< what stands in the streams is in the log, the segment is ended -> position
+  flush,         ///< what stands in the streams is in the log, the segment is ended; and in the executions
   last_pid,      ///< -> pid
   set_last_pid,  ///< pid
   subscribe,     ///< [socket]: events go there from here on
-  attach,        ///< [socket]: a client of the streams -> position
-  terminal,      ///< -> [master, slave]
+  attach,        ///< names[0]: an execution, place [socket]: who reads it
+  execute,       ///< execution, program -> pid
   signal,        ///< number, to the first program
   end,           ///< kill everything, answer, exit
+  executions,    ///< -> executions, without their output
+  execution,     ///< names[0] -> executions[0]
+  restore,       ///< execution: it is so from here on
+  close,         ///< names[0]: an execution; its streams break, its terminal hangs up
 };
 
 struct Request {
@@ -76,10 +81,11 @@ struct Request {
   Program program;
   User user;  ///< and what it may at most be
   std::uint64_t capabilities = 0;
-  bool first = false;
   pid_t pid = 0;
   int number = 0;
-  MSGPACK_DEFINE_MAP(sequence, command, names, program, user, capabilities, first, pid, number)
+  std::uint64_t place = 0;
+  Execution execution;
+  MSGPACK_DEFINE_MAP(sequence, command, names, program, user, capabilities, pid, number, place, execution)
 };
 
 struct Response {
@@ -95,11 +101,13 @@ struct Response {
   bool ended = false;  ///< and `status` is how
   int status = 0;
   std::uint64_t lost = 0;
-  LogPosition position;
-  MSGPACK_DEFINE_MAP(sequence, kind, what, code, hint, names, pid, kept, first, ended, status, lost, position)
+  bool input_ended = false;  ///< the first program's
+  std::vector<Execution> executions;
+  MSGPACK_DEFINE_MAP(sequence, kind, what, code, hint, names, pid, kept, first, ended, status, lost, input_ended,
+                     executions)
 };
 
-/// Init to subscriber.
+/// Init to subscriber: the pod has ended. An init of an earlier version tells of other programs too, as not `last`.
 struct Event {
   pid_t pid = 0;
   int status = 0;

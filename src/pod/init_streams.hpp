@@ -2,16 +2,15 @@
 
 #include <array>
 #include <functional>
-#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/fd.hpp"
 #include "base/result.hpp"
-#include "pod/log_segments.hpp"
+#include "pod/frames.hpp"
 
-/// The init's ends of a pod's streams: the only reader of the output, which goes to the log and to whoever is attached.
+/// The init's ends of a program's streams: the only reader of the output.
 namespace godwit::pod {
 
 /// Something to wait for in the init's poll, and what to do then.
@@ -23,58 +22,40 @@ struct Watch {
 
 class Streams {
  public:
-  explicit Streams(Fd log_directory) : log_(std::move(log_directory)) {}
+  using Sink = std::function<void(FrameKind, BytesView)>;
+  /// `sink` gets the output.
+  explicit Streams(Sink sink) : sink_(std::move(sink)) {}
 
   /// A terminal, or pipes for stdout and stderr and, with `input`, stdin. In the pod's root: its devpts is used.
   Result<void> open(bool terminal, bool input);
 
-  /// Descriptors 0, 1, 2 for a program: for the first, and for one beside it.
-  [[nodiscard]] std::array<int, 3> stdio(bool first) const;
+  /// Descriptors 0, 1, 2 for the program.
+  [[nodiscard]] std::array<int, 3> stdio() const;
   /// The pod's ends by name.
   [[nodiscard]] std::vector<std::pair<std::string, int>> ends() const;
   /// "stdin-writer", "terminal-master"; -1 when there is none.
-  [[nodiscard]] int own_end(const std::string& name) const;
+  [[nodiscard]] int own_end(std::string_view name) const;
   /// The program reads end of file after what has been written.
-  void end_input();
+  void end_input() { writer_.reset(); }
+  [[nodiscard]] bool input_ended() const { return stdin_ && !writer_; }
 
-  void attach(Fd client);
-  /// Everything that stands in the streams goes to the log now, and the log's segment ends.
-  void flush();
-  /// No process is left: the rest of the output, then every client is told how it ended.
-  void finish(int status);
-
+  /// Everything that stands in the streams goes to the sink now.
+  void drain();
+  /// What is written from now on goes there.
   void watch(std::vector<Watch>&);
-  [[nodiscard]] const LogWriter& log() const { return log_; }
 
  private:
-  struct Client {
-    Fd socket;
-    Bytes received, to_send;
-    bool closing = false;  ///< once `to_send` is out
-  };
   struct Source {
     FrameKind kind;
     Fd read;  ///< non-blocking
   };
 
-  void drain();
   bool read_some(const Source&);
-  void receive(Client&);
-  void handle(const Frame&);
-  void send(Client&) const;
-  void write_input();
-  [[nodiscard]] bool held_up() const;
 
-  LogWriter log_;
+  Sink sink_;
   std::vector<Source> sources_;
   Fd stdin_, stdout_, stderr_, slave_;  ///< the pod's ends. Held too, so that ours never sees an end of file
   Fd writer_;                           ///< non-blocking end of stdin
-  Bytes input_;                         ///< on its way to the program
-  bool input_ended_ = false;
-  std::vector<std::shared_ptr<Client>> clients_;
 };
-
-/// A new terminal in the devpts of the caller's root: master (non-blocking), slave.
-Result<std::pair<Fd, Fd>> make_terminal();
 
 }  // namespace godwit::pod

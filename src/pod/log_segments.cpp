@@ -14,31 +14,7 @@ namespace {
 
 constexpr std::size_t segments_limit = 100'000;
 
-std::uint32_t read_length(const std::uint8_t* header) {
-  return header[1] | header[2] << 8 | header[3] << 16 | static_cast<std::uint32_t>(header[4]) << 24;
-}
-
 }  // namespace
-
-void append_frame(Bytes& out, FrameKind kind, BytesView bytes) {
-  const auto length = static_cast<std::uint32_t>(bytes.size());
-  out.push_back(static_cast<std::uint8_t>(kind));
-  for (int shift = 0; shift < 32; shift += 8) out.push_back(length >> shift & 0xff);
-  out.insert(out.end(), bytes.begin(), bytes.end());
-}
-
-Result<bool> take_frame(Bytes& in, Frame& frame) {
-  if (in.size() < frame_header) return false;
-  const std::size_t length = read_length(in.data());
-  if (length > frame_limit) return fail(ErrorKind::invalid, "frame of {} bytes is over the limit", length);
-  if (in.size() < frame_header + length) return false;
-  const auto begin = in.begin() + frame_header;
-  const auto end = begin + static_cast<std::ptrdiff_t>(length);
-  frame.kind = static_cast<FrameKind>(in[0]);
-  frame.bytes.assign(begin, end);
-  in.erase(in.begin(), end);
-  return true;
-}
 
 bool is_log_segment(std::string_view name) {
   return name.size() == 20 && std::ranges::all_of(name, [](char c) { return c >= '0' && c <= '9'; });
@@ -72,7 +48,7 @@ Result<bool> read_segment(const std::string& path, std::uint64_t& offset, std::s
     const ssize_t got = pread(file.get(), header, sizeof header, static_cast<off_t>(offset));
     if (got < 0) return fail_errno("read {}", path);
     if (got < static_cast<ssize_t>(sizeof header)) return true;
-    const std::size_t length = read_length(header);
+    const std::size_t length = frame_length(header);
     if (length > frame_limit) return fail(ErrorKind::invalid, "{} is damaged at byte {}", path, offset);
     if (length > room && !out.empty()) return false;
     Frame frame{static_cast<FrameKind>(header[0]), Bytes(length)};

@@ -5,40 +5,15 @@
 #include <string_view>
 #include <vector>
 
-#include "base/bytes.hpp"
 #include "base/fd.hpp"
 #include "base/result.hpp"
 #include "image/codec.hpp"
+#include "pod/frames.hpp"
 
 /// A pod's output on disk: a directory of segments, each a sequence of frames. A segment is named after the pod's own
 /// CLOCK_MONOTONIC when it began (nanoseconds, 20 digits): that clock goes along and never runs backwards, so segments
 /// sort in the order in which they were written, wherever that was.
 namespace godwit::pod {
-
-/// What a frame carries. The same frames go between an attached client and the pod's init.
-enum class FrameKind : std::uint8_t {
-  input = 0,     ///< client to pod: bytes for stdin; empty: the input has ended
-  output = 1,    ///< stdout
-  error = 2,     ///< stderr
-  terminal = 3,  ///< output of the terminal
-  lost = 4,      ///< u64 little-endian: bytes of output that the log couldn't take at this place
-  window = 5,    ///< client to pod: rows, columns as u16 little-endian
-  exit = 6,      ///< pod to client, last: wait status as u32 little-endian
-};
-
-/// u8 kind, u32 length (little-endian), then the bytes.
-inline constexpr std::size_t frame_header = 5;
-inline constexpr std::size_t frame_limit = 64 * KiB;
-
-struct Frame {
-  FrameKind kind = FrameKind::output;
-  Bytes bytes;
-};
-
-/// Appends one frame to `out`.
-void append_frame(Bytes& out, FrameKind, BytesView bytes);
-/// Takes the first whole frame off the front of `in`; false when there is none yet. `invalid` when it is too long.
-Result<bool> take_frame(Bytes& in, Frame& frame);
 
 /// A place in a log: what stands before it has been read. Empty: the beginning.
 struct LogPosition {

@@ -105,21 +105,57 @@ std::string Pod::log_directory() const {
   return parts_->directory.log();
 }
 
-Result<Started> Pod::start(const Program& program, bool first, std::optional<std::array<int, 3>> stdio) {
+Result<Started> Pod::Parts::launch(Command command, Request request) {
+  request.user = spec.user;
+  request.capabilities = spec.capabilities;
+  const auto answer = TRY(ask(command, std::move(request)));
+  if (answer.descriptors.size() != 1) return fail(ErrorKind::failed, "the pod's init gave no pidfd");
+  return Started{TRY(process_of(answer.descriptors.front().get())), PodPid{answer.response.pid}};
+}
+
+Result<Started> Pod::start(const Program& program) {
   Request request;
   request.program = program;
-  request.user = spec().user;
-  request.capabilities = spec().capabilities;
-  request.first = first;
-  std::vector<int> descriptors;
-  if (stdio) descriptors.assign(stdio->begin(), stdio->end());
-  const auto answer = TRY(parts_->ask(Command::start, std::move(request), descriptors));
-  if (answer.descriptors.size() != 1) return fail(ErrorKind::failed, "the pod's init gave no pidfd");
-  if (first) {
-    parts_->kept = true;
-    TRY(parts_->directory.mark_kept());
-  }
-  return Started{TRY(process_of(answer.descriptors.front().get())), PodPid{answer.response.pid}};
+  const auto started = TRY(parts_->launch(Command::start, std::move(request)));
+  parts_->kept = true;
+  TRY(parts_->directory.mark_kept());
+  return started;
+}
+
+Result<Started> Pod::execute(const std::string& id, const Program& program) {
+  Request request;
+  request.program = program;
+  request.execution = {.id = id, .terminal = program.terminal, .input = program.input};
+  return parts_->launch(Command::execute, std::move(request));
+}
+
+Result<std::vector<Execution>> Pod::executions() {
+  return TRY(parts_->ask(Command::executions)).response.executions;
+}
+
+Result<Execution> Pod::execution(const std::string& id) {
+  auto answer = TRY(parts_->ask(Command::execution, named(id)));
+  if (answer.response.executions.size() != 1) return fail(ErrorKind::failed, "the pod's init gave no execution");
+  return std::move(answer.response.executions.front());
+}
+
+Result<void> Pod::restore(const Execution& execution) {
+  Request request;
+  request.execution = execution;
+  TRY(parts_->ask(Command::restore, std::move(request)));
+  return {};
+}
+
+Result<void> Pod::attach(const std::string& execution, std::uint64_t place, int reader) {
+  Request request = named(execution);
+  request.place = place;
+  TRY(parts_->ask(Command::attach, std::move(request), {reader}));
+  return {};
+}
+
+Result<void> Pod::close(const std::string& execution) {
+  TRY(parts_->ask(Command::close, named(execution)));
+  return {};
 }
 
 Result<Stub> Pod::stub(PodPid process) {
@@ -148,6 +184,7 @@ Result<Life> Pod::life() {
   if (answer.response.first != 0) life.first = PodPid{answer.response.first};
   if (answer.response.ended) life.ended = answer.response.status;
   life.lost_output = answer.response.lost;
+  life.input_ended = answer.response.input_ended;
   return life;
 }
 
@@ -158,24 +195,15 @@ Result<void> Pod::signal(int signal) {
   return {};
 }
 
-Result<std::map<std::string, Fd>> Pod::streams() {
-  auto answer = TRY(parts_->ask(Command::streams));
+Result<std::map<std::string, Fd>> Pod::streams(const std::string& execution) {
+  auto answer = TRY(parts_->ask(Command::streams, execution.empty() ? Request{} : named(execution)));
   if (answer.descriptors.size() != answer.response.names.size())
     return fail(ErrorKind::failed, "the pod's init gave streams without names");
+  const std::string prefix = execution.empty() ? "" : execution + "/";
   std::map<std::string, Fd> streams;
   for (std::size_t i = 0; i < answer.descriptors.size(); ++i)
-    streams.emplace(answer.response.names[i], std::move(answer.descriptors[i]));
+    streams.emplace(prefix + answer.response.names[i], std::move(answer.descriptors[i]));
   return streams;
-}
-
-Result<LogPosition> Pod::attach(int client) {
-  return TRY(parts_->ask(Command::attach, {}, {client})).response.position;
-}
-
-Result<Terminal> Pod::open_terminal() {
-  auto answer = TRY(parts_->ask(Command::terminal));
-  if (answer.descriptors.size() != 2) return fail(ErrorKind::failed, "the pod's init gave no terminal");
-  return Terminal{std::move(answer.descriptors[0]), std::move(answer.descriptors[1])};
 }
 
 Result<void> Pod::deposit(const std::string& name, int fd) {
@@ -194,8 +222,8 @@ Result<void> Pod::forget(const std::string& name) {
   return {};
 }
 
-Result<void> Pod::flush_log() {
-  TRY(parts_->ask(Command::flush_log));
+Result<void> Pod::flush() {
+  TRY(parts_->ask(Command::flush));
   return {};
 }
 
@@ -216,15 +244,17 @@ int Pod::events_fd() const {
   return parts_->events.get();
 }
 
-Result<std::optional<Exit>> Pod::next_exit() {
+Result<std::optional<int>> Pod::next_end() {
   if (!parts_->events) return fail(ErrorKind::gone, "pod {} has been torn down", parts_->spec.name);
-  auto message = receive_message(parts_->events.get(), MSG_DONTWAIT);
-  if (!message && message.error().kind == ErrorKind::busy) return std::nullopt;
-  if (!message && message.error().kind == ErrorKind::gone)
-    return fail(ErrorKind::gone, "the init of pod {} has died", parts_->spec.name);
-  if (!message) return std::unexpected(std::move(message).error());
-  const auto event = TRY(image::unpack<Event>(message->bytes));
-  return Exit{PodPid{event.pid}, event.status, event.last};
+  for (;;) {
+    auto message = receive_message(parts_->events.get(), MSG_DONTWAIT);
+    if (!message && message.error().kind == ErrorKind::busy) return std::nullopt;
+    if (!message && message.error().kind == ErrorKind::gone)
+      return fail(ErrorKind::gone, "the init of pod {} has died", parts_->spec.name);
+    if (!message) return std::unexpected(std::move(message).error());
+    const auto event = TRY(image::unpack<Event>(message->bytes));
+    if (event.last) return event.status;
+  }
 }
 
 Result<void> Pod::deposit_gate() {

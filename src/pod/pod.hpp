@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <map>
 #include <memory>
 #include <optional>
@@ -11,6 +10,7 @@
 #include "base/ids.hpp"
 #include "base/result.hpp"
 #include "pod/clocks.hpp"
+#include "pod/execution.hpp"
 #include "pod/gate.hpp"
 #include "pod/log_segments.hpp"
 #include "pod/namespaces.hpp"
@@ -65,24 +65,13 @@ struct Started {
   PodPid pid;
 };
 
-/// A program of the pod has ended, or all of it.
-struct Exit {
-  PodPid process;
-  int status = 0;     ///< as waitpid gives it
-  bool last = false;  ///< it was the pod's first program: the pod has ended with it, and its output is in the log
-};
-
 /// What the pod's init knows.
 struct Life {
   bool kept = false;
   std::optional<PodPid> first;    ///< none before it was started
   std::optional<int> ended;       ///< wait status of the first program; nothing of the pod runs any more
   std::uint64_t lost_output = 0;  ///< bytes that the log couldn't take (disk full)
-};
-
-/// A pseudo-terminal of the pod's own devpts.
-struct Terminal {
-  Fd master, slave;
+  bool input_ended = false;       ///< the first program's
 };
 
 class Port;
@@ -111,11 +100,23 @@ class Pod {
   [[nodiscard]] std::string upper() const;      ///< directory of the pod's own writes
   [[nodiscard]] std::string directory() const;  ///< state_dir/pods/NAME
 
-  /// Starts a program in the pod as a child of its init, in the workload cgroup. `first`: the pod lives as long as it,
-  /// and is kept from here on. `stdio`: its descriptors 0, 1, 2 instead of the pod's streams (with `terminal`, the
-  /// first is its controlling terminal); without, a program that isn't the first gets /dev/null and the pod's output.
-  /// What exec says comes back: "start nginx: No such file or directory".
-  Result<Started> start(const Program&, bool first, std::optional<std::array<int, 3>> stdio = {});
+  /// Starts the pod's first program, as a child of its init, in the workload cgroup. The pod lives as long as it, and
+  /// is kept from here on. What exec says comes back: "start nginx: No such file or directory".
+  Result<Started> start(const Program&);
+  /// Starts another one beside it, with streams of its own; `id`: see is_execution.
+  Result<Started> execute(const std::string& id, const Program&);
+  /// Without their output.
+  Result<std::vector<Execution>> executions();
+  /// With it; `not_found`.
+  Result<Execution> execution(const std::string& id);
+  /// Makes it what it was elsewhere; its process is rebuilt like any other.
+  Result<void> restore(const Execution&);
+  /// Joins a reader, a stream socket with frames both ways, to an execution's streams: its output from `place` on
+  /// (bytes of frames), an exit frame last; what the reader says that it has (FrameKind::delivered) is forgotten.
+  /// `invalid` when that place has been forgotten.
+  Result<void> attach(const std::string& execution, std::uint64_t place, int reader);
+  /// Forgets an execution. When its program still runs, its terminal hangs up and its pipes break.
+  Result<void> close(const std::string& execution);
   /// A child of the init with exactly this pid inside the pod, in the workload cgroup, in a session of the init's; for
   /// rebuilding. Its only descriptor is 0: the deposit named "builder", if there is one.
   Result<Stub> stub(PodPid);
@@ -126,22 +127,16 @@ class Pod {
   [[nodiscard]] Result<Life> life();
   /// Sends a signal to the first program.
   Result<void> signal(int signal);
-  /// The pod's ends of its streams: "stdin", "stdout", "stderr", or "terminal". For telling them apart by inode, and
-  /// for rebuilding. The init's own ends can be withdrawn: "stdin-writer" (gone when the input has ended),
-  /// "terminal-master".
-  Result<std::map<std::string, Fd>> streams();
-  /// Connects a client to the streams: output goes to it as well as to the log, from the returned place in the log on;
-  /// what it sends is the program's input. `client` is a stream socket that carries frames (log_segments.hpp) both
-  /// ways; the init keeps it until its other end is closed. A client that doesn't read holds the program up.
-  Result<LogPosition> attach(int client);
-  /// A terminal of the pod, for a program that is started beside the first.
-  Result<Terminal> open_terminal();
+  /// The pod's ends of the first program's streams: "stdin", "stdout", "stderr", or "terminal"; of an execution's with
+  /// its id in front: "ID/stdout". For telling them apart by inode, and for rebuilding. The init's own ends can be
+  /// withdrawn: "stdin-writer" (gone when the input has ended), "terminal-master"; "ID/stdin-writer".
+  Result<std::map<std::string, Fd>> streams(const std::string& execution = {});
   /// Leaves a descriptor with the init, which outlives us; and gets a duplicate of it back.
   Result<void> deposit(const std::string& name, int fd);
   Result<Fd> withdraw(const std::string& name);
   Result<void> forget(const std::string& name);
-  /// Asks the init to write out all that stands in the stream pipes now, and to end the current log segment.
-  Result<void> flush_log();
+  /// Asks the init to take all that stands in the streams now, and to end the current log segment.
+  Result<void> flush();
   [[nodiscard]] std::string log_directory() const;  ///< of segments, see log_segments.hpp
   /// Last pid given out in the pod's pid namespace (ns_last_pid).
   Result<PodPid> last_pid();
@@ -149,11 +144,11 @@ class Pod {
   /// The pod's clocks, and this host's CLOCK_MONOTONIC at that instant: what an Arrival elsewhere is made from.
   [[nodiscard]] Result<ClockReading> clocks() const;
 
-  /// Readable when `next_exit` has something.
+  /// Readable when `next_end` has something.
   [[nodiscard]] int events_fd() const;
-  /// The end of a program that was started here, or of a stub. The last one is told again to every daemon that adopts
-  /// the pod. `gone` when the init itself has died.
-  Result<std::optional<Exit>> next_exit();
+  /// How the first program has ended, as waitpid gives it: the pod has ended with it, and its output is in the log. It
+  /// is told again to every daemon that adopts the pod. `gone` when the init itself has died.
+  Result<std::optional<int>> next_end();
 
   /// Leaves the gate with the init, so that its state outlives us; an adopted pod gets it back.
   Result<void> deposit_gate();

@@ -39,6 +39,8 @@ struct Pod::Parts {
   Result<Answer> ask(Command, Request = {}, const std::vector<int>& descriptors = {});
   /// The next answer with this sequence number; late ones to requests that we gave up on are dropped.
   Result<Answer> answer_to(std::uint32_t number) const;
+  /// A program, as the pod's user.
+  Result<Started> launch(Command, Request);
   Result<void> use_control(Fd);  ///< a connection to the init, with a limit on how long it may take to answer
   Result<void> subscribe();
   Result<void> end_init();

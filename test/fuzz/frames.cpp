@@ -59,6 +59,12 @@ void message(wire::Type type, BytesView payload) {
     case wire::Type::log:
       fuzz::round_trip<wire::Log>(payload);
       break;
+    case wire::Type::execution:
+      fuzz::round_trip<pod::Execution>(payload);
+      break;
+    case wire::Type::streams_end:
+      fuzz::round_trip<wire::StreamsEnd>(payload);
+      break;
     case wire::Type::abort:
       fuzz::round_trip<wire::Text>(payload);
       break;
@@ -76,7 +82,6 @@ void message(wire::Type type, BytesView payload) {
     case wire::Type::done:
     case wire::Type::drained:
     case wire::Type::bye:
-    case wire::Type::log_end:
     case wire::Type::probe:
       break;
   }
@@ -131,7 +136,8 @@ std::vector<Bytes> seeds() {
       frame(wire::Type::welcome, BytesView{}),
       frame(wire::Type::refused, wire::Refused{{"no room"}}),
       frame(wire::Type::clock, wire::Clock{1, 2}),
-      frame(wire::Type::prepare, wire::Prepare{{1, 2}, 3, {.pod = "web", .id = "1f", .owner = "a"}}),
+      frame(wire::Type::prepare,
+            wire::Prepare{{1, 2}, 3, {.pod = "web", .id = "1f", .owner = "a"}, {{.id = "1f", .process = 8}}}),
       frame(wire::Type::files, wire::Files{0, image::pack(std::vector{record, content})}),
       frame(wire::Type::round, round),
       frame(wire::Type::last, wire::Last{.round = round,
@@ -145,6 +151,9 @@ std::vector<Bytes> seeds() {
       frame(wire::Type::go, wire::Frames{{fuzz::bytes_of("frame"), {}}}),
       frame(wire::Type::running, wire::Running{1, {{"open", 3}}}),
       frame(wire::Type::log, wire::Log{"00000000000000000001", 0, fuzz::bytes_of("line\n")}),
+      frame(wire::Type::execution,
+            pod::Execution{.id = "1f", .process = 8, .begin = 7, .output = {1, 2, 0, 0, 0, 'h', 'i'}}),
+      frame(wire::Type::streams_end, wire::StreamsEnd{true}),
       frame(wire::Type::abort, wire::Text{"why"}),
       frame(wire::Type::freezing, wire::Freezing{.first = PodPid{7},
                                                  .processes = {{PodPid{7}, {{PodPid{7}, {}, true}}}},

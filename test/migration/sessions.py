@@ -27,7 +27,9 @@ class Sessions(Suite):
 
     def cases(self):
         return [Case("logs_wait_and_run", self._output), Case("input", self._input), Case("terminal", self._terminal),
-                Case("commands_meanwhile", self._meanwhile), Case("daemons_killed", self._killed)]
+                Case("commands_meanwhile", self._meanwhile), Case("daemons_killed", self._killed), Case("followers_outlive_daemons", self._followers), Case("input_ended", self._input_ended),
+                Case("exec_output", self._exec_output), Case("exec_input", self._exec_input), Case("exec_terminal", self._exec_terminal),
+                Case("exec_daemons_killed", self._exec_killed), Case("exec_ends_on_its_way", self._exec_ends), Case("exec_hangs_up", self._exec_hangs_up)]
 
     def setup(self):
         self.cluster = Cluster("sessions")
@@ -155,6 +157,29 @@ class Sessions(Suite):
         finally:
             self.cluster.remove(pod)
 
+    def _followers(self):
+        """`logs --follow` and `wait` go on with the next daemon, from where they were."""
+        pod = "followed"
+        self.cluster.run("b", pod, ["python3", "-c", "import time\nn = 0\nwhile True:\n n += 1\n print(n, flush=True)\n time.sleep(0.002)"])
+        logs, wait = self._start("logs", "a", "logs", "-f", pod), self._start("wait", "a", "wait", pod)
+        try:
+            logs.wait_output("\n5\n")
+            for action, victim in (("kill", "a"), ("kill", "b"), ("stop", "a")):
+                self.cluster.daemon(action, victim)
+                time.sleep(0.5)
+                self.cluster.daemon("start", victim)
+                seen = len(logs.output().splitlines())
+                wait_for("more output", lambda: len(logs.output().splitlines()) > seen + 20)
+            self.cluster.signal(pod, "TERM", node="b")
+            expect("exit code of wait", wait.wait(), 143)
+            expect("exit code of logs", logs.wait(), 0)
+            lines = (self.directory / "logs").read_text().split()
+            expect("the output", lines, [str(number + 1) for number in range(len(lines))])
+        finally:
+            logs.end()
+            wait.end()
+            self.cluster.remove(pod)
+
     def _meanwhile(self):
         """Commands about a pod that is on its way wait for it, or go to where it is then."""
         pod = "busy"
@@ -198,4 +223,191 @@ class Sessions(Suite):
                 expect("exit code", refusal.code, 4)
         finally:
             self.cluster.link("b", "rate=none")
+            self.cluster.remove(pod)
+
+    def _input_ended(self):
+        """The end of the input is the same wherever it is read."""
+        pod = "late-reader"
+        program = "import sys, time\nwhile not sys.argv[1:] and not __import__('os').path.exists('/read'): time.sleep(0.01)\nprint(sys.stdin.read() + 'the end', flush=True)"
+        words = self.cluster.exec_words("a", "godwit", "run", "-i", "--name", pod, "--", "python3", "-c", program)
+        with open(self.directory / "late", "wb") as output:
+            run = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            wait_for(pod, lambda: pod in self.cluster.pods())
+            run.stdin.write(b"some, and ")
+            run.stdin.close()
+            self._round(pod, ("precopy", "postcopy"))
+            self.cluster.godwit("c", "exec", pod, "--", "touch", "/read")
+            expect("exit code", run.wait(30), 0)
+            expect("what it read", (self.directory / "late").read_text(), "some, and the end\n")
+        finally:
+            run.kill()
+            run.wait()
+            self.cluster.remove(pod)
+
+    def _exec_output(self):
+        """What a program beside the first writes comes once, all of it, wherever its pod goes; much of it as well."""
+        pod = "beside"
+        self.cluster.run("a", pod, ["sleep", "1000"])
+        program = "import time\nn = 0\nwhile True:\n n += 1\n print(n, flush=True)\n time.sleep(0.002)"
+        torrent = "import hashlib, sys\nn = 0\nfor n in range(400000): print(n)\nsys.exit(5)"
+        counters = {node: self._start(f"exec.{node}", node, "exec", pod, "--", "python3", "-c", program) for node in "ac"}
+        flood = None
+        try:
+            for counter in counters.values():
+                counter.wait_output("\n5\n")
+            flood = self._start("flood", "b", "exec", pod, "--", "python3", "-c", torrent)
+            self._round(pod)
+            expect("exit code of much output", flood.wait(), 5)
+            expect("much output", (self.directory / "flood").read_text().split(), [str(number) for number in range(400000)])
+            seen = {node: len(counter.output().splitlines()) for node, counter in counters.items()}
+            for node, counter in counters.items():
+                wait_for("more output", lambda: len(counter.output().splitlines()) > seen[node] + 20)
+            self.cluster.signal(pod, "TERM", node="b")
+            for node, counter in counters.items():
+                expect("exit code", counter.wait(), 137)
+                lines = (self.directory / f"exec.{node}").read_text().split()
+                expect(f"the output seen from {node}", lines, [str(number + 1) for number in range(len(lines))])
+        finally:
+            for process in (*counters.values(), *([flood] if flood else [])):
+                process.end()
+            self.cluster.remove(pod)
+
+    def _exec_input(self):
+        pod = "pipeline"
+        self.cluster.run("a", pod, ["sleep", "1000"])
+        sent, moved = [], threading.Event()
+        words = self.cluster.exec_words("c", "godwit", "exec", "-i", pod, "--", "sh", "-c", "cat; echo the end; exit 3")
+        with open(self.directory / "piped", "wb") as output:
+            run = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT)
+
+        def feed():
+            while not moved.is_set():
+                line = f"line {len(sent)} {'x' * (len(sent) % 500)}"
+                run.stdin.write(line.encode() + b"\n")
+                run.stdin.flush()
+                sent.append(line)
+                time.sleep(0.0005)
+            run.stdin.close()
+
+        feeder = threading.Thread(target=feed, daemon=True)
+        try:
+            feeder.start()
+            self._round(pod)
+            moved.set()
+            expect("exit code", run.wait(30), 3)
+            got = (self.directory / "piped").read_text().splitlines()
+            expect("the last line", got[-1], "the end")
+            if got[:-1] != sent:
+                raise Failure(f"{len(got) - 1} lines came back, {len(sent)} were sent")
+        finally:
+            moved.set()
+            run.kill()
+            run.wait()
+            self.cluster.remove(pod)
+
+    def _exec_shell(self, pod: str, node: str = "a") -> Terminal:
+        words = self.cluster.exec_words(node, "godwit", "exec", "-it", pod, "--", "bash", "--norc")
+        return Terminal(words, os.environ | {"TERM": "xterm"}, 33, 101)
+
+    def _exec_terminal(self):
+        """Two terminals beside the first program, asked for on different nodes, each with its own state."""
+        pod = "two-shells"
+        self.cluster.run("a", pod, ["sleep", "1000"])
+        shells = {node: self._exec_shell(pod, node) for node in "ac"}
+        try:
+            for node, shell in shells.items():
+                shell.type(f"X=5; exec 9</dev/tty; echo ready-{node}$((1+1))\n")
+                shell.until(f"ready-{node}2")
+            for number, strategy in enumerate(STRATEGIES):
+                for to in "bca":
+                    self.cluster.migrate(pod, to, strategy)
+                    for node, shell in shells.items():
+                        shell.type(f"echo here-{to}{node}-$((X+{number}))\n")
+                        shell.until(f"here-{to}{node}-{5 + number}")
+                for node, shell in shells.items():
+                    shell.resize(20 + number, 70)
+                    shell.type(f"while [ \"$(stty size)\" != '{20 + number} 70' ]; do :; done; echo resized-$((X+{number}))\n")
+                    shell.until(f"resized-{5 + number}")
+            # Each has its own terminal behind /dev/tty.
+            for node, shell in shells.items():
+                shell.type("echo asked-$((1+1)); read -u 9 line; echo got-$line\n")
+                shell.until("asked-2")
+                shell.type(f"for-{node}\n")
+                shell.until(f"got-for-{node}")
+                shell.type("exit 9\n")
+                expect("exit code", shell.finish(), 9)
+        finally:
+            self.cluster.remove(pod)
+
+    def _exec_killed(self):
+        """As daemons_killed, of a program beside the first."""
+        pod = "beside-survivor"
+        self.cluster.run("a", pod, ["sleep", "1000"])
+        shell = self._exec_shell(pod)
+        try:
+            shell.type("N=0; count() { N=$((N+1)); echo counted-$N; }; echo ready-$((1+1))\n")
+            shell.until("ready-2")
+            number = 0
+            for here in "ab":
+                if self.cluster.pod(pod)["node"] != here:
+                    self.cluster.migrate(pod, here)
+                for victim in "ab":
+                    self.cluster.daemon("kill", victim)
+                    shell.type("count\n")
+                    self.cluster.daemon("start", victim)
+                    number += 1
+                    shell.until(f"counted-{number}")
+            # One that ends as it should doesn't take the program for forsaken either.
+            self.cluster.daemon("stop", "a")
+            self.cluster.daemon("start", "a")
+            shell.type("count\n")
+            shell.until(f"counted-{number + 1}")
+            shell.type("exit $N\n")
+            expect("exit code", shell.finish(), number + 1)
+        finally:
+            self.cluster.remove(pod)
+
+    def _exec_ends(self):
+        """How it ended, and its last words, come from wherever its pod is by then."""
+        pod = "short-lived"
+        self.cluster.run("a", pod, ["sleep", "1000"])
+        try:
+            for round_number, to in enumerate("bcabca"):
+                program = f"i=0; while [ $i -lt {20 + 15 * round_number} ]; do i=$((i+1)); sleep 0.01; done; echo last words; exit {round_number}"
+                ending = [self._start(f"ending.{n}", "abc"[n], "exec", pod, "--", "sh", "-c", program) for n in range(3)]
+                self.cluster.migrate(pod, to, STRATEGIES[round_number])
+                for process in ending:
+                    expect("exit code", process.wait(), round_number)
+                    expect("output", process.output(), "last words\n")
+            expect("processes in it", self.cluster.pod(pod)["processes"], 1)
+        finally:
+            self.cluster.remove(pod)
+
+    def _exec_hangs_up(self):
+        """When whoever has started it is gone, so is the program, wherever that is."""
+        pod = "forsaken"
+        self.cluster.run("a", pod, ["sleep", "1000"])
+        program = "trap 'echo hup >> /said; exit' HUP; echo ready; while :; do sleep 0.05; done"
+        processes = lambda: self.cluster.pod(pod)["processes"]  # noqa: E731
+        said = lambda: self.cluster.godwit("c", "exec", pod, "--", "sh", "-c", "cat /said 2>/dev/null | wc -l").stdout.strip()  # noqa: E731
+        try:
+            for number, to in enumerate("bc"):
+                words = self.cluster.exec_words("a", "godwit", "exec", "-it", pod, "--", "bash", "-c", program)
+                client = Terminal(words, os.environ | {"TERM": "xterm"}, 24, 80)
+                client.until("ready")
+                self.cluster.migrate(pod, to)
+                client.kill()
+                wait_for("the end of what it has started", lambda: processes() == 1)
+                expect("hang-ups", said(), str(number + 1))
+            # Its client and the daemon that it had asked die together: the pod's own notices.
+            words = self.cluster.exec_words("a", "godwit", "exec", "-it", pod, "--", "bash", "-c", program)
+            client = Terminal(words, os.environ | {"TERM": "xterm"}, 24, 80)
+            client.until("ready")
+            self.cluster.daemon("kill", "a")
+            client.kill()
+            self.cluster.daemon("start", "a")
+            wait_for("the end of what nobody reads", lambda: processes() == 1, seconds=60)
+            expect("hang-ups", said(), "3")
+        finally:
             self.cluster.remove(pod)

@@ -92,7 +92,7 @@ class MigrateTest : public ::testing::TestWithParam<std::string> {
     auto created = pod::Pod::create(nodes["a"].site, spec);
     ASSERT_TRUE(created) << created.error().message();
     nodes["a"].pod = std::move(*created);
-    auto started = nodes["a"].pod->start(spec.program, true);
+    auto started = nodes["a"].pod->start(spec.program);
     ASSERT_TRUE(started) << started.error().message();
     ASSERT_TRUE(
         store->create({.pod = spec.name, .id = spec.id, .owner = "a", .epoch = 1, .address = "x", .home = "a"}));
@@ -150,7 +150,7 @@ class MigrateTest : public ::testing::TestWithParam<std::string> {
   std::string output(const std::string& on) {
     pod::LogPosition position;
     std::string text;
-    (void)nodes[on].pod->flush_log();
+    (void)nodes[on].pod->flush();
     auto frames = pod::read_log(nodes[on].pod->log_directory(), position);
     if (frames)
       for (const auto& frame : *frames) text.append(frame.bytes.begin(), frame.bytes.end());
@@ -165,12 +165,12 @@ class MigrateTest : public ::testing::TestWithParam<std::string> {
     return false;
   }
 
-  std::optional<pod::Exit> wait_exit(const std::string& on) {
+  std::optional<int> wait_end(const std::string& on) {
     for (int i = 0; i < 100; ++i) {
       pollfd wait{nodes[on].pod->events_fd(), POLLIN, 0};
       poll(&wait, 1, 100);
-      auto exit = nodes[on].pod->next_exit();
-      if (exit && *exit && (*exit)->last) return **exit;
+      const auto end = nodes[on].pod->next_end();
+      if (end && *end) return *end;
     }
     return std::nullopt;
   }
@@ -194,9 +194,9 @@ TEST_P(MigrateTest, AShellGoesThereAndBack) {
   auto back = move("b", "a", GetParam());
   ASSERT_TRUE(back) << back.error().message();
   ASSERT_TRUE(wait_for("a", "counted 60")) << output("a");
-  const auto exit = wait_exit("a");
-  ASSERT_TRUE(exit);
-  EXPECT_EQ(WEXITSTATUS(exit->status), 7);
+  const auto end = wait_end("a");
+  ASSERT_TRUE(end);
+  EXPECT_EQ(WEXITSTATUS(*end), 7);
   EXPECT_EQ(output("a"), "ready\ncounted 60\n");
 }
 

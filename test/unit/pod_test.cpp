@@ -98,18 +98,18 @@ class PodTest : public ::testing::Test {
 
   static std::unique_ptr<Pod> run(std::unique_ptr<Pod> pod) {
     if (!pod) return nullptr;
-    auto started = pod->start(pod->spec().program, true);
+    auto started = pod->start(pod->spec().program);
     EXPECT_TRUE(started) << started.error().message();
     return pod;
   }
 
-  /// The next end of a program; a status of -1 when none came.
-  static Exit await_exit(Pod& pod) {
+  /// How the pod has ended, as waitpid gives it; -1 when it hasn't.
+  static int await_end(Pod& pod) {
     pollfd watched{pod.events_fd(), POLLIN, 0};
-    EXPECT_EQ(poll(&watched, 1, limit_ms), 1) << "nothing ended";
-    auto exit = pod.next_exit();
-    EXPECT_TRUE(exit) << exit.error().message();
-    return exit && *exit ? **exit : Exit{{}, -1, false};
+    EXPECT_EQ(poll(&watched, 1, limit_ms), 1) << "it hasn't ended";
+    const auto end = pod.next_end();
+    EXPECT_TRUE(end) << end.error().message();
+    return end && *end ? **end : -1;
   }
 
   static std::string output(const Pod& pod, FrameKind kind = FrameKind::output) {
@@ -126,7 +126,7 @@ class PodTest : public ::testing::Test {
   std::string result_of(const std::string& script) {
     auto pod = run(create(shell(script)));
     if (!pod) return "";
-    EXPECT_TRUE(await_exit(*pod).last);
+    EXPECT_GE(await_end(*pod), 0);
     auto text = output(*pod);
     EXPECT_TRUE(pod->destroy());
     return text;
@@ -153,14 +153,13 @@ bool runs(HostPid process) {
 TEST_F(PodTest, RunsAProgramAndKeepsItsOutputAndStatus) {
   auto pod = run(create(shell("echo hi; echo oh >&2; exit 3")));
   ASSERT_TRUE(pod);
-  const Exit exit = await_exit(*pod);
-  EXPECT_TRUE(exit.last);
-  EXPECT_EQ(exit.process.value, 2);
-  ASSERT_TRUE(WIFEXITED(exit.status));
-  EXPECT_EQ(WEXITSTATUS(exit.status), 3);
+  EXPECT_EQ(pod->life()->first, PodPid{2});
+  const int end = await_end(*pod);
+  ASSERT_TRUE(WIFEXITED(end));
+  EXPECT_EQ(WEXITSTATUS(end), 3);
   EXPECT_EQ(output(*pod), "hi\n");
   EXPECT_EQ(output(*pod, FrameKind::error), "oh\n");
-  EXPECT_EQ(pod->life()->ended, exit.status);
+  EXPECT_EQ(pod->life()->ended, end);
   EXPECT_TRUE(pod->destroy());
 }
 
@@ -169,7 +168,7 @@ TEST_F(PodTest, SaysWhyAProgramCannotStart) {
   ASSERT_TRUE(pod);
   Program program;
   program.arguments = {"/no/such/program"};
-  const auto started = pod->start(program, true);
+  const auto started = pod->start(program);
   ASSERT_FALSE(started);
   EXPECT_EQ(started.error().code, ENOENT);
   EXPECT_EQ(started.error().message(), "start /no/such/program: No such file or directory");
@@ -185,7 +184,7 @@ TEST_F(PodTest, WritesOnlyToItsUpperLayer) {
   auto pod =
       run(create(shell("echo mine > /etc/godwit-test-file; chmod 640 /etc/godwit-test-file; mkdir /godwit-test")));
   ASSERT_TRUE(pod);
-  EXPECT_TRUE(await_exit(*pod).last);
+  EXPECT_GE(await_end(*pod), 0);
   EXPECT_FALSE(std::filesystem::exists("/etc/godwit-test-file"));
   EXPECT_FALSE(std::filesystem::exists("/godwit-test"));
   std::string content;
@@ -276,7 +275,7 @@ TEST_F(PodTest, StandsInTheNodesBridge) {
     spec.program.arguments = {"bash", "-c", "echo from pod > /dev/tcp/10.99.0.1/7000"};
     spec.network.addresses = {"10.99.0.2/24"};
     auto pod = run(create(spec));
-    EXPECT_EQ(await_exit(*pod).status, 0) << output(*pod, FrameKind::error);
+    EXPECT_EQ(await_end(*pod), 0) << output(*pod, FrameKind::error);
     sockaddr_in peer{};
     socklen_t size = sizeof peer;
     const Fd connection(accept4(listener.get(), reinterpret_cast<sockaddr*>(&peer), &size, SOCK_NONBLOCK));
@@ -319,7 +318,7 @@ TEST_F(PodTest, ContinuesClocksThatArrive) {
   EXPECT_NEAR(static_cast<double>(reading->clocks.boottime - reading->at), 600.0 * hour + 1e9, 1e6);
   // And as a process in there sees it: /proc/uptime is boottime.
   pod = run(std::move(pod));
-  EXPECT_TRUE(await_exit(*pod).last);
+  EXPECT_GE(await_end(*pod), 0);
   EXPECT_NEAR(std::stod(output(*pod)), static_cast<double>(reading->clocks.boottime) / 1e9, 30);
   EXPECT_TRUE(pod->destroy());
 }
@@ -343,10 +342,7 @@ TEST_F(PodTest, MakesStubsWithGivenPids) {
   // The end of the stub that is said to be the first is the end of the pod.
   ASSERT_TRUE(pod->set_first(PodPid{4711}));
   ASSERT_EQ(kill(stub->process.value, SIGKILL), 0);
-  const Exit exit = await_exit(*pod);
-  EXPECT_TRUE(exit.last);
-  EXPECT_EQ(exit.process.value, 4711);
-  EXPECT_EQ(exit.status, SIGKILL);
+  EXPECT_EQ(await_end(*pod), SIGKILL);
   EXPECT_TRUE(pod->destroy());
 }
 
@@ -387,9 +383,9 @@ TEST_F(PodTest, FreezesAndThaws) {
   await([&] { return !output(*pod).empty(); });
   ASSERT_TRUE(pod->workload().freeze());
   EXPECT_TRUE(*pod->workload().frozen());
-  ASSERT_TRUE(pod->flush_log());
+  ASSERT_TRUE(pod->flush());
   const auto frozen = output(*pod);
-  ASSERT_TRUE(pod->flush_log());
+  ASSERT_TRUE(pod->flush());
   EXPECT_EQ(output(*pod), frozen);
   ASSERT_TRUE(pod->workload().thaw());
   await([&] { return output(*pod).size() > frozen.size(); });
@@ -402,7 +398,7 @@ TEST_F(PodTest, FreezesAndThaws) {
 TEST_F(PodTest, KillsWhatTheFirstProgramLeaves) {
   auto pod = run(create(shell("setsid sleep 1000 & sleep 0.01; exit 0")));
   ASSERT_TRUE(pod);
-  EXPECT_TRUE(await_exit(*pod).last);
+  EXPECT_GE(await_end(*pod), 0);
   EXPECT_TRUE(pod->workload().processes()->empty());
   EXPECT_TRUE(pod->destroy());
 }
@@ -427,22 +423,28 @@ TEST_F(PodTest, KeepsDescriptors) {
   EXPECT_TRUE(pod->destroy());
 }
 
-/// A client of the pod's streams that waits for what it expects.
-struct Client {
-  Fd ours, theirs;
+/// Reads an execution's streams.
+struct Reader {
+  Fd ours;
   Bytes received;
   std::string text;
+  std::uint64_t place = 0;  ///< bytes of frames so far
   std::optional<int> status;
 
-  Client() {
+  static Reader of(Pod& pod, const std::string& execution, std::uint64_t from = 0) {
+    Reader reader;
     int ends[2];
     EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
-    ours = Fd(ends[0]);
-    theirs = Fd(ends[1]);
+    reader.ours = Fd(ends[0]);
+    reader.place = from;
+    const Fd theirs(ends[1]);
+    const auto attached = pod.attach(execution, from, theirs.get());
+    EXPECT_TRUE(attached) << attached.error().message();
+    return reader;
   }
-  void send(FrameKind kind, const std::string& bytes) const {
+  void say_delivered() const {
     Bytes frame;
-    append_frame(frame, kind, BytesView(reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()));
+    append_frame(frame, FrameKind::delivered, encode_delivered(place));
     EXPECT_EQ(write(ours.get(), frame.data(), frame.size()), static_cast<ssize_t>(frame.size()));
   }
   /// False at the end of the connection.
@@ -455,34 +457,49 @@ struct Client {
     received.insert(received.end(), part, part + got);
     Frame frame;
     while (*take_frame(received, frame)) {
-      if (frame.kind == FrameKind::exit)
-        status = frame.bytes.at(0) | frame.bytes.at(1) << 8;
-      else
-        text.append(frame.bytes.begin(), frame.bytes.end());
+      if (frame.kind == FrameKind::exit) {
+        status = *decode_status(frame);
+        continue;
+      }
+      place += frame_header + frame.bytes.size();
+      text.append(frame.bytes.begin(), frame.bytes.end());
     }
     return true;
   }
   void expect(const std::string& wanted) {
     while (text.find(wanted) == std::string::npos) ASSERT_TRUE(receive()) << text;
   }
+  int end() {
+    while (!status && receive()) {
+    }
+    return status.value_or(-1);
+  }
 };
 
-TEST_F(PodTest, TakesInputFromAClient) {
+Program script(const std::string& text) {
+  Program program;
+  program.arguments = {"sh", "-c", text};
+  return program;
+}
+
+void type(const Pod& pod, const Fd& into, const std::string& text) {
+  ASSERT_EQ(write(into.get(), text.data(), text.size()), static_cast<ssize_t>(text.size())) << pod.spec().name;
+}
+
+TEST_F(PodTest, TakesInput) {
   auto spec = shell("read line; echo got $line; cat; exit 5");
   spec.program.input = true;
-  auto pod = create(spec);
+  auto pod = run(create(spec));
   ASSERT_TRUE(pod);
-  Client client;
-  ASSERT_TRUE(pod->attach(client.theirs.get()));
-  client.theirs.reset();
-  pod = run(std::move(pod));
-  client.send(FrameKind::input, "one\ntwo");
-  client.expect("got one\ntwo");
-  client.send(FrameKind::input, "");
-  while (client.receive()) {
+  {
+    const auto writer = pod->withdraw("stdin-writer");
+    ASSERT_TRUE(writer);
+    type(*pod, *writer, "one\ntwo");
   }
-  ASSERT_TRUE(client.status);
-  EXPECT_EQ(WEXITSTATUS(*client.status), 5);
+  EXPECT_FALSE(pod->life()->input_ended);
+  ASSERT_TRUE(pod->forget("stdin-writer"));
+  EXPECT_EQ(WEXITSTATUS(await_end(*pod)), 5);
+  EXPECT_TRUE(pod->life()->input_ended);
   EXPECT_EQ(output(*pod), "got one\ntwo");
   EXPECT_TRUE(pod->destroy());
 }
@@ -490,22 +507,16 @@ TEST_F(PodTest, TakesInputFromAClient) {
 TEST_F(PodTest, GivesATerminal) {
   auto spec = shell("tty; read line; stty size; echo [$line]; kill -INT $$");
   spec.program.terminal = true;
-  auto pod = create(spec);
+  auto pod = run(create(spec));
   ASSERT_TRUE(pod);
-  Client client;
-  ASSERT_TRUE(pod->attach(client.theirs.get()));
-  client.theirs.reset();
-  pod = run(std::move(pod));
-  client.expect("/dev/pts/0\r\n");
-  client.send(FrameKind::window, std::string("\x21\x00\x4d\x00", 4));
-  client.send(FrameKind::input, "hello\r");
-  while (client.receive()) {
-  }
-  EXPECT_EQ(client.text, "/dev/pts/0\r\nhello\r\n33 77\r\n[hello]\r\n");
-  EXPECT_EQ(output(*pod, FrameKind::terminal), client.text);
-  ASSERT_TRUE(client.status);
-  EXPECT_EQ(*client.status, SIGINT);
-  EXPECT_TRUE(pod->withdraw("terminal-master"));
+  const auto master = pod->withdraw("terminal-master");
+  ASSERT_TRUE(master);
+  await([&] { return output(*pod, FrameKind::terminal) == "/dev/pts/0\r\n"; });
+  const winsize size{.ws_row = 33, .ws_col = 77, .ws_xpixel = 0, .ws_ypixel = 0};
+  ASSERT_EQ(ioctl(master->get(), TIOCSWINSZ, &size), 0);
+  type(*pod, *master, "hello\r");
+  EXPECT_EQ(await_end(*pod), SIGINT);
+  EXPECT_EQ(output(*pod, FrameKind::terminal), "/dev/pts/0\r\nhello\r\n33 77\r\n[hello]\r\n");
   EXPECT_EQ(pod->streams()->count("terminal"), 1u);
   EXPECT_TRUE(pod->destroy());
 }
@@ -513,38 +524,122 @@ TEST_F(PodTest, GivesATerminal) {
 TEST_F(PodTest, StartsProgramsBesideTheFirst) {
   auto pod = run(create(shell("sleep 1000")));
   ASSERT_TRUE(pod);
-  int ends[2];
-  ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
-  Program program;
-  program.arguments = {"sh", "-c", "echo $VALUE in $PWD; exit 9"};
+  auto program = script("echo $VALUE in $PWD; exit 9");
   program.environment = {"VALUE=beside"};
   program.directory = "/usr";
-  const Fd null(open("/dev/null", O_RDWR | O_CLOEXEC));
-  const auto started = pod->start(program, false, std::array{null.get(), ends[1], ends[1]});
+  const auto started = pod->execute("1f", program);
   ASSERT_TRUE(started) << started.error().message();
-  close(ends[1]);
-  std::string text;
-  char part[64];
-  for (ssize_t got = 0; (got = read(ends[0], part, sizeof part)) > 0;) text.append(part, static_cast<std::size_t>(got));
-  close(ends[0]);
-  EXPECT_EQ(text, "beside in /usr\n");
-  const Exit exit = await_exit(*pod);
-  EXPECT_FALSE(exit.last);
-  EXPECT_EQ(exit.process, started->pid);
-  EXPECT_EQ(WEXITSTATUS(exit.status), 9);
+  auto reader = Reader::of(*pod, "1f");
+  EXPECT_EQ(WEXITSTATUS(reader.end()), 9);
+  EXPECT_EQ(reader.text, "beside in /usr\n");
+  EXPECT_EQ(pod->execution("1f")->process, started->pid.value);
+  EXPECT_FALSE(pod->execute("1f", program)) << "the name is taken";
+  ASSERT_TRUE(pod->close("1f"));
+  EXPECT_EQ(pod->execution("1f").error().kind, ErrorKind::not_found);
 
   // With a terminal of its own.
-  auto terminal = pod->open_terminal();
-  ASSERT_TRUE(terminal) << terminal.error().message();
   program.arguments = {"tty"};
   program.terminal = true;
-  const int slave = terminal->slave.get();
-  ASSERT_TRUE(pod->start(program, false, std::array{slave, slave, slave}));
-  EXPECT_EQ(await_exit(*pod).status, 0);
-  const ssize_t got = read(terminal->master.get(), part, sizeof part);
-  EXPECT_EQ(std::string(part, static_cast<std::size_t>(std::max<ssize_t>(got, 0))), "/dev/pts/0\r\n");
+  ASSERT_TRUE(pod->execute("20", program));
+  auto terminal = Reader::of(*pod, "20");
+  EXPECT_EQ(terminal.end(), 0);
+  EXPECT_EQ(terminal.text, "/dev/pts/0\r\n");
+
+  program.arguments = {"/no/such/program"};
+  EXPECT_EQ(pod->execute("21", program).error().code, ENOENT);
+  EXPECT_EQ(pod->executions()->size(), 1u) << "of one that never began nothing is left";
+  EXPECT_FALSE(pod->execute("../x", program));
+
+  // They end with the pod, and their readers hear it.
+  ASSERT_TRUE(pod->execute("22", script("sleep 1000")));
+  auto last = Reader::of(*pod, "22");
   EXPECT_TRUE(pod->signal(SIGTERM));
-  EXPECT_EQ(await_exit(*pod).status, SIGTERM);
+  EXPECT_EQ(await_end(*pod), SIGTERM);
+  EXPECT_EQ(last.end(), SIGKILL);
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, KeepsTheOutputOfAnExecutionUntilItIsDelivered) {
+  auto pod = run(create(shell("sleep 1000")));
+  ASSERT_TRUE(pod);
+  auto program = script("echo one; read line; echo $line; cat");
+  program.input = true;
+  ASSERT_TRUE(pod->execute("a", program));
+  auto reader = Reader::of(*pod, "a");
+  reader.expect("one\n");
+  // Nobody has said that it is there: the next reader gets it again.
+  reader = Reader::of(*pod, "a");
+  reader.expect("one\n");
+  reader.say_delivered();
+  await([&] { return pod->execution("a")->begin == reader.place; });
+  {
+    const auto writer = pod->withdraw("a/stdin-writer");
+    ASSERT_TRUE(writer);
+    type(*pod, *writer, "two\n");
+  }
+  auto next = Reader::of(*pod, "a", reader.place);
+  next.expect("two\n");
+  EXPECT_EQ(next.text, "two\n");
+  ASSERT_TRUE(pod->forget("a/stdin-writer"));
+  EXPECT_EQ(next.end(), 0);
+  const Fd null(open("/dev/null", O_RDWR | O_CLOEXEC));
+  EXPECT_FALSE(pod->attach("a", 0, null.get())) << "that has been forgotten";
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, HoldsUpAnExecutionThatNobodyReads) {
+  auto pod = run(create(shell("sleep 1000")));
+  ASSERT_TRUE(pod);
+  // Four MiB, and a sign that all of it has been taken.
+  ASSERT_TRUE(pod->execute("a", script("head -c 4194304 /dev/zero; touch /written")));
+  await([&] { return pod->execution("a")->output.size() >= 256 * KiB; });
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  EXPECT_LT(pod->execution("a")->output.size(), 512 * KiB);
+  EXPECT_FALSE(std::filesystem::exists(pod->upper() + "/written"));
+  auto reader = Reader::of(*pod, "a");
+  while (!reader.status && reader.receive()) reader.say_delivered();
+  EXPECT_EQ(reader.status, 0);
+  EXPECT_EQ(reader.text, std::string(4194304, '\0'));
+  EXPECT_TRUE(std::filesystem::exists(pod->upper() + "/written"));
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, AnExecutionHangsUpWhenItIsClosed) {
+  auto pod = run(create(shell("exec sleep 1000")));
+  ASSERT_TRUE(pod);
+  auto program = script("trap 'touch /hung-up; exit' HUP; echo ready; while :; do sleep 0.01; done");
+  program.terminal = true;
+  ASSERT_TRUE(pod->execute("a", program));
+  ASSERT_TRUE(pod->execute("b", script("while echo x; do sleep 0.01; done")));
+  auto reader = Reader::of(*pod, "a");
+  reader.expect("ready");
+  ASSERT_TRUE(pod->close("a"));
+  ASSERT_TRUE(pod->close("b"));
+  await([&] { return pod->workload().processes()->size() == 1; });
+  EXPECT_TRUE(std::filesystem::exists(pod->upper() + "/hung-up"));
+  EXPECT_TRUE(pod->executions()->empty());
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, AnExecutionIsRestored) {
+  auto pod = run(create(shell("sleep 1000")));
+  ASSERT_TRUE(pod);
+  Execution execution{.id = "a", .process = 4711, .input = true};
+  ASSERT_TRUE(pod->restore(execution));
+  EXPECT_EQ(pod->streams("a")->size(), 3u);
+  EXPECT_EQ(pod->streams("a")->count("a/stdin"), 1u);
+  execution.begin = 100;
+  append_frame(execution.output, FrameKind::output, Bytes{'h', 'i'});
+  execution.input_ended = execution.ended = true;
+  execution.status = SIGKILL;
+  ASSERT_TRUE(pod->restore(execution));
+  const auto found = pod->execution("a");
+  ASSERT_TRUE(found);
+  EXPECT_TRUE(found->input_ended);
+  EXPECT_EQ(found->output, execution.output);
+  auto reader = Reader::of(*pod, "a", 100);
+  EXPECT_EQ(reader.end(), SIGKILL);
+  EXPECT_EQ(reader.text, "hi");
   EXPECT_TRUE(pod->destroy());
 }
 
@@ -592,7 +687,7 @@ TEST_F(PodTest, OutlivesTheDaemonAndIsAdopted) {
     site.zygote = &*own;
     auto pod =
         Pod::create(site, shell("echo before; until [ -e " + go + " ]; do sleep 0.01; done; echo after; exit 6"));
-    if (!pod || !(*pod)->start((*pod)->spec().program, true)) _exit(1);
+    if (!pod || !(*pod)->start((*pod)->spec().program)) _exit(1);
     int ends[2];
     if (pipe(ends) != 0 || !(*pod)->deposit("end", ends[0])) _exit(1);
     if (!(*pod)->gate().set(Gate::State::shut) || !(*pod)->deposit_gate()) _exit(1);
@@ -609,11 +704,8 @@ TEST_F(PodTest, OutlivesTheDaemonAndIsAdopted) {
   EXPECT_FALSE(Pod::create(site, shell("true"))) << "the name is taken";
   Program touch;
   touch.arguments = {"touch", go};
-  ASSERT_TRUE(pod->start(touch, false));
-  Exit exit = await_exit(*pod);
-  if (!exit.last) exit = await_exit(*pod);
-  EXPECT_TRUE(exit.last);
-  EXPECT_EQ(WEXITSTATUS(exit.status), 6);
+  ASSERT_TRUE(pod->execute("1f", touch));
+  EXPECT_EQ(WEXITSTATUS(await_end(*pod)), 6);
   EXPECT_EQ(output(*pod), "before\nafter\n");
 
   // The next daemon is told again how it ended.
@@ -621,9 +713,7 @@ TEST_F(PodTest, OutlivesTheDaemonAndIsAdopted) {
   adopted = Pod::adopt_all(site);
   ASSERT_TRUE(adopted);
   ASSERT_EQ(adopted->size(), 1u);
-  exit = await_exit(*adopted->front());
-  EXPECT_TRUE(exit.last);
-  EXPECT_EQ(WEXITSTATUS(exit.status), 6);
+  EXPECT_EQ(WEXITSTATUS(await_end(*adopted->front())), 6);
   EXPECT_TRUE(adopted->front()->destroy());
 }
 
@@ -636,7 +726,7 @@ TEST_F(PodTest, KeepsTheFilesOfAPodWhoseInitDied) {
   await([&] { return !runs(init); });
   pollfd watched{pod->events_fd(), POLLIN, 0};
   EXPECT_EQ(poll(&watched, 1, limit_ms), 1);
-  const auto end = pod->next_exit();
+  const auto end = pod->next_end();
   ASSERT_FALSE(end);
   EXPECT_EQ(end.error().kind, ErrorKind::gone);
   pod.reset();
@@ -649,13 +739,13 @@ TEST_F(PodTest, KeepsTheFilesOfAPodWhoseInitDied) {
 TEST_F(PodTest, LeavesItsFilesWhenAsked) {
   auto pod = run(create(shell("echo first; echo data > /data")));
   ASSERT_TRUE(pod);
-  EXPECT_TRUE(await_exit(*pod).last);
+  EXPECT_GE(await_end(*pod), 0);
   EXPECT_TRUE(pod->destroy(true));
   EXPECT_TRUE(std::filesystem::exists(pod->upper() + "/data"));
   // When it comes back its files are what it brings; its log goes on.
   pod = run(create(shell("echo second; ls /data")));
   ASSERT_TRUE(pod);
-  EXPECT_TRUE(await_exit(*pod).last);
+  EXPECT_GE(await_end(*pod), 0);
   EXPECT_EQ(output(*pod), "first\nsecond\n");
   EXPECT_TRUE(pod->destroy());
 }
@@ -668,7 +758,7 @@ TEST_F(PodTest, LimitsMemory) {
   ASSERT_TRUE(pod);
   const auto groups = *kernel::read_file(pod->init(), "cgroup");
   EXPECT_EQ(groups.find("godwit-here-p-"), std::string::npos) << "the init is not under the limits";
-  EXPECT_TRUE(await_exit(*pod).last);
+  EXPECT_GE(await_end(*pod), 0);
   EXPECT_EQ(output(*pod), "0\n") << "tail was to be killed";
   EXPECT_TRUE(pod->destroy());
 }

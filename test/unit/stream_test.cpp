@@ -154,8 +154,8 @@ TEST(Position, OnlyPlacesInLogsAreDecoded) {
 
 TEST(Status, RoundTripsInAnExitFrame) {
   for (const int status : {0, 1792, 9, 0x7f, 0xffff})
-    EXPECT_EQ(*decode_status({pod::FrameKind::exit, encode_status(status)}), status);
-  EXPECT_FALSE(decode_status({pod::FrameKind::exit, {1, 2}}));
+    EXPECT_EQ(*pod::decode_status({pod::FrameKind::exit, pod::encode_status(status)}), status);
+  EXPECT_FALSE(pod::decode_status({pod::FrameKind::exit, {1, 2}}));
   EXPECT_EQ(exit_code(1792), 7);
   EXPECT_EQ(exit_code(9), 137);
 }
