@@ -16,15 +16,10 @@ import tempfile
 import termios
 import time
 
-from harness import BUILD, Case, Failure, Process, Skip, Suite, command, wait_for
+from harness import BUILD, Case, Failure, Process, Skip, Suite, command, expect, wait_for
 
 GODWIT, GODWITD = BUILD / "godwit", BUILD / "godwitd"
 KEY = "a key for tests only"
-
-
-def expect(what: str, found, wanted) -> None:
-    if found != wanted:
-        raise Failure(f"{what}: {found!r} instead of {wanted!r}")
 
 
 def free_port() -> int:

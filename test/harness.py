@@ -139,6 +139,11 @@ def run_suite(suite: Suite, pattern: str | None) -> list[Result]:
     return results
 
 
+def expect(what: str, found, wanted) -> None:
+    if found != wanted:
+        raise Failure(f"{what}: {found!r} instead of {wanted!r}")
+
+
 def wait_for(what: str, condition: Callable[[], object], seconds: float = 10, step: float = 0.02):
     """Waits until the condition gives something true, and gives that back."""
     end = time.monotonic() + seconds

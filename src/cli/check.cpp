@@ -28,9 +28,21 @@ const char* to_string(Weight weight) {
   return "?";
 }
 
-/// What the daemon of this machine is told: where it keeps its pods is the file system that matters.
-node::Config own_config() {
-  return node::load_config("/etc/godwit/godwitd.toml").value_or(node::Config());
+constexpr const char* config_path = "/etc/godwit/godwitd.toml";
+
+/// By what the daemon of this machine is told: where it keeps its pods is the file system that matters.
+std::vector<Check> checks_here() {
+  const auto config = node::load_config(config_path);
+  auto checks = all_checks(config.value_or(node::Config()));
+  // Without one it goes by what a config says that says nothing.
+  if (!config && config.error().code == ENOENT) return checks;
+  const auto attempt = [config]() -> Result<void> {
+    if (!config) return std::unexpected(config.error());
+    return {};
+  };
+  checks.push_back({fmt::format("the config {}", config_path), Weight::essential, "godwitd doesn't start",
+                    "godwitd --config FILE --check; what stands above holds for the defaults", attempt});
+  return checks;
 }
 
 }  // namespace
@@ -68,7 +80,7 @@ int check(const Common& common) {
   Json list = Json::array();
   int code = exit_code::ok;
   int missing = 0;
-  for (const Check& item : all_checks(own_config())) {
+  for (const Check& item : checks_here()) {
     const auto tried = try_in_child(item.attempt);
     const std::string why = tried ? "" : tried.error().what;
     if (!tried) missing++;

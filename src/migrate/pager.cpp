@@ -13,6 +13,7 @@
 #include <optional>
 #include <thread>
 
+#include "base/fault.hpp"
 #include "base/log.hpp"
 #include "kernel/priority.hpp"
 #include "migrate/channel.hpp"
@@ -71,9 +72,10 @@ struct Space {
 };
 
 const std::string log_name = "owed";
+const std::string fault_prefix = "owed-";
 
 std::string fault_name(std::uint32_t space) {
-  return fmt::format("owed-{}", space);
+  return fault_prefix + std::to_string(space);
 }
 
 }  // namespace
@@ -401,7 +403,11 @@ Result<std::unique_ptr<Pager>> Pager::make(pod::Pod& pod, Stream reference) {
 
 Result<std::unique_ptr<Pager>> Pager::adopt(pod::Pod& pod) {
   auto written = pod.withdraw(log_name);
-  if (!written && written.error().kind == ErrorKind::not_found) return nullptr;
+  if (!written && written.error().kind == ErrorKind::not_found) {
+    // Nothing is owed any more; what the earlier daemon has not come to forget is of no use.
+    for (const auto& name : TRY(pod.deposits(fault_prefix))) TRY(pod.forget(name));
+    return nullptr;
+  }
   if (!written) return std::unexpected(written.error());
   auto parts = std::make_unique<Parts>(pod, TRY(OwedLog::take(std::move(*written))));
   parts->wake.reset(::eventfd(0, EFD_CLOEXEC));
@@ -499,8 +505,10 @@ Result<void> Pager::fetch(const Source& source) {
 Result<void> Pager::end() {
   parts_->stop();
   const std::scoped_lock lock(parts_->mutex);
-  for (const auto& space : parts_->spaces) (void)parts_->pod.forget(fault_name(space.number));
+  // The log first: as long as there is one, the next daemon serves what stands in it.
   (void)parts_->pod.forget(log_name);
+  fault::reach("pager.half-forgotten");
+  for (const auto& space : parts_->spaces) (void)parts_->pod.forget(fault_name(space.number));
   parts_->spaces.clear();
   return {};
 }

@@ -8,6 +8,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 
@@ -135,11 +136,14 @@ Result<Gate> Gate::install(const std::string& node_device, State state) {
   return Gate(std::move(parts));
 }
 
+bool Gate::is_whole(const std::map<std::string, Fd>& descriptors) {
+  return std::ranges::all_of(std::array{"gate.state", "gate.tap", "gate.to_pod", "gate.from_pod"},
+                             [&](const char* name) { return descriptors.contains(name); });
+}
+
 Result<Gate> Gate::from(const std::string& node_device, std::map<std::string, Fd> descriptors) {
   auto parts = std::make_unique<Parts>();
-  for (const char* name : {"gate.state", "gate.tap", "gate.to_pod", "gate.from_pod"})
-    if (!descriptors[name])
-      return fail(ErrorKind::invalid, "the gate of {} lacks its descriptor {}", node_device, name);
+  if (!is_whole(descriptors)) return fail(ErrorKind::invalid, "the gate of {} is not whole", node_device);
   parts->cell = Cell(std::move(descriptors["gate.state"]));
   parts->tap = std::move(descriptors["gate.tap"]);
   parts->to_pod = std::move(descriptors["gate.to_pod"]);

@@ -41,6 +41,8 @@ class Gate {
   /// The gate that another process has left, from duplicates of all its descriptors() by the same names. The state is
   /// what it was.
   static Result<Gate> from(const std::string& node_device, std::map<std::string, Fd> descriptors);
+  /// Whether these are all of a gate's.
+  [[nodiscard]] static bool is_whole(const std::map<std::string, Fd>& descriptors);
   /// What keeps the gate alive, by name. Valid as long as this object.
   [[nodiscard]] std::map<std::string, int> descriptors() const;
 

@@ -4,6 +4,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include "base/fault.hpp"
 #include "kernel/procfs.hpp"
 #include "pod/pod_parts.hpp"
 
@@ -222,6 +223,10 @@ Result<void> Pod::forget(const std::string& name) {
   return {};
 }
 
+Result<std::vector<std::string>> Pod::deposits(const std::string& prefix) {
+  return TRY(parts_->ask(Command::list, named(prefix))).response.names;
+}
+
 Result<void> Pod::flush() {
   TRY(parts_->ask(Command::flush));
   return {};
@@ -258,12 +263,18 @@ Result<std::optional<int>> Pod::next_end() {
 }
 
 Result<void> Pod::deposit_gate() {
-  for (const auto& [name, fd] : gate().descriptors()) TRY(deposit("gate/" + name, fd));
+  for (const auto& [name, fd] : gate().descriptors()) {
+    TRY(deposit("gate/" + name, fd));
+    fault::reach("gate.half-kept");
+  }
   return {};
 }
 
 Result<void> Pod::forget_gate() {
-  for (const auto& [name, fd] : gate().descriptors()) TRY(forget("gate/" + name));
+  for (const auto& [name, fd] : gate().descriptors()) {
+    TRY(forget("gate/" + name));
+    fault::reach("gate.half-forgotten");
+  }
   return {};
 }
 

@@ -135,6 +135,8 @@ class Pod {
   Result<void> deposit(const std::string& name, int fd);
   Result<Fd> withdraw(const std::string& name);
   Result<void> forget(const std::string& name);
+  /// Names of all whose name begins so.
+  Result<std::vector<std::string>> deposits(const std::string& prefix);
   /// Asks the init to take all that stands in the streams now, and to end the current log segment.
   Result<void> flush();
   [[nodiscard]] std::string log_directory() const;  ///< of segments, see log_segments.hpp

@@ -150,11 +150,15 @@ Result<std::unique_ptr<Pod>> Pod::adopt(const Site& site, const std::string& nam
   }
   p.namespaces = TRY(Namespaces::of(p.init));
   std::map<std::string, Fd> gate;
-  Request prefix;
-  prefix.names = {"gate/"};
-  const auto deposits = TRY(p.ask(Command::list, prefix));
-  for (const auto& key : deposits.response.names)
-    gate.emplace(key.substr(prefix.names[0].size()), TRY(pod->withdraw(key)));
+  const std::string prefix = "gate/";
+  const auto kept = TRY(pod->deposits(prefix));
+  for (const auto& key : kept) gate.emplace(key.substr(prefix.size()), TRY(pod->withdraw(key)));
+  if (!Gate::is_whole(gate)) {
+    // The daemon died between the first and the last of them: before anything depended on them, or after. With the last
+    // descriptor the programs go.
+    for (const auto& key : kept) TRY(pod->forget(key));
+    gate.clear();
+  }
   p.port = TRY(Port::adopt(record->spec.id, record->spec.network, p.namespaces.net.get(), std::move(gate)));
   TRY(p.subscribe());
   return pod;

@@ -22,12 +22,12 @@ BEFORE, AFTER, EITHER = ("b",), ("c",), ("b", "c")
 POINTS = {
     "source.negotiated": ("b", BEFORE), "source.prepared": ("b", BEFORE), "source.copied": ("b", BEFORE), "source.frozen": ("b", BEFORE),
     "source.state": ("b", BEFORE), "source.pinned": ("b", BEFORE), "claim.swap": ("b", BEFORE), "claim.swapped": ("b", AFTER),
-    "source.committed": ("b", AFTER), "source.said-go": ("b", AFTER), "source.owing": ("b", AFTER), "source.released": ("b", AFTER),
+    "gate.half-kept": ("b", BEFORE), "gate.half-forgotten": ("c", AFTER), "pager.half-forgotten": ("c", AFTER), "source.committed": ("b", AFTER), "source.said-go": ("b", AFTER), "source.owing": ("b", AFTER), "source.released": ("b", AFTER),
     "destination.negotiated": ("c", BEFORE), "destination.prepared": ("c", BEFORE), "destination.copied": ("c", BEFORE),
     "destination.rebuilt": ("c", BEFORE), "destination.pinned": ("c", EITHER), "destination.committed": ("c", AFTER),
     "destination.restarted": ("c", AFTER), "destination.settled": ("c", AFTER), "destination.drained": ("c", AFTER),
 }
-ONLY_OWING = ("source.owing", "destination.drained")
+ONLY_OWING = ("source.owing", "destination.drained", "pager.half-forgotten")
 FAULTS = ("kill", "kill-both", "cut", "mute-source", "mute-destination", "store-gone", "store-late", "disk-full", "no-memory", "clock-source", "clock-destination")
 # At which points `./dev test` tries the later ones; everything else is `./dev faults`.
 TRIED = {
@@ -61,7 +61,7 @@ class Matrix(Faults):
         # The rest is `./dev faults`.
         if strategy == "postcopy":
             return fault == "kill" or point in ("source.pinned", "source.committed", "destination.restarted")
-        return strategy == "precopy" and fault == "kill" and point in ("claim.swap", "claim.swapped", "source.committed", "destination.pinned")
+        return strategy == "precopy" and fault == "kill" and point in ("claim.swap", "claim.swapped", "source.committed", "destination.pinned", "gate.half-kept", "gate.half-forgotten")
 
     def setup(self):
         self.cluster = Cluster("matrix", nodes=3, options=("--godwitd", BUILD / "godwitd-faults"))

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 
-from harness import Case, Failure, Skip, Suite, command, wait_for
+from harness import Case, Failure, Skip, Suite, command, expect, wait_for
 from migration.cluster import GODWIT, json_in
 
 BASE = pathlib.Path(os.environ.get("GODWIT_PLAYGROUND_DIR") or "/var/lib/godwit-playground")
@@ -55,11 +55,6 @@ print(time.monotonic() - begin)
 
 def playground(*words, seconds: float = 60, check: bool = True) -> subprocess.CompletedProcess:
     return command([GODWIT, "playground", *words], seconds=seconds, check=check)
-
-
-def expect(what: str, found, wanted) -> None:
-    if found != wanted:
-        raise Failure(f"{what}: {found!r}, not {wanted!r}")
 
 
 def remains(name: str) -> list[str]:

@@ -11,15 +11,10 @@ import threading
 import time
 
 from daemons import Terminal
-from harness import Case, Failure, Process, Suite, wait_for
+from harness import Case, Failure, Process, Suite, expect, wait_for
 from migration.cluster import Cluster, CommandError
 
 STRATEGIES = ("precopy", "postcopy", "hybrid", "freeze", "eager-dirty", "auto")
-
-
-def expect(what: str, found, wanted) -> None:
-    if found != wanted:
-        raise Failure(f"{what}: {found!r} instead of {wanted!r}")
 
 
 class Sessions(Suite):

@@ -8,7 +8,7 @@ import re
 import subprocess
 import time
 
-from harness import Case, Failure, Suite, wait_for
+from harness import Case, Failure, Suite, expect, wait_for
 from migration.cluster import Cluster, CommandError
 
 CONFIG = "/etc/godwit/godwitd.toml"
@@ -22,7 +22,7 @@ class Trust(Suite):
 
     def cases(self):
         names = ("join", "token-once", "no-certificate", "other-cluster", "plain-here", "plain-there", "expired", "expelled", "renewed-while-moving",
-                 "labels", "users-by-certificate", "nobody-reads-along")
+                 "labels", "users-by-certificate", "nobody-reads-along", "check")
         return [Case(name, getattr(self, "_" + name.replace("-", "_")), exclusive=True) for name in names]
 
     def setup(self):
@@ -334,3 +334,19 @@ print(seen, hits)
                 raise Failure(f"of {seen} bytes on the wire {hits} pieces were the pod's memory")
         finally:
             cluster.remove("keeper")
+
+    def _check(self):
+        """`godwit check` goes by the node's config, and says when that is none."""
+        about = lambda: {item["name"]: item for item in json.loads(self.cluster.godwit("d", "check", "--json", check=False).stdout)["checks"]}  # noqa: E731
+        with self._changed("d"):
+            found = about()
+            expect("its config", found[f"the config {CONFIG}"]["ok"], True)
+            expect("its certificate", found["this node's certificate"]["ok"], True)
+            try:
+                self._configure("d", self._plain["d"] + "\nnonsense = 1\n")
+                done = self.cluster.godwit("d", "check", check=False)
+                expect("exit code with a config that can't be read", done.returncode, 3)
+                if f"MISSING  the config {CONFIG}" not in done.stdout or "nonsense" not in done.stdout:
+                    raise Failure(f"check says nothing of its config: {done.stdout}")
+            finally:
+                self._configure("d", self._plain["d"])
