@@ -7,11 +7,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import resource
 import signal
 import time
 
-from harness import BUILD, Case, Failure, wait_for
+from harness import BUILD, Case, Failure, Suite, wait_for
 from migration.cluster import Cluster, Migration
 from migration.faults import Faults
 
@@ -43,8 +44,14 @@ WRONG_S = {"clock-source": 24 * 3600, "clock-destination": -24 * 3600}
 LATE_S = 7
 
 
-class Matrix(Faults):
+# All of it at the rate of one would take hours, most of them waiting.
+ALL = os.environ.get("GODWIT_MATRIX") == "all"
+JOBS = 4 if ALL else 1
+
+
+class Matrix(Suite):
     name = "matrix"
+    jobs = JOBS
 
     def cases(self):
         return [Case(f"{fault}-at-{point}-{strategy}", lambda f=fault, p=point, s=strategy: self._cell(f, p, s))
@@ -53,7 +60,7 @@ class Matrix(Faults):
     def _wanted(self, fault: str, point: str, strategy: str) -> bool:
         if point in ONLY_OWING and strategy not in OWING:
             return False
-        if os.environ.get("GODWIT_MATRIX") == "all":
+        if ALL:
             # What fails at the destination alone fails where the destination has something to do.
             return fault not in ("disk-full", "no-memory") or point.startswith("destination.")
         if fault in TRIED:
@@ -64,23 +71,51 @@ class Matrix(Faults):
         return strategy == "precopy" and fault == "kill" and point in ("claim.swap", "claim.swapped", "source.committed", "destination.pinned", "gate.half-kept", "gate.half-forgotten")
 
     def setup(self):
-        self.cluster = Cluster("matrix", nodes=3, options=("--godwitd", BUILD / "godwitd-faults"))
-        self.cluster.up()
-        self.count = 0
         self.table: dict[tuple[str, str], dict[str, str]] = {}
+        self.fields: list[Field] = []
+        self.free: queue.Queue[Field] = queue.Queue()
+        for number in range(JOBS):
+            self.fields.append(Field(self.options, f"matrix{number}"))
+            self.fields[-1].setup()
+            self.free.put(self.fields[-1])
 
     def teardown(self):
         """What became of it, cell by cell: the node on which the pod ran on."""
         if self.table:
             self._print_table()
-        super().teardown()
+        for field in self.fields:
+            field.teardown()
+
+    def _cell(self, fault: str, point: str, strategy: str) -> dict:
+        field = self.free.get()
+        try:
+            node = field.try_cell(fault, point, strategy)
+            self.table.setdefault((point, fault), {})[strategy] = f"on {node}"
+            return {"node": node}
+        except Exception:
+            self.table.setdefault((point, fault), {})[strategy] = "FAIL"
+            raise
+        finally:
+            self.free.put(field)
 
     def _print_table(self) -> None:
         print(f"     {'':34}" + "".join(f"{strategy:>13}" for strategy in STRATEGIES))
-        for (point, fault), row in self.table.items():
+        for (point, fault), row in sorted(self.table.items(), key=lambda item: (list(POINTS).index(item[0][0]), FAULTS.index(item[0][1]))):
             print(f"     {point + ' ' + fault:34}" + "".join(f"{row.get(strategy, '-'):>13}" for strategy in STRATEGIES))
         right = sum(cell != "FAIL" for row in self.table.values() for cell in row.values())
         print(f"     {right} of {sum(len(row) for row in self.table.values())} cells: one copy runs, whole, and nothing else is left")
+
+
+class Field(Faults):
+    """Three nodes on which one cell after the other is tried."""
+
+    def __init__(self, options, name: str):
+        super().__init__(options)
+        self.cluster = Cluster(name, nodes=3, options=("--godwitd", BUILD / "godwitd-faults"))
+        self.count = 0
+
+    def setup(self):
+        self.cluster.up()
 
     # ---- fault points
 
@@ -118,7 +153,8 @@ class Matrix(Faults):
 
     # ---- one cell
 
-    def _cell(self, fault: str, point: str, strategy: str) -> dict:
+    def try_cell(self, fault: str, point: str, strategy: str) -> str:
+        """The node on which the pod ran on."""
         cluster = self.cluster
         side, places = POINTS[point]
         self.count += 1
@@ -156,10 +192,8 @@ class Matrix(Faults):
             if (left := self._marks(pod)) != marks:
                 raise Failure(f"something of the migration is left: {marks} became {left}")
             self._finish(pod, node)
-            self.table.setdefault((point, fault), {})[strategy] = f"on {node}"
-            return {"node": node}
+            return node
         except Failure as failure:
-            self.table.setdefault((point, fault), {})[strategy] = "FAIL"
             raise Failure(f"{failure}\n" + "\n".join(f"-- {node}:\n{cluster.daemon_log(node, 25)}" for node in ("b", "c"))) from None
         finally:
             self._disarm()
