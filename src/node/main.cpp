@@ -1,5 +1,4 @@
 #include <fcntl.h>
-#include <sched.h>
 #include <signal.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <sys/resource.h>
@@ -13,8 +12,6 @@
 #include <vector>
 
 #include "base/log.hpp"
-#include "kernel/priority.hpp"
-#include "migrate/freeze.hpp"
 #include "node/daemon.hpp"
 #include "node/privileges.hpp"
 #include "node/version.hpp"
@@ -89,15 +86,6 @@ void raise_limits() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-/// What a killed daemon had in a freeze runs in the real-time class until it is taken over, and leaves all others a
-/// twentieth of the processors (sched_rt_runtime_us): this thread alone goes before it until then. What it was before.
-Result<kernel::Policy> come_first() {
-  const HostPid self{::gettid()};
-  const auto before = TRY(kernel::policy_of(self));
-  TRY(kernel::set_policy(self, {SCHED_FIFO | SCHED_RESET_ON_FORK, migrate::daemon_priority}));
-  return before;
-}
-
 /// Tells the service manager (sd_notify(3)).
 void notify(const std::string& text) {
   const char* path = std::getenv("NOTIFY_SOCKET");
@@ -117,7 +105,6 @@ int main(int count, char** values) {
   // Before anything else: what is forked from it must not inherit threads, secrets, changed signals or more rights than
   // are needed.
   const auto given_up = node::give_up_others();
-  const auto priority = come_first();
   auto zygote = pod::Zygote::start();
   const Arguments arguments = parse(count, values);
   auto config = read_config(arguments.config);
@@ -152,7 +139,6 @@ int main(int count, char** values) {
     log::error("{}", daemon.error().message());
     return 1;
   }
-  if (priority) (void)kernel::set_policy(HostPid{::gettid()}, *priority);
   log::info("node {} is up: commands on {}", name, where);
   notify("READY=1");
   int signal = 0;
