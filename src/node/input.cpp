@@ -10,6 +10,7 @@ namespace godwit::node {
 namespace {
 
 constexpr char end_of_file = 4;  // Ctrl-D
+constexpr std::size_t waiting_limit = MiB;
 
 }  // namespace
 
@@ -59,38 +60,59 @@ void Input::pass_on(const pod::Frame& frame) const {
   if (target_.init >= 0) (void)!::send(target_.init, out.data(), out.size(), MSG_NOSIGNAL);
 }
 
+/// What is delivered is passed on while the program takes no input: it may be waiting for just that, with its own output.
 void Input::forward() {
   FrameReader frames(client_);
-  for (;;) {
-    pollfd polls[2] = {{client_.fd(), POLLIN, 0}, {wake_.get(), POLLIN, 0}};
-    if (!frames.pending() && ::poll(polls, 2, -1) < 0 && errno != EINTR) return;
+  bool over = false;  // nothing more comes; what has come is still the program's
+  while (!over || !waiting_.empty()) {
+    const bool listening = !over && waiting_bytes_ < waiting_limit;
+    const bool ready = listening && frames.pending();
+    pollfd polls[3] = {{listening ? client_.fd() : -1, POLLIN, 0},
+                       {wake_.get(), POLLIN, 0},
+                       {waiting_.empty() ? -1 : stream_.get(), POLLOUT, 0}};
+    if (::poll(polls, 3, ready ? 0 : -1) < 0 && errno != EINTR) return;
     if (stop_) return;
-    const auto frame = frames.next();
-    if (!frame) return;
-    if (frame->kind == pod::FrameKind::window) set_window(frame->bytes);
-    if (frame->kind == pod::FrameKind::delivered) pass_on(*frame);
-    if (frame->kind != pod::FrameKind::input) continue;
-    if (!(frame->bytes.empty() ? end() : put(frame->bytes))) return;
+    if (ready || polls[0].revents != 0) {
+      auto frame = frames.next();
+      over = !frame;
+      if (frame) take(std::move(*frame));
+    }
+    if (!waiting_.empty() && !put()) return;
   }
 }
 
-/// False when the rest isn't for this node.
-bool Input::put(BytesView bytes) {
-  while (!bytes.empty()) {
-    if (!stream_) return acknowledge(bytes.size());
-    const auto done = pod_.put_input(stream_.get(), bytes, stop_);
-    if (!done && (done.error().kind == ErrorKind::gone || done.error().kind == ErrorKind::cancelled)) return false;
-    if (!done) {
-      // Its reader is gone: nobody will ever take it.
-      stream_.reset();
+void Input::take(pod::Frame frame) {
+  if (frame.kind == pod::FrameKind::window) set_window(frame.bytes);
+  if (frame.kind == pod::FrameKind::delivered) pass_on(frame);
+  if (frame.kind != pod::FrameKind::input) return;
+  waiting_bytes_ += frame.bytes.size();
+  waiting_.push_back(std::move(frame.bytes));
+}
+
+/// As much as the program takes. False when the rest isn't for this node.
+bool Input::put() {
+  while (!waiting_.empty()) {
+    Bytes& bytes = waiting_.front();
+    if (bytes.empty()) {
+      if (!end()) return false;
+      waiting_.pop_front();
       continue;
     }
-    if (*done > 0 && !acknowledge(*done)) return false;
-    bytes = bytes.subspan(*done);
-    if (*done > 0) continue;
-    pollfd room{stream_.get(), POLLOUT, 0};
-    ::poll(&room, 1, 50);
-    if (stop_) return false;
+    std::size_t size = bytes.size();
+    if (stream_) {
+      const auto done = pod_.put_input(stream_.get(), bytes, stop_);
+      if (!done && (done.error().kind == ErrorKind::gone || done.error().kind == ErrorKind::cancelled)) return false;
+      // Its reader is gone: nobody will ever take it.
+      if (!done) stream_.reset();
+      if (done && *done == 0) return true;
+      if (done) size = *done;
+    }
+    waiting_bytes_ -= size;
+    if (size == bytes.size())
+      waiting_.pop_front();
+    else
+      bytes.erase(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(size));
+    if (!acknowledge(size)) return false;
   }
   return true;
 }

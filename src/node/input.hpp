@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -31,7 +32,8 @@ class Input {
   void run();
   void forward();
   void pass_on(const pod::Frame&) const;
-  bool put(BytesView bytes);
+  void take(pod::Frame);
+  bool put();
   bool end();
   void set_window(const Bytes&) const;
   bool acknowledge(std::size_t more);
@@ -44,6 +46,8 @@ class Input {
   const bool terminal_;
   Fd wake_;
   std::atomic<bool> stop_ = false;
+  std::deque<Bytes> waiting_;  ///< for the program to take it; empty ones: the end of the input
+  std::size_t waiting_bytes_ = 0;
   std::uint64_t accepted_ = 0;
   std::thread thread_;
 };
