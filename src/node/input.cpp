@@ -60,7 +60,8 @@ void Input::pass_on(const pod::Frame& frame) const {
   if (target_.init >= 0) (void)!::send(target_.init, out.data(), out.size(), MSG_NOSIGNAL);
 }
 
-/// What is delivered is passed on while the program takes no input: it may be waiting for just that, with its own output.
+/// What is delivered is passed on while the program takes no input: it may be waiting for just that, with its own
+/// output.
 void Input::forward() {
   FrameReader frames(client_);
   bool over = false;  // nothing more comes; what has come is still the program's
