@@ -8,13 +8,16 @@ import time
 
 from harness import Case, Failure, wait_for
 from migration.cluster import CommandError, Migration
-from migration.matrix import Matrix, cluster_json
+from migration.matrix import Field, cluster_json
 
 CONFIG = "/etc/godwit/godwitd.toml"
 
 
-class Recovery(Matrix):
+class Recovery(Field):
     name = "recovery"
+
+    def __init__(self, options):
+        super().__init__(options, "recovery")
 
     def cases(self):
         return [Case(name, getattr(self, "_" + name.replace("-", "_")), exclusive=True)
