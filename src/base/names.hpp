@@ -12,4 +12,10 @@ constexpr bool valid_name(std::string_view name) {
              name, [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '-'; });
 }
 
+/// True when a text that somebody else has written may stand in a log or on a terminal: on one line, no control
+/// characters.
+constexpr bool printable(std::string_view text) {
+  return std::ranges::all_of(text, [](unsigned char c) { return c >= ' ' && c != 0x7f; });
+}
+
 }  // namespace godwit

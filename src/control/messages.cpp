@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/names.hpp"
+
 namespace godwit::control {
 
 namespace {
@@ -10,7 +12,7 @@ namespace {
 constexpr image::Limits limits{.bytes = message_limit, .items = 4096, .blob = message_limit, .depth = 8};
 
 bool short_enough(const std::string& text) {
-  return text.size() <= text_limit;
+  return text.size() <= text_limit && printable(text);
 }
 
 bool short_enough(const std::vector<std::string>& texts, std::size_t most) {
@@ -20,11 +22,17 @@ bool short_enough(const std::vector<std::string>& texts, std::size_t most) {
 }  // namespace
 
 Result<Request> read_request(BytesView bytes) {
-  return image::unpack<Request>(bytes, limits);
+  auto request = TRY(image::unpack<Request>(bytes, limits));
+  const bool withdraws = request.ask.move.empty();
+  if (withdraws ? !short_enough(request.withdrawal.move) : !plausible(request.ask))
+    return fail(ErrorKind::invalid, "a request that no starter makes");
+  return request;
 }
 
 Result<Answer> read_answer(BytesView bytes) {
-  return image::unpack<Answer>(bytes, limits);
+  auto answer = TRY(image::unpack<Answer>(bytes, limits));
+  if (!plausible(answer)) return fail(ErrorKind::invalid, "an answer that no starter gives");
+  return answer;
 }
 
 bool plausible(const Ask& ask) {
@@ -40,7 +48,7 @@ bool plausible(const Answer& answer) {
   for (const auto& [key, value] : answer.labels)
     if (!short_enough(key) || !short_enough(value)) return false;
   return short_enough(answer.move) && short_enough(answer.node) && short_enough(answer.reason) &&
-         answer.text.size() <= 16 * text_limit && (!answer.yes || !answer.node.empty());
+         answer.text.size() <= 16 * text_limit && printable(answer.text) && (!answer.yes || !answer.node.empty());
 }
 
 }  // namespace godwit::control

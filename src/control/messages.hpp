@@ -60,7 +60,7 @@ struct Request {
 /// The longest request or answer, in bytes.
 inline constexpr std::size_t message_limit = 256 * KiB;
 
-/// From the bytes that another starter has sent; `invalid` when they are malformed or over the limits.
+/// From the bytes that another starter has sent; `invalid` when they are malformed, over the limits or not plausible.
 Result<Request> read_request(BytesView);
 Result<Answer> read_answer(BytesView);
 

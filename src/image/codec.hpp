@@ -109,6 +109,8 @@ template <typename T>
       return fail(ErrorKind::invalid, "{} bytes left over after a message", bytes.size() - used);
     room_for_elements = 64 * MiB + 4 * bytes.size();
     return handle.get().as<T>();
+  } catch (const msgpack::type_error&) {
+    return fail(ErrorKind::invalid, "malformed message: a value of another type than expected");
   } catch (const std::exception& problem) {
     return fail(ErrorKind::invalid, "malformed message: {}", problem.what());
   }

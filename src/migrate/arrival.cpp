@@ -41,7 +41,7 @@ Result<Message> Arrival::next(std::chrono::milliseconds limit) {
   auto message = TRY(control_.receive(limit));
   if (static_cast<wire::Type>(message.type) == wire::Type::abort) {
     const auto why = TRY(image::unpack<wire::Text>(message.payload));
-    return fail(ErrorKind::cancelled, "{} gave up: {}", hello_.from, why.text);
+    return fail(ErrorKind::cancelled, "{} gave up: {}", hello_.from, shown(why.text));
   }
   return message;
 }

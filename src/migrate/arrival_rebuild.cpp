@@ -335,7 +335,7 @@ Result<void> Arrival::await_commit() {
   // What can't be understood tells nothing: the store does.
   if (message && static_cast<wire::Type>(message->type) == wire::Type::abort) {
     const auto said = image::unpack<wire::Text>(message->payload);
-    why = said ? said->text : said.error().message();
+    why = said ? shown(said->text) : said.error().message();
     if (said) heard = control::Claim::Told{.committed = false};
   } else if (message && static_cast<wire::Type>(message->type) == wire::Type::go) {
     auto frames = image::unpack<wire::Frames>(message->payload);

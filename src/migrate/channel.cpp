@@ -8,11 +8,22 @@
 #include <algorithm>
 #include <array>
 
+#include "base/fault.hpp"
+
 namespace godwit::migrate {
 
 namespace {
 
 constexpr std::size_t first_step = 1 * MiB;
+
+Result<void> send_as(fault::Flow flow, Stream& stream, std::span<const iovec> parts) {
+  if (auto instead = fault::altered(flow, stream.fd(), parts)) {
+    if (instead->empty()) return {};
+    const iovec whole{instead->data(), instead->size()};
+    return stream.write({&whole, 1}, Deadline::max());
+  }
+  return stream.write(parts, Deadline::max());
+}
 
 }  // namespace
 
@@ -22,7 +33,7 @@ Result<void> send_all(Stream& stream, const void* data, std::size_t size) {
 }
 
 Result<void> send_all(Stream& stream, std::span<const iovec> parts) {
-  return stream.write(parts, Deadline::max());
+  return send_as(fault::Flow::records, stream, parts);
 }
 
 Result<std::size_t> receive_some(Stream& stream, void* data, std::size_t size, std::chrono::milliseconds limit) {
@@ -67,6 +78,10 @@ void Channel::be_patient(std::chrono::seconds bound) {
   notice_silence(stream_.fd(), bound);
 }
 
+void Channel::hang_up() {
+  ::shutdown(stream_.fd(), SHUT_RDWR);
+}
+
 Result<void> Channel::send(std::uint8_t type, BytesView payload) {
   if (payload.size() > max_payload)
     return fail(ErrorKind::invalid, "a message of {} bytes is over the limit", payload.size());
@@ -76,7 +91,7 @@ Result<void> Channel::send(std::uint8_t type, BytesView payload) {
   head[4] = type;
   std::array<iovec, 2> parts{iovec{head.data(), head.size()},
                              iovec{const_cast<std::uint8_t*>(payload.data()), payload.size()}};
-  TRY(send_all(stream_, {parts.data(), payload.empty() ? std::size_t{1} : 2}));
+  TRY(send_as(fault::Flow::control, stream_, {parts.data(), payload.empty() ? std::size_t{1} : 2}));
   bytes_sent_ += head.size() + payload.size();
   return {};
 }

@@ -40,6 +40,8 @@ class Channel {
   [[nodiscard]] bool readable();
   /// From here on the connection breaks when the peer has been out of reach for so long.
   void be_patient(std::chrono::seconds bound);
+  /// Both sides find the end of the connection, whatever waits for it. Any thread.
+  void hang_up();
   [[nodiscard]] std::uint64_t bytes_sent() const { return bytes_sent_; }
 
  private:

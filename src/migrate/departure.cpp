@@ -72,13 +72,13 @@ Result<Message> Departure::expect(wire::Type type, std::chrono::milliseconds lim
   if (got == type) return message;
   if (got == wire::Type::abort) {
     const auto why = TRY(image::unpack<wire::Text>(message.payload));
-    return fail(ErrorKind::failed, "{}: {}", site_.destination, why.text);
+    return fail(ErrorKind::failed, "{}: {}", site_.destination, shown(why.text));
   }
   if (got == wire::Type::refused) {
-    const auto refused = TRY(image::unpack<wire::Refused>(message.payload));
-    report_.refusals.insert(report_.refusals.end(), refused.reasons.begin(), refused.reasons.end());
+    const auto reasons = shown(TRY(image::unpack<wire::Refused>(message.payload)).reasons);
+    report_.refusals.insert(report_.refusals.end(), reasons.begin(), reasons.end());
     return fail(ErrorKind::refused, "{} refuses {}: {}", site_.destination, report_.pod,
-                refused.reasons.empty() ? "no reason given" : refused.reasons.front());
+                reasons.empty() ? "no reason given" : reasons.front());
   }
   return fail(ErrorKind::invalid, "{} answered with message {} instead of {}", site_.destination, message.type,
               static_cast<int>(type));

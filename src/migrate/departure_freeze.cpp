@@ -9,6 +9,7 @@
 #include "base/fault.hpp"
 #include "base/log.hpp"
 #include "migrate/departure.hpp"
+#include "migrate/limits.hpp"
 #include "migrate/recover.hpp"
 #include "migrate/tracking.hpp"
 #include "objects/memory_object.hpp"
@@ -466,6 +467,7 @@ Result<void> Departure::pin() {
   TRY(finish_last_pages());
   auto rebuilt = TRY(expect(wire::Type::rebuilt, rebuilding_limit));
   const auto spans = TRY(image::unpack<wire::Spans>(rebuilt.payload));
+  TRY(check(spans));
   freeze_watch_.lap("wait for the destination");
   for (const auto& span : spans.spans) report_.freeze.push_back({"destination: " + span.name, span.us});
   return {};

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <csignal>
+#include <ranges>
 #include <set>
 
 #include "base/names.hpp"
@@ -20,9 +21,12 @@ constexpr pid_t highest_pid = 1 << 22;      // PID_MAX_LIMIT
 constexpr int highest_number = 1 << 30;     // of a descriptor: the limit of fs.nr_open
 constexpr std::size_t longest_text = 4096;  // PATH_MAX, and longer than any name
 constexpr std::size_t most_texts = 65536;
+constexpr std::size_t most_reasons = 256;
 constexpr std::size_t most_neighbours = 4096;
 constexpr std::uint64_t most_output = std::uint64_t{1} << 62;  // of a program, in all
 constexpr std::size_t most_unread = 10 * MiB;                  // what an init may keep, and drain of large pipes
+constexpr std::size_t most_spans = 256, longest_span = 128;
+constexpr std::uint64_t longest_us = std::uint64_t{1} << 50;
 constexpr int all_protection = 7;
 constexpr int last_signal = 64;
 
@@ -101,7 +105,7 @@ Result<void> check(const std::vector<ObjectInfo>& objects) {
   return {};
 }
 
-/// Of all these together, in bytes.
+/// Of all these together, in bytes. They come in the order in which the source has found them.
 Result<std::uint64_t> size_of(const std::vector<wire::Ranges>& all) {
   std::uint64_t size = 0;
   std::set<PodPid> processes;
@@ -205,13 +209,27 @@ Result<void> check(const wire::Freezing& freezing) {
   return {};
 }
 
+Result<void> check(const wire::Running& running) {
+  if (!is_time(running.at)) return wrong("an impossible time");
+  return check(wire::Spans{running.spans});
+}
+
+Result<void> check(const wire::Spans& spans) {
+  if (spans.spans.size() > most_spans) return wrong("{} spans of time", spans.spans.size());
+  for (const auto& span : spans.spans)
+    if (span.name.size() > longest_span || span.us > longest_us) return wrong("a malformed span of time");
+  return {};
+}
+
 Result<void> check(const wire::State& state) {
   if (state.last_pid.value < 0 || state.last_pid.value > highest_pid)
     return wrong("the last number was {}", state.last_pid.value);
   std::set<PodPid> processes;
-  for (const auto& image : state.processes)
+  for (const auto& image : state.processes) {
     if (!processes.insert(image.process.pid).second)
       return wrong("process {} comes with two states", image.process.pid.value);
+    if (image.threads.empty()) return wrong("process {} comes without a thread", image.process.pid.value);
+  }
   return {};
 }
 
@@ -219,6 +237,19 @@ Result<void> check(const std::vector<objects::Holder>& holders) {
   for (const auto& holder : holders)
     if (holder.number < 0 || holder.number >= highest_number) return wrong("a descriptor {}", holder.number);
   return {};
+}
+
+std::string shown(const std::string& words) {
+  std::string text = words.substr(0, longest_text);
+  std::ranges::replace_if(
+      text, [](unsigned char one) { return one < ' ' || one == 0x7f; }, ' ');
+  return text;
+}
+
+std::vector<std::string> shown(const std::vector<std::string>& reasons) {
+  std::vector<std::string> texts;
+  for (const auto& reason : reasons | std::views::take(most_reasons)) texts.push_back(shown(reason));
+  return texts;
 }
 
 }  // namespace godwit::migrate

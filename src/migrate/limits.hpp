@@ -19,8 +19,16 @@ Result<void> check(const wire::Round&);
 Result<void> check(const wire::Last&);
 Result<void> check(const wire::Freezing&);
 Result<void> check(const wire::State&);
+/// Of a destination: times that can be reckoned with, spans that are few and have short names.
+Result<void> check(const wire::Running&);
+Result<void> check(const wire::Spans&);
 /// Numbers of descriptors.
 Result<void> check(const std::vector<objects::Holder>&);
+
+/// The other side's words, as they are shown and written down: of a sensible length, and on one line.
+std::string shown(const std::string& words);
+/// The same of its reasons, and not too many of them.
+std::vector<std::string> shown(const std::vector<std::string>& reasons);
 
 /// Bytes of shared anonymous memory of one pod: they are reserved, not used, in the daemon's own address space.
 inline constexpr std::uint64_t most_shared = std::uint64_t{1} << 42;

@@ -109,6 +109,8 @@ Result<void> Arrival::drain() {
   auto complete = pages_->wait(last_.round.number + 1);
   if (!complete) {
     log::warn("{}: {}; the rest is fetched", hello_.spec.name, complete.error().message());
+    // A source that waits to hear that all has come wouldn't give it to who asks.
+    control_.hang_up();
     complete = pager_->fetch(site_.source());
   }
   if (!complete && complete.error().kind == ErrorKind::gone) site_.lost(complete.error().message());

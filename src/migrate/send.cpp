@@ -10,6 +10,7 @@
 #include "base/fault.hpp"
 #include "base/log.hpp"
 #include "migrate/departure.hpp"
+#include "migrate/limits.hpp"
 #include "migrate/remainder.hpp"
 #include "pod/log_segments.hpp"
 
@@ -86,6 +87,7 @@ Result<void> Departure::hand_over() {
   fault::reach("source.said-go");
   auto message = TRY(expect(wire::Type::running, std::chrono::seconds(30)));
   const auto running = TRY(image::unpack<wire::Running>(message.payload));
+  TRY(check(running));
   freeze_watch_.lap("restart");
   be_patient(patience);
   // The dying are not to keep others off their processors.

@@ -5,6 +5,7 @@
 #include <openssl/hmac.h>
 #include <openssl/rand.h>
 
+#include "base/names.hpp"
 #include "image/codec.hpp"
 #include "node/config.hpp"
 
@@ -91,7 +92,8 @@ Result<void> send(Stream& stream, const T& value, Deadline deadline) {
 }
 
 std::unexpected<Error> refused_by(const std::string& peer, const std::string& why) {
-  return fail(ErrorKind::refused, "node {} refused the connection: {}", peer, why);
+  return fail(ErrorKind::refused, "node {} refused the connection: {}", peer,
+              printable(why) ? why : "in words that can't be shown");
 }
 
 }  // namespace

@@ -11,7 +11,10 @@
 #include <array>
 #include <memory>
 
+#include "base/fault.hpp"
+
 namespace godwit::node {
+
 Result<void> wait_readable(Stream& stream, Deadline deadline) {
   if (stream.ready()) return {};
   return wait_for(stream.fd(), POLLIN, deadline);
@@ -62,6 +65,8 @@ Result<void> write_frame(Stream& stream, BytesView payload, Deadline deadline) {
   const std::uint32_t length = htonl(static_cast<std::uint32_t>(payload.size()));
   std::memcpy(whole.data(), &length, sizeof length);
   std::ranges::copy(payload, whole.begin() + sizeof length);
+  const iovec frame{whole.data(), whole.size()};
+  if (auto instead = fault::altered(fault::Flow::frame, stream.fd(), {&frame, 1})) whole = std::move(*instead);
   return write_all(stream, whole.data(), whole.size(), deadline);
 }
 

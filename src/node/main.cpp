@@ -1,5 +1,6 @@
 #include <fcntl.h>
 #include <signal.h>
+#include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "base/log.hpp"
+#include "base/names.hpp"
 #include "node/daemon.hpp"
 #include "node/privileges.hpp"
 #include "node/version.hpp"
@@ -70,10 +72,22 @@ Result<node::Config> read_config(const std::string& path) {
   return node::parse_config("", "defaults");
 }
 
+/// A message's text on one line, without control characters: words of other nodes and of pods are in it.
+class OneLine : public spdlog::custom_flag_formatter {
+ public:
+  void format(const spdlog::details::log_msg& message, const std::tm&, spdlog::memory_buf_t& to) override {
+    for (const char one : message.payload) to.push_back(printable({&one, 1}) ? one : ' ');
+  }
+  [[nodiscard]] std::unique_ptr<custom_flag_formatter> clone() const override { return std::make_unique<OneLine>(); }
+};
+
 void set_up_log(const std::string& level) {
   spdlog::set_default_logger(spdlog::stderr_logger_mt("godwitd"));
+  auto formatter = std::make_unique<spdlog::pattern_formatter>();
+  formatter->add_flag<OneLine>('*');
   // The journal has times of its own.
-  spdlog::set_pattern(std::getenv("JOURNAL_STREAM") != nullptr ? "%l: %v" : "%Y-%m-%d %H:%M:%S.%e %l: %v");
+  formatter->set_pattern(std::getenv("JOURNAL_STREAM") != nullptr ? "%l: %*" : "%Y-%m-%d %H:%M:%S.%e %l: %*");
+  spdlog::set_formatter(std::move(formatter));
   spdlog::set_level(spdlog::level::from_str(level));
   spdlog::flush_on(spdlog::level::debug);
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Runs the fuzz targets. What they find is kept: inputs that reach something new in build/fuzz-corpus/TARGET, those that end a target in
-build/fuzz-found."""
+build/fuzz-found. Or moves pods from and to a node that lies (--migrations)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from harness import BUILD, ROOT, Failure, command  # noqa: E402
+from harness import BUILD, ROOT, Failure, command, run_suite, summary  # noqa: E402
 
 CORPUS = ROOT / "test/fuzz/corpus"
 FOUND = BUILD / "fuzz-found"
@@ -51,12 +51,26 @@ def keep(target: str, grown: pathlib.Path) -> None:
     command([BUILD / "fuzz" / f"fuzz-{target}", "-merge=1", *options(), CORPUS / target, grown], seconds=3600)
 
 
+def migrations(asked) -> int:
+    # Only here: what runs the targets needs no cluster.
+    from migration.mutated import Mutated
+
+    return summary(run_suite(Mutated(asked), None))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev fuzz", description=__doc__)
     parser.add_argument("target", nargs="*", help=f"one of {', '.join(targets())}; all of them without")
     parser.add_argument("--seconds", type=int, default=600, help="for each target (600)")
     parser.add_argument("--keep", action="store_true", help="add what is new and small to test/fuzz/corpus")
+    parser.add_argument("--migrations", type=int, metavar="N", help="instead: until N moves were lied in (test/migration/mutated.py)")
+    parser.add_argument("--seed", type=int, default=1, help="which lies (1)")
+    parser.add_argument("--life", type=int, metavar="N", help="only the moves of pod N: to repeat what was found")
+    parser.add_argument("--liars", type=int, default=6, help="nodes that lie, each in one move at a time (6)")
+    parser.add_argument("--godwitd", help="the daemon of the honest nodes: built with sanitizers, say")
     asked = parser.parse_args()
+    if asked.migrations:
+        return migrations(asked)
     failed = 0
     for target in asked.target or targets():
         if target not in targets():
