@@ -375,7 +375,7 @@ Result<void> Arrival::restart() {
   const auto at = now_ns();
   site_.arrived(pod_);
   (void)control_.send(wire::Type::running, wire::Running{at, watch_.spans()});
-  note("forget the gate", pod_->forget_gate());
+  site_.use([&](pod::Pod& pod) { note("forget the gate", pod.forget_gate()); });
   return {};
 }
 

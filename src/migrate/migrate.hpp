@@ -70,6 +70,9 @@ struct DestinationSite {
   std::function<std::vector<std::string>(const pod::Spec&, const control::Needs&)> decide;
   /// Called once the pod is ours by the store's word, before its first instruction here. It is in place from then on.
   std::function<void(std::shared_ptr<pod::Pod>)> arrived;
+  /// From then on: works on it while nobody else does. Not when its program has ended: it is being torn down then, or
+  /// has been.
+  std::function<void(const std::function<void(pod::Pod&)>&)> use;
   /// When the source is lost, and the store doesn't say whether it has committed before.
   InDoubt in_doubt;
   /// For pages that are still owed when one of the migration's own connections has broken.

@@ -89,7 +89,7 @@ Result<void> Arrival::settle() {
   }
   descriptors_.reset();
   workshop_.reset();
-  (void)pod_->forget("builder");
+  site_.use([](pod::Pod& pod) { (void)pod.forget("builder"); });
   if (!pager_) remove_journal(*pod_);
   fault::reach("destination.settled");
 
@@ -128,10 +128,13 @@ Result<void> Arrival::follow_to_the_end() {
   for (;;) {
     auto message = TRY(control_.receive(std::chrono::minutes(30)));
     switch (static_cast<wire::Type>(message.type)) {
-      case wire::Type::frames:
-        for (const auto& frame : TRY(image::unpack<wire::Frames>(message.payload)).frames)
-          (void)pod_->gate().deliver(frame);
+      case wire::Type::frames: {
+        const auto late = TRY(image::unpack<wire::Frames>(message.payload));
+        site_.use([&](pod::Pod& pod) {
+          for (const auto& frame : late.frames) (void)pod.gate().deliver(frame);
+        });
         break;
+      }
       case wire::Type::bye:
         report_.moved = true;
         return {};

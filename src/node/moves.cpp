@@ -275,6 +275,13 @@ void Moves::incoming(Stream connection, const Sender& sender, const std::string&
             arrived = pods_.arrived(std::move(pod), doubt && doubt->resolved());
             pods_.expect_arrival(-1);
           },
+      .use =
+          [&](const std::function<void(pod::Pod&)>& work) {
+            (void)arrived->with([&](pod::Pod& pod) -> Result<void> {
+              work(pod);
+              return {};
+            });
+          },
       .in_doubt =
           [&](control::Time pause) {
             if (!doubt) doubt = doubts_.doubt(name, peer, true);

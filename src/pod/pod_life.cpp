@@ -202,7 +202,10 @@ Result<void> Pod::destroy(bool keep_files) {
   if (p.port) note(p.port->gate().set(Gate::State::shut));
   note(p.end_init());
   // Nothing of the pod runs. Its namespaces go with our descriptors of them.
-  p.control.reset();
+  {
+    const std::lock_guard lock(p.asking);
+    p.control.reset();
+  }
   p.events.reset();
   p.pidfd.reset();
   if (p.port) note(p.port->remove());

@@ -128,6 +128,7 @@ class MigrateTest : public ::testing::TestWithParam<std::string> {
                                  .store = *store,
                                  .decide = [](const auto&, const auto&) { return std::vector<std::string>(); },
                                  .arrived = [&](std::shared_ptr<pod::Pod> pod) { nodes[to].pod = std::move(pod); },
+                                 .use = [&](const auto& work) { work(*nodes[to].pod); },
                                  .received = [](std::uint64_t) {}};
       received = receive(std::move(*control), accept, site);
     });
