@@ -89,7 +89,7 @@ InheritingMutex::InheritingMutex() {
   pthread_mutexattr_destroy(&attributes);
 }
 
-RaisedPriority RaisedPriority::look(HostPid tid, int priority) {
+RaisedPriority RaisedPriority::look(HostPid tid, int priority, int flags) {
   RaisedPriority thread;
   thread.tid_ = tid;
   const auto found = policy_of(tid);
@@ -97,12 +97,13 @@ RaisedPriority RaisedPriority::look(HostPid tid, int priority) {
   thread.before_ = *found;
   thread.before_.timer_slack = timer_slack_of(tid).value_or(0);
   thread.priority_ = priority;
+  thread.flags_ = flags | (found->policy & SCHED_RESET_ON_FORK);
   return thread;
 }
 
 void RaisedPriority::raise() {
   if (priority_ == 0 || raised_) return;
-  raised_ = set_policy(tid_, {SCHED_FIFO | (before_.policy & SCHED_RESET_ON_FORK), priority_}).has_value();
+  raised_ = set_policy(tid_, {SCHED_FIFO | flags_, priority_}).has_value();
 }
 
 RaisedPriority& RaisedPriority::operator=(RaisedPriority&& other) noexcept {
@@ -110,6 +111,7 @@ RaisedPriority& RaisedPriority::operator=(RaisedPriority&& other) noexcept {
   restore();
   tid_ = other.tid_;
   priority_ = other.priority_;
+  flags_ = other.flags_;
   before_ = other.before_;
   raised_ = std::exchange(other.raised_, false);
   return *this;

@@ -57,11 +57,13 @@ class RaisedPriority {
  public:
   RaisedPriority() = default;
   RaisedPriority(HostPid tid, int priority) : RaisedPriority(look(tid, priority)) { raise(); }
-  /// Reads what the thread has now, and leaves it. To be raised when the time comes: with one system call.
-  static RaisedPriority look(HostPid tid, int priority);
+  /// Reads what the thread has now, and leaves it. To be raised when the time comes: with one system call. `flags`:
+  /// SCHED_RESET_ON_FORK, when what it makes meanwhile isn't to inherit that.
+  static RaisedPriority look(HostPid tid, int priority, int flags = 0);
   RaisedPriority(RaisedPriority&& other) noexcept
       : tid_(other.tid_),
         priority_(other.priority_),
+        flags_(other.flags_),
         before_(other.before_),
         raised_(std::exchange(other.raised_, false)) {}
   RaisedPriority& operator=(RaisedPriority&& other) noexcept;
@@ -74,6 +76,7 @@ class RaisedPriority {
   /// False for a thread that is left alone.
   [[nodiscard]] bool can_be_raised() const { return priority_ > 0; }
   [[nodiscard]] HostPid thread() const { return tid_; }
+  [[nodiscard]] int raised_to() const { return priority_; }
   [[nodiscard]] const Policy& before() const { return before_; }
   /// Puts the old policy back, now. A thread that has died is nothing to restore.
   void restore();
@@ -81,6 +84,7 @@ class RaisedPriority {
  private:
   HostPid tid_{};
   int priority_ = 0;  ///< to be raised to; 0: not at all
+  int flags_ = 0;
   Policy before_;
   bool raised_ = false;
 };

@@ -221,11 +221,11 @@ Result<void> Arrival::raise_ourselves(const wire::Freezing& freezing) {
   TRY(pod_->set_first(freezing.first));
   TRY(pod_->port().add_neighbours(freezing.neighbours));
   for (const auto pid : order_) TRY(make_session(processes_.at(pid.value)));
-  auto journal = Journal::begin(true, site_.move, hello_.from, prepare_.record);
-  journal.add(pod_->init());
-  TRY(write_journal(*pod_, journal));
+  auto init = kernel::RaisedPriority::look(pod_->init(), init_priority, SCHED_RESET_ON_FORK);
+  TRY(pod_->raising({told_of(PodPid{1}, init)}));
   raised_.emplace_back(HostPid{::gettid()}, daemon_priority);
-  raised_.emplace_back(pod_->init(), thread_priority);
+  init.raise();
+  raised_.push_back(std::move(init));
   TRY(workshop_->run([this]() -> Result<void> {
     raised_.emplace_back(HostPid{::gettid()}, daemon_priority);
     return {};

@@ -375,7 +375,10 @@ Result<void> Arrival::restart() {
   const auto at = now_ns();
   site_.arrived(pod_);
   (void)control_.send(wire::Type::running, wire::Running{at, watch_.spans()});
-  site_.use([&](pod::Pod& pod) { note("forget the gate", pod.forget_gate()); });
+  site_.use([&](pod::Pod& pod) {
+    note("forget what was raised", pod.raising({}));
+    note("forget the gate", pod.forget_gate());
+  });
   return {};
 }
 

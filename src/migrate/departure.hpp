@@ -122,7 +122,6 @@ class Departure {
   Result<std::vector<pod::ManifestEntry>> used_files();
   void raise_priorities(const Known&);
   void let_down();
-  Result<void> write_down(const Known&);
   void be_patient(std::chrono::seconds bound);
   void tell(std::string phase);
 

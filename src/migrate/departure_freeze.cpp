@@ -1,5 +1,6 @@
 #include <fcntl.h>
 #include <linux/kcmp.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -54,15 +55,6 @@ void append(std::vector<wire::Ranges>& list, PodPid process, Range range) {
 
 }  // namespace
 
-/// A daemon that dies in the freeze leaves threads raised: whoever takes the pod over finds here what they were.
-Result<void> Departure::write_down(const Known& known) {
-  Journal journal = Journal::begin(false, site_.move, site_.destination, record_);
-  journal.add(pod_.init());
-  for (const auto& process : known.processes)
-    for (const auto& thread : process.threads) journal.add(thread.host);
-  return write_journal(pod_, journal);
-}
-
 void Departure::be_patient(std::chrono::seconds bound) {
   control_->be_patient(bound);
   pages_->be_patient(bound);
@@ -102,7 +94,6 @@ Result<void> Departure::freeze_once() {
     known.last_pid = last;
     known.processes = TRY(read_tree(pod_.init()));
   }
-  TRY(write_down(known));
   objects::SleepClock sleep_clock(clock_);
   for (const auto& process : known.processes)
     for (const auto& thread : process.threads)
@@ -181,16 +172,30 @@ void Departure::let_go() {
 }
 
 void Departure::raise_priorities(const Known& known) {
-  raised_.emplace_back(HostPid{::gettid()}, daemon_priority);
-  raised_.emplace_back(pod_.init(), thread_priority);
+  std::vector<pod::RaisedThread> told;
+  const auto look = [&](PodPid inside, HostPid thread, int priority) {
+    auto found = kernel::RaisedPriority::look(thread, priority, SCHED_RESET_ON_FORK);
+    if (found.can_be_raised()) told.push_back(told_of(inside, found));
+    return found;
+  };
   for (const auto& process : known.processes) {
     for (const auto& thread : process.threads) {
       if (auto scheduling = objects::scheduling_of(thread.host)) scheduling_[thread.host.value] = *scheduling;
       auto& raised = raised_threads_[thread.host.value];
-      raised = kernel::RaisedPriority::look(thread.host, thread_priority);
+      raised = look(thread.pod, thread.host, thread_priority);
       if (raised.can_be_raised()) slack_[thread.host.value] = raised.before().timer_slack;
     }
   }
+  auto init = look(PodPid{1}, pod_.init(), init_priority);
+  if (auto known_to_init = pod_.raising(std::move(told)); !known_to_init) {
+    log::warn("{}: nothing is raised for its freeze, which takes longer: {}", report_.pod,
+              known_to_init.error().message());
+    raised_threads_.clear();
+    return;
+  }
+  raised_.emplace_back(HostPid{::gettid()}, daemon_priority);
+  init.raise();
+  raised_.push_back(std::move(init));
 }
 
 /// Threads of the pod are as the program wants them again, before they run.
@@ -526,6 +531,7 @@ void Departure::give_up(const Error& why) {
     if (!released) log::error("{}: the network stays held: {}", report_.pod, released.error().message());
     holding_ = false;
   }
+  (void)pod_.raising({});
   if (was_frozen) report_.pauses_us.push_back(static_cast<std::uint64_t>(now_ns() - stopped_at_) / 1000);
   bool left = false;
   for (auto& [host, leaving] : processes_) {

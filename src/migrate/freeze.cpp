@@ -195,6 +195,11 @@ Result<std::vector<FrozenProcess>> try_freeze(HostPid init, const Known& known, 
 
 }  // namespace
 
+pod::RaisedThread told_of(PodPid tid, const kernel::RaisedPriority& thread) {
+  const auto& before = thread.before();
+  return {tid.value, thread.raised_to(), before.policy, before.priority, before.timer_slack};
+}
+
 std::int64_t now_ns() {
   timespec now{};
   ::clock_gettime(CLOCK_MONOTONIC, &now);

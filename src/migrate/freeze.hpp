@@ -6,14 +6,20 @@
 
 #include "base/ids.hpp"
 #include "base/result.hpp"
+#include "kernel/priority.hpp"
 #include "kernel/tracee.hpp"
 #include "migrate/tree.hpp"
+#include "pod/raised_threads.hpp"
 
 namespace godwit::migrate {
 
 /// SCHED_FIFO, for the freeze: we above the pod's threads. Steps of ours inside a thread run at the thread's own
-/// priority: with other load, milliseconds instead of microseconds.
-inline constexpr int daemon_priority = 30, thread_priority = 20;
+/// priority: with other load, milliseconds instead of microseconds. The pod's init, which lets them down should we die,
+/// gets a processor before them.
+inline constexpr int daemon_priority = 30, init_priority = 25, thread_priority = 20;
+
+/// What the pod's init is told of a thread before it is raised.
+pod::RaisedThread told_of(PodPid tid, const kernel::RaisedPriority&);
 
 /// A stopped thread of the pod.
 struct FrozenThread {

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
-#include <sched.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -15,7 +14,6 @@
 #include "base/log.hpp"
 #include "kernel/gadget_x86_64.hpp"
 #include "kernel/pidfd.hpp"
-#include "kernel/priority.hpp"
 #include "kernel/procfs.hpp"
 #include "kernel/remote.hpp"
 #include "migrate/tracking.hpp"
@@ -38,7 +36,8 @@ std::vector<HostPid> processes_of(pod::Pod& pod) {
   return found ? std::move(*found) : std::vector<HostPid>{};
 }
 
-// --- sockets and threads ---------------------------------------------------------------------------------------------
+// --- sockets
+// ----------------------------------------------------------------------------------------------------------
 
 /// Whether it was in repair mode. One that has arrived tells its peer its window, as it would have after the commit;
 /// one that never left stays silent.
@@ -69,30 +68,6 @@ void recover_sockets(pod::Pod& pod, bool arrived) {
     }
   }
   if (found > 0) log::info("{}: {} connections were in repair mode", pod.spec().name, found);
-}
-
-void recover_threads(pod::Pod& pod, const Journal& journal) {
-  std::set<pid_t> ours{pod.init().value};
-  for (const HostPid process : processes_of(pod))
-    for (const HostPid thread : kernel::list_threads(process).value_or(std::vector<HostPid>{}))
-      ours.insert(thread.value);
-  std::size_t found = 0;
-  for (const auto& before : journal.threads) {
-    if (!ours.contains(before.tid)) continue;
-    const HostPid tid{before.tid};
-    const auto stat = kernel::read_stat(tid);
-    const auto now = kernel::policy_of(tid);
-    // Only what we have done is undone: a thread that has changed its policy since knows what it wants.
-    if (!stat || stat->start_time != before.start_time || !now || (now->policy & ~SCHED_RESET_ON_FORK) != SCHED_FIFO ||
-        now->priority != thread_priority)
-      continue;
-    const kernel::Policy wanted{before.policy, before.priority, before.timer_slack};
-    auto back = kernel::set_policy(tid, wanted);
-    if (back && wanted.timer_slack != 0) back = kernel::set_timer_slack(tid, wanted.timer_slack);
-    if (!back) log::error("{}: {}", pod.spec().name, back.error().message());
-    ++found;
-  }
-  if (found > 0) log::info("{}: {} threads were in the freeze's real-time class", pod.spec().name, found);
 }
 
 // --- the gadget ------------------------------------------------------------------------------------------------------
@@ -135,16 +110,7 @@ Journal Journal::begin(bool arriving, const std::string& move, const std::string
           .peer = peer,
           .record = record,
           .gadget = Bytes(code.begin(), code.end()),
-          .gadget_size = kernel::Gadget::full_size(),
-          .threads = {}};
-}
-
-void Journal::add(HostPid thread) {
-  const auto stat = kernel::read_stat(thread);
-  const auto policy = kernel::policy_of(thread);
-  if (!stat || !policy) return;
-  threads.push_back(
-      {thread.value, stat->start_time, policy->policy, policy->priority, kernel::timer_slack_of(thread).value_or(0)});
+          .gadget_size = kernel::Gadget::full_size()};
 }
 
 Result<void> write_journal(const pod::Pod& pod, const Journal& journal) {
@@ -187,7 +153,6 @@ void remove_journal(const pod::Pod& pod) {
 
 void recover_frozen(pod::Pod& pod, const Journal& journal) {
   recover_sockets(pod, journal.arriving);
-  recover_threads(pod, journal);
 }
 
 bool recover_running(pod::Pod& pod, const Journal& journal) {

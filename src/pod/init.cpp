@@ -82,7 +82,7 @@ Result<void> Init::prepare() {
 
 void Init::live() {
   auto prepared = prepare();
-  const auto connection = std::make_shared<Connection>(Connection{std::move(control_), true, false});
+  const auto connection = std::make_shared<Connection>(Connection{std::move(control_), true, false, {}});
   if (!prepared) {
     answer(connection, 0, {to_response(std::move(prepared).error()), {}, {}});
     _exit(1);
@@ -133,11 +133,13 @@ std::vector<Watch> Init::watches() {
 void Init::accept() {
   Fd socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
   if (!socket || connections_.size() >= connections_limit) return;
-  connections_.push_back(std::make_shared<Connection>(Connection{std::move(socket), false, false}));
+  connections_.push_back(std::make_shared<Connection>(Connection{std::move(socket), false, false, {}}));
 }
 
 void Init::close(const ConnectionPointer& connection) {
   connection->socket.reset();
+  // Its daemon has died within a freeze: busy threads would keep everybody off their processors, the next daemon too.
+  let_down(std::exchange(connection->raised, {}));
   // Whoever was making this pod has died. With us dies everything in the pod.
   if (connection->creator && !kept_) _exit(0);
 }
@@ -149,7 +151,7 @@ void Init::serve(const ConnectionPointer& connection) {
     if (message.error().kind != ErrorKind::busy) close(connection);
     return;
   }
-  const auto request = image::unpack<Request>(message->bytes);
+  auto request = image::unpack<Request>(message->bytes);
   if (!request) {
     close(connection);
     return;

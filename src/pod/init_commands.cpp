@@ -44,7 +44,7 @@ Response Init::life() const {
   return response;
 }
 
-Result<std::optional<Reply>> Init::execute(const Request& request, std::vector<Fd>& descriptors,
+Result<std::optional<Reply>> Init::execute(Request& request, std::vector<Fd>& descriptors,
                                            const ConnectionPointer& connection) {
   Reply reply;
   switch (static_cast<Command>(request.command)) {
@@ -76,6 +76,9 @@ Result<std::optional<Reply>> Init::execute(const Request& request, std::vector<F
       if (descriptors.size() != 1) return fail(ErrorKind::invalid, "a subscription without its socket");
       subscriber_ = std::move(descriptors.front());
       if (ended_ && std::ranges::none_of(events_, &Event::last)) events_.push_back({first_, status_, true});
+      return reply;
+    case Command::raising:
+      connection->raised = std::move(request.raised);
       return reply;
     case Command::end:
       end(connection, request.sequence);

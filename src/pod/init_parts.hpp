@@ -34,8 +34,9 @@ class Init {
  private:
   struct Connection {
     Fd socket;
-    bool creator = false;  ///< the one that a fleeting init lives as long as
-    bool waiting = false;  ///< for a launch; nothing more is read until it is answered
+    bool creator = false;              ///< the one that a fleeting init lives as long as
+    bool waiting = false;              ///< for a launch; nothing more is read until it is answered
+    std::vector<RaisedThread> raised;  ///< by whoever is at the other end
   };
   struct Launching {
     Launched launched;
@@ -52,7 +53,7 @@ class Init {
   void serve(const ConnectionPointer&);
   void close(const ConnectionPointer&);
   /// nullopt: the answer comes later.
-  Result<std::optional<Reply>> execute(const Request&, std::vector<Fd>& descriptors, const ConnectionPointer&);
+  Result<std::optional<Reply>> execute(Request&, std::vector<Fd>& descriptors, const ConnectionPointer&);
   Result<std::optional<Reply>> execute_on_deposits(const Request&, std::vector<Fd>& descriptors);
   Result<std::optional<Reply>> execute_on_streams(const Request&);
   Result<std::optional<Reply>> execute_on_executions(const Request&, std::vector<Fd>& descriptors);

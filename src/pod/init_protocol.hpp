@@ -9,6 +9,7 @@
 #include "pod/channel.hpp"
 #include "pod/execution.hpp"
 #include "pod/log_segments.hpp"
+#include "pod/raised_threads.hpp"
 #include "pod/spec.hpp"
 
 /// What is said between the daemon, the zygote and a pod's init. Messages are MessagePack maps with named fields, so
@@ -72,6 +73,7 @@ enum class Command : std::uint8_t {
   execution,     ///< names[0] -> executions[0]
   restore,       ///< execution: it is so from here on
   close,         ///< names[0]: an execution; its streams break, its terminal hangs up
+  raising,       ///< raised: what is let down when this connection ends; none: nothing
 };
 
 struct Request {
@@ -85,7 +87,8 @@ struct Request {
   int number = 0;
   std::uint64_t place = 0;
   Execution execution;
-  MSGPACK_DEFINE_MAP(sequence, command, names, program, user, capabilities, pid, number, place, execution)
+  std::vector<RaisedThread> raised;
+  MSGPACK_DEFINE_MAP(sequence, command, names, program, user, capabilities, pid, number, place, execution, raised)
 };
 
 struct Response {

@@ -227,6 +227,13 @@ Result<std::vector<std::string>> Pod::deposits(const std::string& prefix) {
   return TRY(parts_->ask(Command::list, named(prefix))).response.names;
 }
 
+Result<void> Pod::raising(std::vector<RaisedThread> threads) {
+  Request request;
+  request.raised = std::move(threads);
+  TRY(parts_->ask(Command::raising, std::move(request)));
+  return {};
+}
+
 Result<void> Pod::flush() {
   TRY(parts_->ask(Command::flush));
   return {};

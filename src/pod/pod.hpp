@@ -14,6 +14,7 @@
 #include "pod/gate.hpp"
 #include "pod/log_segments.hpp"
 #include "pod/namespaces.hpp"
+#include "pod/raised_threads.hpp"
 #include "pod/spec.hpp"
 
 namespace godwit::pod {
@@ -137,6 +138,9 @@ class Pod {
   Result<void> forget(const std::string& name);
   /// Names of all whose name begins so.
   Result<std::vector<std::string>> deposits(const std::string& prefix);
+  /// Threads that are about to be raised: should we die, the init lets them down. None: they are what they were again.
+  /// `invalid` when the init is an earlier version's, which doesn't know how.
+  Result<void> raising(std::vector<RaisedThread>);
   /// Asks the init to take all that stands in the streams now, and to end the current log segment.
   Result<void> flush();
   [[nodiscard]] std::string log_directory() const;  ///< of segments, see log_segments.hpp

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -76,6 +77,15 @@ class Faults(Suite):
             marks[proc.inner_pid(pid)] = (code, threads)
         return marks
 
+    def _let_down(self, pod: str) -> None:
+        """While there is no daemon its threads aren't in the freeze's real-time class any more."""
+
+        def none_raised():
+            with contextlib.suppress(OSError):  # one has just ended
+                return all(policy != os.SCHED_FIFO for _, threads in self._marks(pod).values() for policy, *_ in threads)
+
+        wait_for(f"the threads of {pod} to be let down", none_raised, 10)
+
     def _finish(self, pod: str, node: str) -> None:
         self.cluster.signal(pod, "TERM", node)
         code = self.cluster.wait_exit(pod)
@@ -120,10 +130,16 @@ class Faults(Suite):
 
     def _kill(self, side: str, phase: str, strategy: str) -> dict:
         node = "b" if side == "source" else "c"
+        pod = f"{side}-dies-in-{phase}"
+
+        def restore():
+            if node == "b" and self.cluster.processes(pod):
+                self._let_down(pod)
+            self.cluster.daemon("start", node)
+
         # From the restart on the pod is the destination's; what the kill meets in between is either's, but never both's.
         places = {"freeze": ("b", "c"), "restart": ("b", "c"), "drain": ("c",)}.get(phase, ("b",))
-        return self._interfere(f"{side}-dies-in-{phase}", phase, strategy, lambda: self.cluster.daemon("kill", node),
-                               lambda: self.cluster.daemon("start", node), places)
+        return self._interfere(pod, phase, strategy, lambda: self.cluster.daemon("kill", node), restore, places)
 
     def _cut(self, phase: str, strategy: str) -> dict:
         # While the pod stands still two seconds without a sign of the other node are enough.

@@ -44,8 +44,7 @@ WRONG_S = {"clock-source": 24 * 3600, "clock-destination": -24 * 3600}
 LATE_S = 7
 
 
-# All of it takes hours one by one, most of them waiting. A pod whose daemon is killed in the freeze takes a processor for itself until the next one is
-# there: as many at a time as leave half of them.
+# All of it takes hours one by one, most of them waiting.
 ALL = os.environ.get("GODWIT_MATRIX") == "all"
 JOBS = max(1, os.cpu_count() // 2) if ALL else 1
 

@@ -72,18 +72,16 @@ class Sessions(Suite):
                 process.end()
             self.cluster.remove(pod)
 
-    def _input(self):
-        pod = "eater"
-        program = "import sys\nfor line in sys.stdin: print(line.strip(), flush=True)\nprint('the end', flush=True)"
-        words = self.cluster.exec_words("a", "godwit", "run", "-i", "--name", pod, "--", "python3", "-c", program)
+    def _fed(self, pod: str, words: list, code: int) -> None:
+        """Lines go into a program that repeats them and says when there are no more, while its pod goes around: all of them come back."""
         sent, moved = [], threading.Event()
-        with open(self.directory / "eaten", "wb") as output:
+        with open(self.directory / pod, "wb") as output:
             run = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT)
 
         def feed():
             while not moved.is_set():
-                line = f"line {len(sent)} {'x' * (len(sent) % 500)}\n"
-                run.stdin.write(line.encode())
+                line = f"line {len(sent)} {'x' * (len(sent) % 500)}."
+                run.stdin.write(line.encode() + b"\n")
                 run.stdin.flush()
                 sent.append(line)
                 time.sleep(0.0005)
@@ -95,9 +93,8 @@ class Sessions(Suite):
             feeder.start()
             self._round(pod)
             moved.set()
-            expect("exit code", run.wait(30), 0)
-            got = (self.directory / "eaten").read_text().splitlines()
-            wanted = [line.strip() for line in sent] + ["the end"]
+            expect("exit code", run.wait(30), code)
+            got, wanted = (self.directory / pod).read_text().splitlines(), [*sent, "the end"]
             for number, (one, other) in enumerate(zip(got, wanted)):
                 if one != other:
                     raise Failure(f"line {number} of {len(wanted)} is {one[:60]!r} instead of {other[:60]!r}")
@@ -107,6 +104,10 @@ class Sessions(Suite):
             run.kill()
             run.wait()
             self.cluster.remove(pod)
+
+    def _input(self):
+        program = "import sys\nfor line in sys.stdin: print(line.strip(), flush=True)\nprint('the end', flush=True)"
+        self._fed("eater", self.cluster.exec_words("a", "godwit", "run", "-i", "--name", "eater", "--", "python3", "-c", program), 0)
 
     def _terminal(self):
         pod = "shell"
@@ -270,37 +271,8 @@ class Sessions(Suite):
             self.cluster.remove(pod)
 
     def _exec_input(self):
-        pod = "pipeline"
-        self.cluster.run("a", pod, ["sleep", "1000"])
-        sent, moved = [], threading.Event()
-        words = self.cluster.exec_words("c", "godwit", "exec", "-i", pod, "--", "sh", "-c", "cat; echo the end; exit 3")
-        with open(self.directory / "piped", "wb") as output:
-            run = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT)
-
-        def feed():
-            while not moved.is_set():
-                line = f"line {len(sent)} {'x' * (len(sent) % 500)}"
-                run.stdin.write(line.encode() + b"\n")
-                run.stdin.flush()
-                sent.append(line)
-                time.sleep(0.0005)
-            run.stdin.close()
-
-        feeder = threading.Thread(target=feed, daemon=True)
-        try:
-            feeder.start()
-            self._round(pod)
-            moved.set()
-            expect("exit code", run.wait(30), 3)
-            got = (self.directory / "piped").read_text().splitlines()
-            expect("the last line", got[-1], "the end")
-            if got[:-1] != sent:
-                raise Failure(f"{len(got) - 1} lines came back, {len(sent)} were sent")
-        finally:
-            moved.set()
-            run.kill()
-            run.wait()
-            self.cluster.remove(pod)
+        self.cluster.run("a", "pipeline", ["sleep", "1000"])
+        self._fed("pipeline", self.cluster.exec_words("c", "godwit", "exec", "-i", "pipeline", "--", "sh", "-c", "cat; echo the end; exit 3"), 3)
 
     def _exec_both_ways(self):
         """Much of it in both directions at once: neither waits for the other."""

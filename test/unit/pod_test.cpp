@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -22,133 +23,12 @@
 #include <sstream>
 
 #include "kernel/netlink.hpp"
-#include "kernel/procfs.hpp"
+#include "kernel/priority.hpp"
 #include "pod/workshop.hpp"
-#include "pod/zygote.hpp"
+#include "pod_fixture.hpp"
 
 namespace godwit::pod {
 namespace {
-
-constexpr int limit_ms = 20'000;
-
-/// A node in miniature: directories and a cgroup of its own, pods without a network.
-class PodTest : public ::testing::Test {
- protected:
-  static void SetUpTestSuite() {
-    if (geteuid() != 0) return;
-    auto started = Zygote::start();
-    ASSERT_TRUE(started) << started.error().message();
-    zygote = std::make_unique<Zygote>(std::move(*started));
-  }
-  static void TearDownTestSuite() { zygote.reset(); }
-
-  void SetUp() override {
-    if (geteuid() != 0) GTEST_SKIP() << "pods need root";
-    char pattern[] = "/var/tmp/godwit-pod-test-XXXXXX";
-    ASSERT_NE(mkdtemp(pattern), nullptr);
-    base = pattern;
-    site.node = "here";
-    site.state_dir = base + "/state";
-    site.run_dir = base + "/run";
-    site.cgroup = cgroup_root() + "/godwit-test-" + std::to_string(getpid());
-    site.zygote = zygote.get();
-    std::filesystem::create_directories(site.state_dir);
-    std::filesystem::create_directories(site.run_dir);
-    ASSERT_EQ(mkdir(site.cgroup.c_str(), 0755), 0) << site.cgroup;
-  }
-
-  void TearDown() override {
-    if (base.empty()) return;
-    EXPECT_TRUE(!std::filesystem::exists(site.state_dir + "/pods") ||
-                std::filesystem::is_empty(site.state_dir + "/pods"));
-    EXPECT_TRUE(!std::filesystem::exists(site.run_dir + "/pods") || std::filesystem::is_empty(site.run_dir + "/pods"));
-    std::ifstream mounts("/proc/self/mountinfo");
-    for (std::string line; std::getline(mounts, line);) EXPECT_EQ(line.find(base), std::string::npos) << line;
-    rmdir((site.cgroup + "/pods").c_str());
-    EXPECT_EQ(rmdir(site.cgroup.c_str()), 0) << "a pod's cgroup is left";
-    std::filesystem::remove_all(base);
-  }
-
-  static std::string cgroup_root() {
-    std::ifstream mounts("/proc/self/mountinfo");
-    for (std::string line; std::getline(mounts, line);) {
-      std::istringstream fields(line);
-      std::string skip, mount;
-      fields >> skip >> skip >> skip >> skip >> mount;
-      if (line.find(" - cgroup2 ") != std::string::npos) return mount;
-    }
-    return "/sys/fs/cgroup";
-  }
-
-  static Spec shell(const std::string& script) {
-    Spec spec;
-    spec.name = "p";
-    spec.id = "0123456789abcdef";
-    spec.hostname = "swan";
-    spec.network.mac = "02:00:00:00:00:05";
-    spec.program.arguments = {"/bin/sh", "-c", script};
-    return spec;
-  }
-
-  std::unique_ptr<Pod> create(const Spec& spec, const std::optional<Pod::Arrival>& arrival = {}) {
-    auto pod = Pod::create(site, spec, arrival);
-    EXPECT_TRUE(pod) << pod.error().message();
-    return pod ? std::move(*pod) : nullptr;
-  }
-
-  static std::unique_ptr<Pod> run(std::unique_ptr<Pod> pod) {
-    if (!pod) return nullptr;
-    auto started = pod->start(pod->spec().program);
-    EXPECT_TRUE(started) << started.error().message();
-    return pod;
-  }
-
-  /// How the pod has ended, as waitpid gives it; -1 when it hasn't.
-  static int await_end(Pod& pod) {
-    pollfd watched{pod.events_fd(), POLLIN, 0};
-    EXPECT_EQ(poll(&watched, 1, limit_ms), 1) << "it hasn't ended";
-    const auto end = pod.next_end();
-    EXPECT_TRUE(end) << end.error().message();
-    return end && *end ? **end : -1;
-  }
-
-  static std::string output(const Pod& pod, FrameKind kind = FrameKind::output) {
-    LogPosition position;
-    const auto frames = read_log(pod.log_directory(), position);
-    EXPECT_TRUE(frames) << frames.error().message();
-    std::string text;
-    for (const Frame& frame : *frames)
-      if (frame.kind == kind) text.append(frame.bytes.begin(), frame.bytes.end());
-    return text;
-  }
-
-  /// Runs a script to its end; what it wrote to stdout.
-  std::string result_of(const std::string& script) {
-    auto pod = run(create(shell(script)));
-    if (!pod) return "";
-    EXPECT_GE(await_end(*pod), 0);
-    auto text = output(*pod);
-    EXPECT_TRUE(pod->destroy());
-    return text;
-  }
-
-  static void await(const std::function<bool()>& condition) {
-    for (int waited = 0; !condition(); ++waited) {
-      ASSERT_LT(waited, limit_ms) << "what was waited for didn't happen";
-      poll(nullptr, 0, 1);
-    }
-  }
-
-  std::string base;
-  Site site;
-  static std::unique_ptr<Zygote> zygote;
-};
-std::unique_ptr<Zygote> PodTest::zygote;
-
-bool runs(HostPid process) {
-  const auto stat = kernel::read_stat(process);
-  return stat && stat->state != 'Z';
-}
 
 TEST_F(PodTest, RunsAProgramAndKeepsItsOutputAndStatus) {
   auto pod = run(create(shell("echo hi; echo oh >&2; exit 3")));
@@ -423,69 +303,6 @@ TEST_F(PodTest, KeepsDescriptors) {
   EXPECT_TRUE(pod->destroy());
 }
 
-/// Reads an execution's streams.
-struct Reader {
-  Fd ours;
-  Bytes received;
-  std::string text;
-  std::uint64_t place = 0;  ///< bytes of frames so far
-  std::optional<int> status;
-
-  static Reader of(Pod& pod, const std::string& execution, std::uint64_t from = 0) {
-    Reader reader;
-    int ends[2];
-    EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
-    reader.ours = Fd(ends[0]);
-    reader.place = from;
-    const Fd theirs(ends[1]);
-    const auto attached = pod.attach(execution, from, theirs.get());
-    EXPECT_TRUE(attached) << attached.error().message();
-    return reader;
-  }
-  void say_delivered() const {
-    Bytes frame;
-    append_frame(frame, FrameKind::delivered, encode_delivered(place));
-    EXPECT_EQ(write(ours.get(), frame.data(), frame.size()), static_cast<ssize_t>(frame.size()));
-  }
-  /// False at the end of the connection.
-  bool receive() {
-    pollfd watched{ours.get(), POLLIN, 0};
-    EXPECT_EQ(poll(&watched, 1, limit_ms), 1) << "nothing came; so far: " << text;
-    std::uint8_t part[4096];
-    const ssize_t got = watched.revents != 0 ? read(ours.get(), part, sizeof part) : 0;
-    if (got <= 0) return false;
-    received.insert(received.end(), part, part + got);
-    Frame frame;
-    while (*take_frame(received, frame)) {
-      if (frame.kind == FrameKind::exit) {
-        status = *decode_status(frame);
-        continue;
-      }
-      place += frame_header + frame.bytes.size();
-      text.append(frame.bytes.begin(), frame.bytes.end());
-    }
-    return true;
-  }
-  void expect(const std::string& wanted) {
-    while (text.find(wanted) == std::string::npos) ASSERT_TRUE(receive()) << text;
-  }
-  int end() {
-    while (!status && receive()) {
-    }
-    return status.value_or(-1);
-  }
-};
-
-Program script(const std::string& text) {
-  Program program;
-  program.arguments = {"sh", "-c", text};
-  return program;
-}
-
-void type(const Pod& pod, const Fd& into, const std::string& text) {
-  ASSERT_EQ(write(into.get(), text.data(), text.size()), static_cast<ssize_t>(text.size())) << pod.spec().name;
-}
-
 TEST_F(PodTest, TakesInput) {
   auto spec = shell("read line; echo got $line; cat; exit 5");
   spec.program.input = true;
@@ -518,128 +335,6 @@ TEST_F(PodTest, GivesATerminal) {
   EXPECT_EQ(await_end(*pod), SIGINT);
   EXPECT_EQ(output(*pod, FrameKind::terminal), "/dev/pts/0\r\nhello\r\n33 77\r\n[hello]\r\n");
   EXPECT_EQ(pod->streams()->count("terminal"), 1u);
-  EXPECT_TRUE(pod->destroy());
-}
-
-TEST_F(PodTest, StartsProgramsBesideTheFirst) {
-  auto pod = run(create(shell("sleep 1000")));
-  ASSERT_TRUE(pod);
-  auto program = script("echo $VALUE in $PWD; exit 9");
-  program.environment = {"VALUE=beside"};
-  program.directory = "/usr";
-  const auto started = pod->execute("1f", program);
-  ASSERT_TRUE(started) << started.error().message();
-  auto reader = Reader::of(*pod, "1f");
-  EXPECT_EQ(WEXITSTATUS(reader.end()), 9);
-  EXPECT_EQ(reader.text, "beside in /usr\n");
-  EXPECT_EQ(pod->execution("1f")->process, started->pid.value);
-  EXPECT_FALSE(pod->execute("1f", program)) << "the name is taken";
-  ASSERT_TRUE(pod->close("1f"));
-  EXPECT_EQ(pod->execution("1f").error().kind, ErrorKind::not_found);
-
-  // With a terminal of its own.
-  program.arguments = {"tty"};
-  program.terminal = true;
-  ASSERT_TRUE(pod->execute("20", program));
-  auto terminal = Reader::of(*pod, "20");
-  EXPECT_EQ(terminal.end(), 0);
-  EXPECT_EQ(terminal.text, "/dev/pts/0\r\n");
-
-  program.arguments = {"/no/such/program"};
-  EXPECT_EQ(pod->execute("21", program).error().code, ENOENT);
-  EXPECT_EQ(pod->executions()->size(), 1u) << "of one that never began nothing is left";
-  EXPECT_FALSE(pod->execute("../x", program));
-
-  // They end with the pod, and their readers hear it.
-  ASSERT_TRUE(pod->execute("22", script("sleep 1000")));
-  auto last = Reader::of(*pod, "22");
-  EXPECT_TRUE(pod->signal(SIGTERM));
-  EXPECT_EQ(await_end(*pod), SIGTERM);
-  EXPECT_EQ(last.end(), SIGKILL);
-  EXPECT_TRUE(pod->destroy());
-}
-
-TEST_F(PodTest, KeepsTheOutputOfAnExecutionUntilItIsDelivered) {
-  auto pod = run(create(shell("sleep 1000")));
-  ASSERT_TRUE(pod);
-  auto program = script("echo one; read line; echo $line; cat");
-  program.input = true;
-  ASSERT_TRUE(pod->execute("a", program));
-  auto reader = Reader::of(*pod, "a");
-  reader.expect("one\n");
-  // Nobody has said that it is there: the next reader gets it again.
-  reader = Reader::of(*pod, "a");
-  reader.expect("one\n");
-  reader.say_delivered();
-  await([&] { return pod->execution("a")->begin == reader.place; });
-  {
-    const auto writer = pod->withdraw("a/stdin-writer");
-    ASSERT_TRUE(writer);
-    type(*pod, *writer, "two\n");
-  }
-  auto next = Reader::of(*pod, "a", reader.place);
-  next.expect("two\n");
-  EXPECT_EQ(next.text, "two\n");
-  ASSERT_TRUE(pod->forget("a/stdin-writer"));
-  EXPECT_EQ(next.end(), 0);
-  const Fd null(open("/dev/null", O_RDWR | O_CLOEXEC));
-  EXPECT_FALSE(pod->attach("a", 0, null.get())) << "that has been forgotten";
-  EXPECT_TRUE(pod->destroy());
-}
-
-TEST_F(PodTest, HoldsUpAnExecutionThatNobodyReads) {
-  auto pod = run(create(shell("sleep 1000")));
-  ASSERT_TRUE(pod);
-  // Four MiB, and a sign that all of it has been taken.
-  ASSERT_TRUE(pod->execute("a", script("head -c 4194304 /dev/zero; touch /written")));
-  await([&] { return pod->execution("a")->output.size() >= 256 * KiB; });
-  std::this_thread::sleep_for(std::chrono::milliseconds(200));
-  EXPECT_LT(pod->execution("a")->output.size(), 512 * KiB);
-  EXPECT_FALSE(std::filesystem::exists(pod->upper() + "/written"));
-  auto reader = Reader::of(*pod, "a");
-  while (!reader.status && reader.receive()) reader.say_delivered();
-  EXPECT_EQ(reader.status, 0);
-  EXPECT_EQ(reader.text, std::string(4194304, '\0'));
-  EXPECT_TRUE(std::filesystem::exists(pod->upper() + "/written"));
-  EXPECT_TRUE(pod->destroy());
-}
-
-TEST_F(PodTest, AnExecutionHangsUpWhenItIsClosed) {
-  auto pod = run(create(shell("exec sleep 1000")));
-  ASSERT_TRUE(pod);
-  auto program = script("trap 'touch /hung-up; exit' HUP; echo ready; while :; do sleep 0.01; done");
-  program.terminal = true;
-  ASSERT_TRUE(pod->execute("a", program));
-  ASSERT_TRUE(pod->execute("b", script("while echo x; do sleep 0.01; done")));
-  auto reader = Reader::of(*pod, "a");
-  reader.expect("ready");
-  ASSERT_TRUE(pod->close("a"));
-  ASSERT_TRUE(pod->close("b"));
-  await([&] { return pod->workload().processes()->size() == 1; });
-  EXPECT_TRUE(std::filesystem::exists(pod->upper() + "/hung-up"));
-  EXPECT_TRUE(pod->executions()->empty());
-  EXPECT_TRUE(pod->destroy());
-}
-
-TEST_F(PodTest, AnExecutionIsRestored) {
-  auto pod = run(create(shell("sleep 1000")));
-  ASSERT_TRUE(pod);
-  Execution execution{.id = "a", .process = 4711, .input = true};
-  ASSERT_TRUE(pod->restore(execution));
-  EXPECT_EQ(pod->streams("a")->size(), 3u);
-  EXPECT_EQ(pod->streams("a")->count("a/stdin"), 1u);
-  execution.begin = 100;
-  append_frame(execution.output, FrameKind::output, Bytes{'h', 'i'});
-  execution.input_ended = execution.ended = true;
-  execution.status = SIGKILL;
-  ASSERT_TRUE(pod->restore(execution));
-  const auto found = pod->execution("a");
-  ASSERT_TRUE(found);
-  EXPECT_TRUE(found->input_ended);
-  EXPECT_EQ(found->output, execution.output);
-  auto reader = Reader::of(*pod, "a", 100);
-  EXPECT_EQ(reader.end(), SIGKILL);
-  EXPECT_EQ(reader.text, "hi");
   EXPECT_TRUE(pod->destroy());
 }
 
@@ -714,6 +409,37 @@ TEST_F(PodTest, OutlivesTheDaemonAndIsAdopted) {
   ASSERT_TRUE(adopted);
   ASSERT_EQ(adopted->size(), 1u);
   EXPECT_EQ(WEXITSTATUS(await_end(*adopted->front())), 6);
+  EXPECT_TRUE(adopted->front()->destroy());
+}
+
+TEST_F(PodTest, LetsDownWhatADeadDaemonHasRaised) {
+  const std::string note = base + "/note";
+  constexpr int raised_to = 20;
+  constexpr std::uint64_t slack = 70'000;
+  in_a_daemon_that_dies([&] {
+    auto own = Zygote::start();
+    site.zygote = &*own;
+    auto pod = Pod::create(site, shell("exec sleep 1000"));
+    const auto started = pod ? (*pod)->start((*pod)->spec().program) : Result<Started>();
+    const auto other = pod ? (*pod)->stub(PodPid{33}) : Result<Stub>();
+    if (!started || !other) _exit(1);
+    const HostPid first = started->process;
+    if (!kernel::set_policy(first, {SCHED_BATCH, 0}) || !kernel::set_timer_slack(first, slack)) _exit(2);
+    std::vector<RaisedThread> told{{started->pid.value, raised_to, SCHED_BATCH, 0, slack},
+                                   {33, raised_to, SCHED_OTHER, 0, slack}};
+    if (!(*pod)->raising(told)) _exit(3);
+    if (!kernel::set_policy(first, {SCHED_FIFO | SCHED_RESET_ON_FORK, raised_to})) _exit(4);
+    if (!kernel::set_policy(other->process, {SCHED_FIFO, raised_to + 1})) _exit(5);
+    std::ofstream(note) << first.value << ' ' << other->process.value;
+  });
+  pid_t first = 0, other = 0;
+  std::ifstream(note) >> first >> other;
+  await([&] { return kernel::timer_slack_of(HostPid{first}).value_or(0) == slack; });
+  EXPECT_EQ(*kernel::policy_of(HostPid{first}), (kernel::Policy{SCHED_BATCH, 0}));
+  EXPECT_EQ(*kernel::policy_of(HostPid{other}), (kernel::Policy{SCHED_FIFO, raised_to + 1})) << "that was its own will";
+  auto adopted = Pod::adopt_all(site);
+  ASSERT_TRUE(adopted);
+  ASSERT_EQ(adopted->size(), 1u);
   EXPECT_TRUE(adopted->front()->destroy());
 }
 
