@@ -257,13 +257,15 @@ class Walker {
   std::uint64_t direct_ = 0;
 };
 
+/// The only one, made when it is first needed.
+std::mutex walker_mutex;
+std::unique_ptr<Walker> only_walker;
+
 template <typename Read>
 auto with_walker(Read read) -> decltype(read(std::declval<Walker&>())) {
-  static std::mutex mutex;
-  static std::unique_ptr<Walker> walker;
-  const std::scoped_lock lock(mutex);
-  if (!walker) walker = TRY(Walker::open());
-  return read(*walker);
+  const std::scoped_lock lock(walker_mutex);
+  if (!only_walker) only_walker = TRY(Walker::open());
+  return read(*only_walker);
 }
 
 }  // namespace

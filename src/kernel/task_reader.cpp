@@ -383,13 +383,15 @@ class Tasks {
   std::uint64_t user_ns_ = 0;
 };
 
+/// The only one, made when it is first needed.
+std::mutex tasks_mutex;
+std::unique_ptr<Tasks> only_tasks;
+
 template <typename Read>
 auto with_tasks(Read read) -> decltype(read(std::declval<Tasks&>())) {
-  static std::mutex mutex;
-  static std::unique_ptr<Tasks> tasks;
-  const std::scoped_lock lock(mutex);
-  if (!tasks) tasks = TRY(Tasks::open());
-  return read(*tasks);
+  const std::scoped_lock lock(tasks_mutex);
+  if (!only_tasks) only_tasks = TRY(Tasks::open());
+  return read(*only_tasks);
 }
 
 }  // namespace

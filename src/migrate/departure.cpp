@@ -398,9 +398,10 @@ Result<void> Departure::begin_round(std::uint32_t number) {
   return {};
 }
 
-Result<void> Departure::end_round(std::uint32_t number, const Sent& sent, const Stopwatch& watch) {
+Result<void> Departure::end_round(std::uint32_t number, const Sent& sent, const Stopwatch& watch,
+                                  std::chrono::milliseconds limit) {
   TRY(pages_->end_round(number));
-  TRY(expect(wire::Type::done, std::chrono::minutes(10)));
+  TRY(expect(wire::Type::done, limit));
   report_.rounds.push_back({sent.pages, sent.zero_pages, sent.bytes, watch.total_us()});
   report_.bytes_sent += sent.bytes;
   return {};

@@ -73,6 +73,10 @@ class Departure {
   void let_lie(const Error& why);
 
  private:
+  /// For one step of the freeze, of a destination that is within reach: longer than a loaded machine takes, shorter
+  /// than what most programs' peers bear.
+  static constexpr std::chrono::seconds step_limit{15};
+
   Result<wire::Hello> introduce();
   std::vector<std::string> refusals();
   Result<void> expect_cost();
@@ -86,7 +90,8 @@ class Departure {
   Result<void> begin_round(std::uint32_t number);
   Result<Next> copy_round(std::uint32_t number, std::uint64_t resident, std::uint64_t& dirty_before,
                           std::uint64_t& in_vain);
-  Result<void> end_round(std::uint32_t number, const Sent& sent, const Stopwatch& watch);
+  Result<void> end_round(std::uint32_t number, const Sent& sent, const Stopwatch& watch,
+                         std::chrono::milliseconds limit = std::chrono::minutes(10));
   Leaving* leaving(PodPid pid);
   [[nodiscard]] bool any(bool Leaving::*property) const;
   [[nodiscard]] bool shares_with_parent(const Leaving& child, const Leaving& parent) const;

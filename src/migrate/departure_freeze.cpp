@@ -24,8 +24,6 @@ namespace {
 /// So few bytes travel with the control message; more are worth the page connections, and a question whether the
 /// layouts stand.
 constexpr std::uint64_t inline_bytes = 128 * KiB;
-/// A destination that is within reach, but doesn't get ready.
-constexpr auto rebuilding_limit = std::chrono::seconds(30);
 
 const Area* area_at(const Layout& layout, std::uint64_t address) {
   auto after = std::ranges::upper_bound(layout, address, {}, &Area::begin);
@@ -334,7 +332,7 @@ Result<void> Departure::send_last_pages() {
   }
   TRY(control_->send(wire::Type::last, last));
   if (last.more_pages) {
-    TRY(expect(wire::Type::ready));
+    TRY(expect(wire::Type::ready, step_limit));
     // Beside what is still to be captured.
     sending_ = std::jthread([this, number = last.round.number, pieces = std::move(now)] {
       last_sent_ = [&]() -> Result<Round> {
@@ -470,7 +468,7 @@ Result<void> Departure::pin() {
   TRY(control_->send(wire::Type::streams_end, wire::StreamsEnd{input_ended}));
   freeze_watch_.lap("streams");
   TRY(finish_last_pages());
-  auto rebuilt = TRY(expect(wire::Type::rebuilt, rebuilding_limit));
+  auto rebuilt = TRY(expect(wire::Type::rebuilt, step_limit));
   const auto spans = TRY(image::unpack<wire::Spans>(rebuilt.payload));
   TRY(check(spans));
   freeze_watch_.lap("wait for the destination");

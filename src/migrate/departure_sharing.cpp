@@ -147,9 +147,9 @@ Result<void> Departure::send_ahead(const std::vector<Piece>& pieces) {
   const Stopwatch watch;
   const wire::Round round{.number = ++round_, .processes = TRY(describe_processes()), .objects = objects_.infos()};
   TRY(control_->send(wire::Type::round, round));
-  TRY(expect(wire::Type::ready));
+  TRY(expect(wire::Type::ready, step_limit));
   const Sent sent = TRY(pages_->send(pieces));
-  return end_round(round.number, sent, watch);
+  return end_round(round.number, sent, watch, step_limit);
 }
 
 }  // namespace godwit::migrate
