@@ -46,7 +46,7 @@ LATE_S = 7
 
 # All of it takes hours one by one, most of them waiting.
 ALL = os.environ.get("GODWIT_MATRIX") == "all"
-JOBS = max(1, os.cpu_count() // 2) if ALL else 1
+JOBS = int(os.environ.get("GODWIT_JOBS", max(1, os.cpu_count() // 2))) if ALL else 1
 
 
 class Matrix(Suite):
