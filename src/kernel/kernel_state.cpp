@@ -2,9 +2,12 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -25,8 +28,8 @@ struct Offsets {
   std::size_t files, fdt, fd, private_data, sk, receive_queue, skb_sk, skb_len, skb_data_len, skb_head, skb_data,
       skb_end, skb_cb, nr_frags, frag_list, frags, frag_page, frag_len, frag_offset, frag_size, unix_fp, accept_queue,
       accept_head, request_next, request_sk, remote_port, local_port, received_to, read_to, pipe_buffers, buffer_page,
-      buffer_offset, page_size, unix_read, socket_flags, file_inode, inode_private, pid_tasks, task_pids, task_signal,
-      timers, timer_list, timer_id, timer_overrun;
+      buffer_offset, page_size, unix_read, unix_address, address_length, address_name, socket_flags, file_inode,
+      inode_private, pid_tasks, task_pids, task_signal, timers, timer_list, timer_id, timer_overrun;
 };
 
 Result<Offsets> read_offsets() {
@@ -68,6 +71,9 @@ Result<Offsets> read_offsets() {
                  .buffer_offset = TRY(l.offset("pipe_buffer", "offset")),
                  .page_size = TRY(l.size("page")),
                  .unix_read = TRY(l.offset("unix_skb_parms", "consumed")),
+                 .unix_address = TRY(l.offset("unix_sock", "addr")),
+                 .address_length = TRY(l.offset("unix_address", "len")),
+                 .address_name = TRY(l.offset("unix_address", "name")),
                  .socket_flags = TRY(l.offset("sock_common", "skc_flags")),
                  .file_inode = TRY(l.offset("file", "f_inode")),
                  .inode_private = TRY(l.offset("inode", "i_private")),
@@ -135,6 +141,15 @@ class Walker {
     return pieces;
   }
 
+  Result<std::vector<UnixMessage>> messages(int fd) {
+    const auto socket = TRY(pointer(TRY(private_data(fd)) + at_.sk));
+    std::vector<UnixMessage> found;
+    for (const auto buffer : TRY(buffers(socket)))
+      found.push_back(
+          {TRY(memory_.get<std::uint32_t>(buffer + at_.skb_len)), TRY(unix_name(TRY(pointer(buffer + at_.skb_sk))))});
+    return found;
+  }
+
   Result<bool> has_ended(int fd) {
     constexpr unsigned flag_done = 1;  // enum sock_flags: SOCK_DONE
     const auto socket = TRY(pointer(TRY(private_data(fd)) + at_.sk));
@@ -171,6 +186,19 @@ class Walker {
       list.push_back(each);
     }
     return list;
+  }
+
+  Result<Bytes> unix_name(std::uint64_t socket) {
+    const auto address = socket == 0 ? 0 : TRY(pointer(socket + at_.unix_address));
+    if (address == 0) return Bytes();
+    const auto length = TRY(memory_.get<std::uint32_t>(address + at_.address_length));
+    if (length > sizeof(sockaddr_un)) return fail(ErrorKind::failed, "a Unix socket with a name of {} bytes", length);
+    constexpr std::size_t family = offsetof(sockaddr_un, sun_path);
+    Bytes name(std::max<std::size_t>(length, family) - family);
+    TRY(memory_.read(address + at_.address_name + family, name.data(), name.size()));
+    // Paths come with a zero at their end; abstract names begin with one.
+    if (!name.empty() && name.front() != 0) name.resize(::strnlen(reinterpret_cast<char*>(name.data()), name.size()));
+    return name;
   }
 
   Result<Bytes> content(std::uint64_t buffer) {
@@ -280,6 +308,10 @@ Result<std::vector<PendingConnection>> pending_tcp_connections(int listener) {
 
 Result<std::vector<StreamPiece>> unix_stream_pieces(int fd) {
   return with_walker([&](Walker& walker) { return walker.stream_pieces(fd); });
+}
+
+Result<std::vector<UnixMessage>> unix_messages(int fd) {
+  return with_walker([&](Walker& walker) { return walker.messages(fd); });
 }
 
 Result<bool> tcp_has_ended(int fd) {

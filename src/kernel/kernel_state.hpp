@@ -33,6 +33,14 @@ struct StreamPiece {
 /// The pieces in a socket's receive queue, in order.
 Result<std::vector<StreamPiece>> unix_stream_pieces(int fd);
 
+/// A message in the queue of a Unix socket that keeps them apart. recvmsg with SO_PEEK_OFF passes over an empty one
+/// that somebody has peeked at before.
+struct UnixMessage {
+  std::uint32_t size = 0;
+  Bytes sender;  ///< the name that its sender was bound to, as in sun_path; empty: none
+};
+Result<std::vector<UnixMessage>> unix_messages(int fd);
+
 /// Whether the peer's FIN has come in; of a closed socket nothing else tells.
 Result<bool> tcp_has_ended(int fd);
 

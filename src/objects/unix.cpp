@@ -162,8 +162,7 @@ Result<std::optional<Message>> peek_message(const Descriptor& descriptor, Bytes&
   return result;
 }
 
-/// Peeking with an offset goes from message to message. (An empty datagram is shown once: when a capture is given up
-/// and begun again, it is missed.)
+/// Peeking with an offset goes from message to message; empty ones may be missed.
 Result<std::vector<Message>> peek_queue(const Descriptor& descriptor, int type, int events, Source& source) {
   int bytes = 0;
   if (::ioctl(descriptor.fd, SIOCINQ, &bytes) != 0) return fail_errno("read the length of a queue");
@@ -207,6 +206,23 @@ Result<std::vector<Message>> read_queue(const Descriptor& descriptor, int type, 
   auto queue = peek_queue(descriptor, type, events, source);
   TRY(set_int_option(descriptor.fd, SOL_SOCKET, SO_PEEK_OFF, offset));
   return queue;
+}
+
+/// An empty message is shown once to whoever peeks with an offset: by now the program may have done so, or a capture
+/// that was given up. Those that are missing are found in the queue itself, where the kernel can be read.
+void add_empty(const Descriptor& descriptor, std::vector<Message>& queue) {
+  auto messages = kernel::unix_messages(descriptor.fd);
+  if (!messages || messages->size() <= queue.size()) return;
+  std::vector<Message> whole;
+  auto known = queue.begin();
+  for (auto& message : *messages) {
+    if (message.size != 0 && (known == queue.end() || known->payload.size() != message.size)) return;
+    const bool shown = known != queue.end() && known->payload.size() == message.size;
+    whole.push_back(shown ? std::move(*known++) : Message{});
+    // Which of several empty ones was shown can't be told.
+    if (message.size == 0) whole.back().from = std::move(message.sender);
+  }
+  queue = std::move(whole);
 }
 
 /// Cuts what is queued where one write ended and the next began: by these pieces the sender's buffer is filled. Where
@@ -330,6 +346,7 @@ Result<State> capture(const Descriptor& descriptor, Source& source) {
   state.shutdown = socket.shutdown;
   state.queue = TRY(read_queue(descriptor, state.type, entry.revents, source));
   if (state.type == SOCK_STREAM) cut_stream(descriptor, state.queue);
+  if (state.type != SOCK_STREAM && (entry.revents & POLLIN) != 0) add_empty(descriptor, state.queue);
   return state;
 }
 

@@ -1,5 +1,6 @@
 #include <sys/un.h>
 
+#include "kernel/kernel_state.hpp"
 #include "socket_fixture.hpp"
 
 namespace godwit::objects::socket_testing {
@@ -244,6 +245,27 @@ TEST(Unix, DatagramsKeepTheirSenders) {
   });
 }
 
+TEST(Unix, EmptyMessagesStayHoweverOftenTheyWereSeen) {
+  isolated([] {
+    const int receiver = bound(SOCK_DGRAM, "@receiver");
+    const int one = bound(SOCK_DGRAM, "@one"), other = bound(SOCK_DGRAM, "@other");
+    const auto [left, right] = pair_of(SOCK_SEQPACKET);
+    const UnixName to("@receiver");
+    for (const int fd : {one, other, one})
+      for (const std::size_t size : {0UL, 2UL}) EXPECT_GE(::sendto(fd, "hi", size, 0, to.get(), to.length), 0);
+    for (const char* text : {"", "a", "", ""}) EXPECT_GE(::send(left, text, std::strlen(text), 0), 0);
+    // Captures that were given up.
+    for (int round = 0; round < 2; ++round) ASSERT_TRUE(capture_all({receiver, one, other, left, right}));
+    EXPECT_EQ(::send(left, "", 0, 0), 0);
+    expect_ok(move_all({receiver, one, other, left, right}));
+    for (const char* name : {"@one", "@other", "@one"})
+      for (const char* text : {"", "hi"}) EXPECT_EQ(next(receiver), std::string(text) + " from " + name);
+    EXPECT_EQ(next(receiver), "-");
+    for (const char* text : {"", "a", "", "", ""}) EXPECT_EQ(next(right), std::string(text) + " from ");
+    EXPECT_EQ(next(right), "-");
+  });
+}
+
 TEST(Unix, CredentialsOfPeersAndMessages) {
   isolated([] {
     int one = -1, other = -1;
@@ -286,6 +308,7 @@ TEST(Unix, RefusesWhatIsQueuedAndWhoIsOutside) {
     entry->cmsg_len = CMSG_LEN(sizeof(int));
     std::memcpy(CMSG_DATA(entry), &one, sizeof(int));
     ASSERT_EQ(::sendmsg(one, &message, 0), 2);
+    kernel::prepare_to_read_kernel_state();
     const int lowest = ::dup(0);
     ::close(lowest);
     auto images = capture_all({one, other});
