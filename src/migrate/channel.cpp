@@ -15,6 +15,8 @@ namespace godwit::migrate {
 namespace {
 
 constexpr std::size_t first_step = 1 * MiB;
+/// Whoever has begun a message goes on with it, however long the answer was thought about.
+constexpr std::chrono::milliseconds longest_pause = std::chrono::seconds(10);
 
 Result<void> send_as(fault::Flow flow, Stream& stream, std::span<const iovec> parts) {
   if (auto instead = fault::altered(flow, stream.fd(), parts)) {
@@ -98,7 +100,9 @@ Result<void> Channel::send(std::uint8_t type, BytesView payload) {
 
 Result<Message> Channel::receive(std::chrono::milliseconds limit) {
   std::array<std::uint8_t, 5> head{};
-  TRY(receive_all(stream_, head.data(), head.size(), limit));
+  TRY(receive_all(stream_, head.data(), 1, limit));
+  const auto pause = std::min(limit, longest_pause);
+  TRY(receive_all(stream_, head.data() + 1, head.size() - 1, pause));
   std::uint32_t length = 0;
   std::memcpy(&length, head.data(), sizeof length);
   if (length > max_payload) return fail(ErrorKind::invalid, "the peer announced a message of {} bytes", length);
@@ -106,14 +110,14 @@ Result<Message> Channel::receive(std::chrono::milliseconds limit) {
   // Memory for what comes, not for what is announced.
   for (std::size_t there = 0; there < length; there = message.payload.size()) {
     message.payload.resize(std::min<std::size_t>(length, std::max(2 * there, first_step)));
-    TRY(receive_all(stream_, message.payload.data() + there, message.payload.size() - there, limit));
+    TRY(receive_all(stream_, message.payload.data() + there, message.payload.size() - there, pause));
   }
   return message;
 }
 
-bool Channel::readable() {
+bool Channel::readable(std::chrono::milliseconds patience) {
   pollfd wait{stream_.fd(), POLLIN, 0};
-  return stream_.ready() || ::poll(&wait, 1, 0) > 0;
+  return stream_.ready() || ::poll(&wait, 1, static_cast<int>(patience.count())) > 0;
 }
 
 }  // namespace godwit::migrate

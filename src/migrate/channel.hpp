@@ -36,8 +36,8 @@ class Channel {
   }
   /// Waits for the next message.
   Result<Message> receive(std::chrono::milliseconds limit = std::chrono::seconds(30));
-  /// True when something can be read without waiting (also the end of the connection).
-  [[nodiscard]] bool readable();
+  /// True when something can be read without waiting (also the end of the connection); waits so long for it.
+  [[nodiscard]] bool readable(std::chrono::milliseconds patience = {});
   /// From here on the connection breaks when the peer has been out of reach for so long.
   void be_patient(std::chrono::seconds bound);
   /// Both sides find the end of the connection, whatever waits for it. Any thread.

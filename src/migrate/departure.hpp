@@ -82,6 +82,7 @@ class Departure {
   Result<void> expect_cost();
   Result<std::uint64_t> probe(std::size_t bytes);
   std::vector<std::string> refusals_now();
+  /// The destination's next message, which is of this type. Up to the commit a cancellation ends the wait.
   Result<Message> expect(wire::Type type, std::chrono::milliseconds limit = std::chrono::seconds(30));
   Result<void> align_clocks();
   Result<void> check_cancelled();
@@ -137,7 +138,8 @@ class Departure {
   Report& report_;
   Strategy strategy_ = Strategy::automatic;
   Next ending_ = Next::freeze;
-  bool tracking_ = false;  ///< write-protection tells what is written before the freeze
+  bool committing_ = false;  ///< or done: nobody can take it back any more
+  bool tracking_ = false;    ///< write-protection tells what is written before the freeze
   objects::PodClock clock_;
   store::Record record_;
   std::unique_ptr<Channel> control_;

@@ -477,6 +477,7 @@ Result<void> Departure::pin() {
 }
 
 Result<void> Departure::commit() {
+  committing_ = true;
   control::Claim claim({control::Claim::Role::source, site_.node, site_.destination, owner_of(record_)});
   report_.fate = carry_out(claim, control::Claim::Commit{}, record_, site_.store, site_.in_doubt);
   freeze_watch_.lap("commit");

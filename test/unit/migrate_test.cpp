@@ -201,6 +201,39 @@ TEST_P(MigrateTest, AShellGoesThereAndBack) {
   EXPECT_EQ(output("a"), "ready\ncounted 60\n");
 }
 
+class SilentDestinationTest : public MigrateTest {};
+
+TEST_P(SilentDestinationTest, KeepsNobodyFromCancelling) {
+  start({"/bin/sleep", "1000"});
+  std::vector<Stream> silent;
+  const Connect connect = [&]() -> Result<Stream> {
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) return fail_errno("socketpair");
+    silent.emplace_back(Fd(pair[1]));
+    return Stream(Fd(pair[0]));
+  };
+  std::atomic<bool> cancelled = false;
+  const SourceSite site{.move = "m",
+                        .node = "a",
+                        .destination = "b",
+                        .store = *store,
+                        .cancelled = cancelled,
+                        .progress = {},
+                        .deadline = {}};
+  const auto begin = std::chrono::steady_clock::now();
+  const std::jthread impatient([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    cancelled = true;
+  });
+  Report report;
+  const auto sent = send(*nodes["a"].pod, {.strategy = GetParam()}, connect, site, report);
+  ASSERT_FALSE(sent);
+  EXPECT_EQ(sent.error().kind, ErrorKind::cancelled) << sent.error().message();
+  // The destination would have had thirty.
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(15));
+}
+
+INSTANTIATE_TEST_SUITE_P(Strategies, SilentDestinationTest, ::testing::Values("precopy"));
 INSTANTIATE_TEST_SUITE_P(Strategies, MigrateTest,
                          ::testing::Values("freeze", "precopy", "postcopy", "hybrid", "eager-dirty", "auto"),
                          [](const auto& info) {
