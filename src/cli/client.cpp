@@ -37,7 +37,7 @@ Result<Fd> connect_daemon(const std::string& path) {
 }
 
 Result<Json> json_of(int status, const std::string& body) {
-  const Json json = TRY(node::parse_json(body));
+  Json json = TRY(node::parse_json(body));
   if (auto error = node::error_in(json)) return std::unexpected(std::move(*error));
   if (status >= 300) return fail(ErrorKind::failed, "the daemon answered with status {}", status);
   return json;

@@ -418,8 +418,20 @@ Result<void> Arrival::follow_until_last() {
   }
 }
 
+/// Of processes that are here and have memory of their own.
+Result<void> Arrival::check_known(const std::vector<wire::Ranges>& all) {
+  for (const auto& ranges : all) {
+    const Arriving* process = find(ranges.process);
+    if (process == nullptr || process->ended || !process->memory)
+      return fail(ErrorKind::invalid, "the source tells of pages of process {}, which has none", ranges.process.value);
+  }
+  return {};
+}
+
 Result<void> Arrival::apply_last(const wire::Last& last) {
   TRY(apply_round(last.round));
+  TRY(check_known(last.absent));
+  TRY(check_known(last.owed));
   for (const auto& [pid, process] : processes_)
     if (process.memory) TRY(process.memory->check_kernel_pages(process.wanted.layout));
   raise_threads();
@@ -427,7 +439,6 @@ Result<void> Arrival::apply_last(const wire::Last& last) {
   TRY(begin_descriptors());
   for (const auto& ranges : last.absent) {
     Arriving* process = find(ranges.process);
-    if (process == nullptr || !process->memory) continue;
     std::vector<Range> gone;
     for (std::size_t i = 0; i + 1 < ranges.edges.size(); i += 2) gone.push_back({ranges.edges[i], ranges.edges[i + 1]});
     TRY(process->memory->drop(gone, process->hand()));

@@ -84,6 +84,7 @@ class Arrival {
   void end_threads(Arriving&);
   Result<void> make_threads(Arriving&);
   Result<void> make_zombie(const wire::Process&, Arriving&);
+  Result<void> check_known(const std::vector<wire::Ranges>&);
   Result<void> apply_last(const wire::Last&);
   Result<void> begin_references(const wire::Last&);
   Result<void> take_ahead(std::vector<objects::AheadImage>);

@@ -123,10 +123,12 @@ Result<void> Arrival::drain() {
   return {};
 }
 
-/// Frames that the source still passes on, until it says that this was all.
+/// Frames that the source still passes on, until it says that this was all. It has nothing else to do when it owes
+/// nothing.
 Result<void> Arrival::follow_to_the_end() {
+  const std::chrono::minutes patience{pager_ ? 30 : 1};
   for (;;) {
-    auto message = TRY(control_.receive(std::chrono::minutes(30)));
+    auto message = TRY(control_.receive(patience));
     switch (static_cast<wire::Type>(message.type)) {
       case wire::Type::frames: {
         const auto late = TRY(image::unpack<wire::Frames>(message.payload));
