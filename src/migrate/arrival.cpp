@@ -477,8 +477,28 @@ Result<void> Arrival::begin_references(const wire::Last& last) {
   for (const auto thread : pages_->threads()) kernel::work_in_background(thread);
   const std::unique_lock lock(spaces_mutex_);
   pager_ = std::move(pager);
+  {
+    const std::scoped_lock rebuilding(rebuilding_mutex_);
+    rebuilding_ = true;
+  }
   // Rebuilding touches memory too: faults are served from here on.
-  return pager_->begin();
+  return pager_->begin([this](const Error& why) { starve(why); });
+}
+
+/// A step in a process that waits for a page would wait for ever: the processes end, and the step with them. Once they
+/// are whole nothing of ours waits in them any more.
+void Arrival::starve(const Error& why) {
+  const std::scoped_lock lock(rebuilding_mutex_);
+  if (!std::exchange(rebuilding_, false)) return;
+  starved_ = why;
+  (void)pod_->workload().kill();
+}
+
+Result<void> Arrival::end_rebuilding() {
+  const std::scoped_lock lock(rebuilding_mutex_);
+  rebuilding_ = false;
+  if (starved_) return std::unexpected(Error(*starved_).within("pages that are needed now"));
+  return {};
 }
 
 }  // namespace godwit::migrate

@@ -87,6 +87,9 @@ class Arrival {
   Result<void> check_known(const std::vector<wire::Ranges>&);
   Result<void> apply_last(const wire::Last&);
   Result<void> begin_references(const wire::Last&);
+  Result<void> rebuild_all();
+  Result<void> end_rebuilding();
+  void starve(const Error& why);
   Result<void> take_ahead(std::vector<objects::AheadImage>);
   Result<void> take_kept(std::vector<objects::Kept>);
   Result<void> install_ahead();
@@ -113,6 +116,9 @@ class Arrival {
   std::unique_ptr<pod::Workshop> workshop_;
   std::optional<objects::Opener> opener_;  ///< whose permissions count; none: root's
   objects::PodClock clock_;
+  std::mutex rebuilding_mutex_;  ///< guards the two below: the pager's thread looks at them
+  bool rebuilding_ = false;      ///< steps are done in the processes that may need an owed page
+  std::optional<Error> starved_;
   std::shared_mutex spaces_mutex_;  ///< guards the maps below against the page connections' threads
   std::map<pid_t, Arriving> processes_;
   std::vector<PodPid> order_;  ///< parents before children

@@ -55,6 +55,12 @@ Result<void> end_leader(ArrivingThread& thread, const std::string& name, kernel:
 }  // namespace
 
 Result<void> Arrival::rebuild() {
+  auto rebuilt = rebuild_all();
+  TRY(end_rebuilding());
+  return rebuilt;
+}
+
+Result<void> Arrival::rebuild_all() {
   // Until the state comes, the processes do what the build of the descriptors wants done by them.
   serve([this] { return control_.readable(); });
   auto message = TRY(next(std::chrono::seconds(60)));

@@ -69,8 +69,11 @@ Result<void> Departure::check_cancelled() {
 Result<Message> Departure::expect(wire::Type type, std::chrono::milliseconds limit) {
   constexpr auto step = std::chrono::milliseconds(100);
   const auto give_up = std::chrono::steady_clock::now() + limit;
-  while (!committing_ && !control_->readable(step) && std::chrono::steady_clock::now() < give_up)
+  while (!committing_ && !control_->readable(step)) {
     TRY(check_cancelled());
+    if (std::chrono::steady_clock::now() > give_up)
+      return fail(ErrorKind::unreachable, "{} has said nothing for {} ms", site_.destination, limit.count());
+  }
   auto message = TRY(control_->receive(limit));
   const auto got = static_cast<wire::Type>(message.type);
   if (got == type) return message;

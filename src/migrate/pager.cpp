@@ -71,6 +71,7 @@ struct Space {
   }
 };
 
+constexpr auto answer_limit = std::chrono::seconds(10);
 const std::string log_name = "owed";
 const std::string fault_prefix = "owed-";
 
@@ -227,8 +228,10 @@ struct Pager::Parts {
     std::uint64_t address;
     std::uint64_t origin;  ///< at the source, when it was asked for: by the time of the answer something else may stand
                            ///< at the address
+    std::chrono::steady_clock::time_point since = std::chrono::steady_clock::now();
   };
   std::deque<Pending> pending;  ///< asked for, in the order of the answers
+  Pager::Starving starving;     ///< not called yet
 
   Result<void> ask(const Pending& wanted) {
     const PageHeader question{wanted.space->source, PageHeader::data, wanted.origin, page_size};
@@ -238,7 +241,15 @@ struct Pager::Parts {
   void broken(const Error& why) {
     if (reference) log::warn("{}: page faults wait: {}", pod.spec().name, why.message());
     reference.reset();
+    starve(why);
   }
+
+  void starve(const Error& why) {
+    if (const auto tell = std::exchange(starving, {})) tell(why);
+  }
+
+  /// Milliseconds that poll(2) may wait; -1: for ever.
+  [[nodiscard]] int patience() const { return starving && !pending.empty() ? 1000 : -1; }
 
   void serve_faults() {
     for (auto& [space, address] : std::exchange(faults, {})) {
@@ -295,7 +306,7 @@ struct Pager::Parts {
         for (auto& space : spaces) waits.push_back({space.fault.fd(), POLLIN, 0});
       }
       const bool ready = reference && reference.ready();
-      if (::poll(waits.data(), waits.size(), ready ? 0 : -1) < 0 && errno != EINTR)
+      if (::poll(waits.data(), waits.size(), ready ? 0 : patience()) < 0 && errno != EINTR)
         return fail_errno("wait for faults");
       if (waits[0].revents != 0) {
         std::uint64_t count = 0;
@@ -305,6 +316,8 @@ struct Pager::Parts {
       }
       if (reference && (ready || (waits[1].revents & (POLLIN | POLLHUP | POLLERR)) != 0))
         if (const auto taken = take_answer(); !taken) broken(taken.error());
+      if (!pending.empty() && std::chrono::steady_clock::now() - pending.front().since > answer_limit)
+        starve(Error{ErrorKind::timeout, "a page that was asked for doesn't come", 0, ""});
       const std::scoped_lock lock(mutex);
       for (std::size_t i = 2; i < waits.size(); ++i)
         if ((waits[i].revents & POLLIN) != 0) TRY(obey(spaces[i - 2]));
@@ -436,7 +449,8 @@ Result<void> Pager::add(SpaceId source, kernel::Userfaultfd fault, PageSet owed)
   return parts_->keep(std::move(space));
 }
 
-Result<void> Pager::begin() {
+Result<void> Pager::begin(Starving starving) {
+  parts_->starving = std::move(starving);
   parts_->thread = std::jthread([parts = parts_.get()] {
     auto outcome = parts->run();
     if (!outcome) log::error("page faults are no longer served: {}", outcome.error().message());

@@ -42,8 +42,10 @@ class Pager {
 
   /// Before `begin`: one address space and what it is owed.
   Result<void> add(SpaceId space, kernel::Userfaultfd fault, PageSet owed);
-  /// Starts serving faults.
-  Result<void> begin();
+  /// Called once, when the source is lost or owes an answer for ten seconds: whoever needs a page waits, for now.
+  using Starving = std::function<void(const Error&)>;
+  /// Starts serving faults, on a thread of its own, which calls `starving`.
+  Result<void> begin(Starving starving = {});
   /// Pages that were pushed. Any thread. Pages that are not owed (any more) are left alone.
   Result<void> put(SpaceId space, std::uint64_t address, const void* data, std::size_t size);
   [[nodiscard]] std::uint64_t owed_pages();
