@@ -8,6 +8,7 @@
 #include <mutex>
 #include <thread>
 
+#include "base/both.hpp"
 #include "base/fault.hpp"
 #include "base/log.hpp"
 #include "kernel/gadget_x86_64.hpp"
@@ -365,18 +366,24 @@ Result<void> Arrival::restart() {
     if (!outcome) log::error("{}: {}: {}", hello_.spec.name, what, outcome.error().message());
   };
   note("open the gate", pod_->gate().set(pod::Gate::State::pause));
-  // What is sent to the pod from here on comes here, and waits at the gate behind what the source has held: nothing
-  // more goes astray.
-  std::jthread announcing([&] { note("announce", pod_->announce()); });
-  note("open", workshop_->run([&] { return descriptors_->open(); }));
-  watch_.lap("open");
-  note("thaw", pod_->workload().thaw());
-  for (const auto& frame : held_) note("deliver a held frame", pod_->gate().deliver(frame));
-  auto released = pod_->gate().release();
-  if (!released) note("release the gate", std::unexpected(released.error()));
-  raised_.clear();
-  watch_.lap("thaw");
-  announcing.join();
+  // What is sent to the pod once it is announced comes here, and waits at the gate behind what the source has held:
+  // nothing more goes astray.
+  const auto announce = [&]() -> Result<void> {
+    note("announce", pod_->announce());
+    return {};
+  };
+  const auto run = [&]() -> Result<void> {
+    note("open", workshop_->run([&] { return descriptors_->open(); }));
+    watch_.lap("open");
+    note("thaw", pod_->workload().thaw());
+    for (const auto& frame : held_) note("deliver a held frame", pod_->gate().deliver(frame));
+    auto released = pod_->gate().release();
+    if (!released) note("release the gate", std::unexpected(released.error()));
+    raised_.clear();
+    watch_.lap("thaw");
+    return {};
+  };
+  TRY(both(announce, run));
   watch_.lap("announce");
   const auto at = now_ns();
   site_.arrived(pod_);

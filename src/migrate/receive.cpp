@@ -2,6 +2,7 @@
 
 #include <thread>
 
+#include "base/both.hpp"
 #include "base/fault.hpp"
 #include "base/log.hpp"
 #include "migrate/arrival.hpp"
@@ -93,15 +94,15 @@ Result<void> Arrival::settle() {
   if (!pager_) remove_journal(*pod_);
   fault::reach("destination.settled");
 
-  Result<void> drained;
-  std::jthread draining;
-  if (pager_) draining = std::jthread([&] { drained = drain(); });
-  auto outcome = follow_to_the_end();
-  if (!pager_) return outcome;
-  // The source may be gone, or have come back, since: what counts is that all pages are here.
-  draining.join();
-  if (drained) report_.moved = true;
-  return drained;
+  if (!pager_) return follow_to_the_end();
+  const auto follow = [&]() -> Result<void> {
+    // The source may be gone, or have come back, since: what counts is that all pages are here.
+    (void)follow_to_the_end();
+    return {};
+  };
+  TRY(both([&] { return drain(); }, follow));
+  report_.moved = true;
+  return {};
 }
 
 /// Until every page is here, by whatever way.

@@ -162,7 +162,7 @@ Result<Sent> Departure::push() {
 }
 
 void Departure::begin_pushing() {
-  pushing_ = std::jthread([this] {
+  const auto work = [this] {
     // Begun in the freeze, it would inherit its priority, and keep off the processors who answers faults.
     kernel::work_in_background(HostPid{::gettid()});
     const Stopwatch watch;
@@ -170,7 +170,13 @@ void Departure::begin_pushing() {
     if (!pushed_) return;
     report_.rounds.push_back({pushed_->pages, pushed_->zero_pages, pushed_->bytes, watch.total_us()});
     report_.bytes_sent += pushed_->bytes;
-  });
+  };
+  try {
+    pushing_ = std::jthread(work);
+  } catch (const std::system_error& none) {
+    // What isn't pushed is asked for.
+    pushed_ = fail(ErrorKind::failed, "no thread for it: {}", none.what());
+  }
 }
 
 void Departure::end_answering() {
@@ -199,7 +205,7 @@ Departure::~Departure() {
 
 Result<void> Departure::finish_serving() {
   tell("drain");
-  pushing_.join();
+  if (pushing_.joinable()) pushing_.join();
   if (!pushed_) return std::unexpected(std::move(pushed_).error().within("push pages"));
   auto drained = expect(wire::Type::drained, std::chrono::minutes(30));
   end_answering();
