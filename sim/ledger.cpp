@@ -64,8 +64,8 @@ void Ledger::machine_lost(int machine, const std::map<std::uint64_t, Copy>& copi
     const auto* record = world_.store.record(pod_name(copy.pod));
     if (record != nullptr && number(record->node) == machine) pod.excused = true;
     if (copy.state == CopyState::pinned && copy.stamp != 0) pod.lost.insert(machine);
-    for (const auto& [other, at] : pod.copies)
-      if (other->owed && other->origin == copy.number) pod.excused = true;
+    for (const Whole& whole : pod.copies)
+      if (whole.copy->owed && whole.copy->origin == copy.number) pod.excused = true;
     std::erase_if(pod.copies, [&](const Whole& whole) { return whole.copy == &copy; });
   }
 }

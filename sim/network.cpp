@@ -38,7 +38,7 @@ Us Network::delay() {
   return delay;
 }
 
-void Network::send(Message message, std::function<bool()> alive) {
+void Network::send(const Message& message, const std::function<bool()>& alive) {
   attempt(message, alive, 0);
 }
 

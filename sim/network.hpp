@@ -18,7 +18,7 @@ class Network {
 
   /// Delivers now or later, once, twice or never. On a connection nothing is lost for good while the sending machine
   /// lives (`alive`) and tries: it comes late.
-  void send(Message message, std::function<bool()> alive);
+  void send(const Message& message, const std::function<bool()>& alive);
 
   struct Partition {
     std::vector<bool> inside;    ///< by endpoint

@@ -19,7 +19,7 @@ std::string pod_name(int pod) {
 }
 
 int number(const std::string& name) {
-  return std::atoi(name.c_str() + 1);
+  return static_cast<int>(std::strtol(name.c_str() + 1, nullptr, 10));
 }
 
 World::World(const Setup& setup)
