@@ -508,6 +508,7 @@ Result<void> SourceMemory::collect_last(SourceObjects& objects, std::vector<Piec
         const Range range{std::max(dense.begin, rest.begin), std::min(dense.end, area.end)};
         if (range.begin >= range.end) continue;
         unseen->push_back(range);
+        sent_.add(range);  // what was postponed in it isn't told once more
         rest.end = range.begin;
         if (rest.size() > 0) TRY(scan(rest, true, objects, pieces));
         rest.begin = range.end;

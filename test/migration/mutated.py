@@ -278,12 +278,12 @@ class Mutated(Suite):
                 before, begin = self._counted(), time.monotonic()
                 while self.counts["mutated"] < self.moves:
                     self._round(range(life, life := life + ROUND))
-                    wait_for("everything to be as before: " + "; ".join(self._grown(before)), lambda: not self._grown(before), 60, step=1)
+                    wait_for("everything to be as before: " + "; ".join(self._grown(before)), lambda: beside.done() or not self._grown(before), 60, step=1)
+                    if beside.done():
+                        beside.result()
                     self._said()
                     if self._daemons() != self.daemons:
                         raise Failure("a daemon is another one")
-                    if beside.done():
-                        beside.result()
                     print(f"     mutated: seed {self.seed}, {life} lives, {self.counts}, {time.monotonic() - begin:.0f} s", flush=True)
                 stop.set()
                 beside.result()
