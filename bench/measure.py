@@ -193,13 +193,23 @@ class Bench:
                 Row("post-copy push, 4 Gbit/s, share of raw TCP", push, 0.8, f"{push:.0%}", "≥ 80%", at_least=True)]
 
     def unlimited(self) -> list[Row]:
+        """The least has no encryption in it: the promise is about a plain stream, and what TLS adds is reported beside it."""
         least = raw.pipeline(self.cluster)
-        with self.workload("idle", "--mib", 1024) as pod:
-            reports = self.move("idle-unlimited", pod, "precopy")
-        found = statistics.median(report["total_us"] for report in reports)
-        ratio = found / 1e6 / least["seconds"]
-        return [Row("total time, 1 GiB idle, unlimited link, ÷ least that the processors allow", ratio, 1.15, f"{ratio:.2f}", "≤ 1.15",
-                    note=f"{ms(found)}; least: read {least['read']:.2f} + send {least['send_and_receive']:.2f} + fill {least['fill']:.2f} s of processor")]
+        rows = []
+        plain = Cluster("bench-plain", nodes=2, options=("--plain",))
+        plain.up()
+        try:
+            for what, bench, bound in (("", Bench(plain, self.count, self.pictures), 1.15), (", TLS", self, None)):
+                with bench.workload("idle", "--mib", 1024) as pod:
+                    reports = bench.move("idle-unlimited" + what, pod, "precopy")
+                self.reports |= bench.reports
+                found = statistics.median(report["total_us"] for report in reports)
+                ratio = found / 1e6 / least["seconds"]
+                rows.append(Row(f"total time, 1 GiB idle, unlimited link{what}, ÷ least that the processors allow", ratio, bound, f"{ratio:.2f}", "≤ 1.15" if bound else "",
+                                note=f"{ms(found)}; least: read {least['read']:.2f} + send {least['send_and_receive']:.2f} + fill {least['fill']:.2f} s of processor"))
+        finally:
+            plain.down()
+        return rows
 
     def runaway(self) -> list[Row]:
         cluster = self.cluster

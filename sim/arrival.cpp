@@ -29,7 +29,7 @@ void Arrival::begin() {
   const Copy* here = machine().find(hello_.pod);
   if (here != nullptr && !(world().bug(Bug::second_copy) && here->state == CopyState::pinned))
     return refuse("it is here");
-  if (const auto refusals = daemon_.starter().decide(hello_); !refusals.empty())
+  if (const auto refusals = daemon_.starter().decide(wire_->peer(), hello_); !refusals.empty())
     return refuse(std::string(control::to_string(refusals.front().reason)));
   world().ledger.takes(daemon_.index(), hello_.pod, hello_.needs.labels);
   copy_ = machine().build(hello_.pod, hello_.needs).number;
@@ -50,7 +50,7 @@ void Arrival::got(const Body& body) {
   if (std::holds_alternative<Pages>(body)) {
     const auto bytes = hello_.needs.memory / 2;
     machine().has(*machine().copy(copy_), bytes);
-    daemon_.starter().admission().used(hello_.move, bytes);
+    daemon_.starter().admission().used(migration(), bytes);
     expect(patience);
   } else if (const auto* state = std::get_if<State>(&body)) {
     later(Time(world().random.between(1, 30)), [this, state = *state] { rebuild(state); });
@@ -66,7 +66,7 @@ void Arrival::rebuild(const State& state) {
   if (over_) return;
   Copy& copy = *machine().copy(copy_);
   machine().has(copy, hello_.needs.memory);
-  daemon_.starter().admission().used(hello_.move, hello_.needs.memory);
+  daemon_.starter().admission().used(migration(), hello_.needs.memory);
   machine().complete(copy, state);
   const Claim::Facts facts{Claim::Role::destination, node_name(daemon_.index()), node_name(wire_->peer()),
                            hello_.before};
@@ -98,6 +98,10 @@ void Arrival::settled(Fate fate) {
   if (copy.owed) daemon_.fetch(copy, std::move(wire_));
 }
 
+control::Incoming Arrival::migration() const {
+  return {node_name(wire_->peer()), hello_.move};
+}
+
 void Arrival::drop() {
   machine().destroy(*machine().copy(copy_));
   end(false);
@@ -105,7 +109,7 @@ void Arrival::drop() {
 
 void Arrival::end(bool well) {
   over_ = true;
-  if (well || !world().bug(Bug::promise_leaks)) daemon_.starter().admission().end(hello_.move);
+  if (well || !world().bug(Bug::promise_leaks)) daemon_.starter().admission().end(migration());
   daemon_.over(*this);
 }
 

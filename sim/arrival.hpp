@@ -22,6 +22,7 @@ class Arrival : public Actor {
   void drop();
   void end(bool well);
   void expect(control::Time patience);
+  [[nodiscard]] control::Incoming migration() const;
 
   const Hello hello_;
   std::unique_ptr<Wire> wire_;

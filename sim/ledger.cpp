@@ -92,10 +92,10 @@ void Ledger::room(int machine) const {
 
 void Ledger::promises(control::Admission& admission, control::Time now, int machine) const {
   // A look from before all times: nothing is expired by it.
-  for (const auto& [move, promise] : admission.promises(control::Time::min()))
+  for (const auto& [migration, promise] : admission.promises(control::Time::min()))
     if (promise.until && *promise.until <= now)
       broken("promise", number(promise.pod_id),
-             fmt::format("{} keeps room for move {} beyond its time", node_name(machine), move));
+             fmt::format("{} keeps room for move {} beyond its time", node_name(machine), migration.id));
 }
 
 void Ledger::at_end() const {

@@ -77,10 +77,10 @@ control::Time Starter::now() const {
 
 control::Room Starter::room() const {
   const Machine& machine = daemon_.machine();
-  return {.memory = machine.memory - std::min(machine.memory, machine.used()),
-          .processors = 64,
-          .descriptors = 1 << 20,
-          .pods = machine.copies().size()};
+  control::Room room{
+      .memory = machine.memory - std::min(machine.memory, machine.used()), .processors = 64, .descriptors = 1 << 20};
+  for (const auto& [id, copy] : machine.copies()) room.pods.insert(pod_name(copy.pod));
+  return room;
 }
 
 void Starter::set_draining(bool draining) {
@@ -138,12 +138,12 @@ void Starter::answered(int peer, const AnswerRoom& answer) {
 }
 
 void Starter::withdrawn(int peer, const control::Withdrawal& withdrawal) {
-  admission_.withdraw(withdrawal.move, node_name(peer));
+  admission_.withdraw({node_name(peer), withdrawal.move});
 }
 
-std::vector<control::Refusal> Starter::decide(const Hello& hello) {
+std::vector<control::Refusal> Starter::decide(int peer, const Hello& hello) {
   if (daemon_.world().bug(Bug::undecided)) return {};
-  auto refusals = admission_.decide(hello.move, pod_name(hello.pod), hello.needs, room(), now());
+  auto refusals = admission_.decide({node_name(peer), hello.move}, pod_name(hello.pod), hello.needs, room(), now());
   check();
   return refusals;
 }

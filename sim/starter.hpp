@@ -29,7 +29,7 @@ class Starter {
   void withdrawn(int peer, const control::Withdrawal&);
 
   /// Reasons against taking it in now.
-  std::vector<control::Refusal> decide(const Hello&);
+  std::vector<control::Refusal> decide(int peer, const Hello&);
   control::Admission& admission() { return admission_; }
   [[nodiscard]] control::Time now() const;
   [[nodiscard]] control::Room room() const;

@@ -10,7 +10,7 @@ void Admission::expire(Time now) {
   std::erase_if(promises_, [&](const auto& entry) { return entry.second.until && *entry.second.until <= now; });
 }
 
-std::vector<Refusal> Admission::refusals(const std::string& move, const std::string& pod_id, const Needs& needs,
+std::vector<Refusal> Admission::refusals(const Incoming& migration, const std::string& pod_id, const Needs& needs,
                                          const Room& room) const {
   std::vector<Refusal> no;
   const bool at_home = needs.home == node_;
@@ -20,14 +20,15 @@ std::vector<Refusal> Admission::refusals(const std::string& move, const std::str
     no.push_back({Reason::label, fmt::format("{} hasn't the label {}", node_, fmt::join(missing, ", "))});
 
   std::uint64_t memory = 0, descriptors = 0, others = 0;
-  for (const auto& [id, promise] : promises_) {
-    if (id == move) continue;
+  for (const auto& [other, promise] : promises_) {
+    if (other == migration) continue;
     memory += promise.needs.memory - std::min(promise.used, promise.needs.memory);
     descriptors += promise.needs.descriptors;
-    ++others;
+    // What has arrived is here, and yet under way until its last page has come.
+    if (!room.pods.contains(promise.pod_id)) ++others;
     // Only its owner sends a pod: two movers for one pod are two ideas of who that is, and the record will tell.
     if (promise.pod_id == pod_id)
-      no.push_back({Reason::busy, fmt::format("{} is being taken in from {} already", pod_id, promise.from)});
+      no.push_back({Reason::busy, fmt::format("{} is being taken in from {} already", pod_id, other.from)});
   }
   const auto left = [](std::uint64_t all, std::uint64_t promised) { return all - std::min(all, promised); };
   constexpr std::uint64_t mebibyte = 1 << 20;
@@ -42,7 +43,7 @@ std::vector<Refusal> Admission::refusals(const std::string& move, const std::str
   if (needs.descriptors > left(room.descriptors, descriptors))
     no.push_back({Reason::descriptors, fmt::format("it has {} open descriptors, the daemon on {} can hold {} more",
                                                    needs.descriptors, node_, left(room.descriptors, descriptors))});
-  if (policy_.pods != 0 && room.pods + others >= policy_.pods)
+  if (policy_.pods != 0 && room.pods.size() + others >= policy_.pods)
     no.push_back({Reason::quota, fmt::format("{} takes {} pods at most", node_, policy_.pods)});
   no.insert(no.end(), room.objections.begin(), room.objections.end());
   return no;
@@ -61,60 +62,61 @@ Answer Admission::consider(const Ask& ask, const Room& room, Time now) {
                                                 ask.from, ask.version, node_, protocol));
   if (!plausible(ask)) return refuse(Reason::protocol, "the request is malformed");
   if (ask.from == node_) return refuse(Reason::protocol, fmt::format("it is on {} already", node_));
-  if (const auto known = promises_.find(ask.move); known != promises_.end()) {
-    if (known->second.pod_id != ask.pod_id || known->second.from != ask.from)
+  const Incoming migration{ask.from, ask.move};
+  if (const auto known = promises_.find(migration); known != promises_.end()) {
+    if (known->second.pod_id != ask.pod_id)
       return refuse(Reason::protocol, fmt::format("move {} is another pod's", ask.move));
     if (!known->second.until) return refuse(Reason::busy, "this very migration is under way");
   }
   for (const auto& [move, ours] : asking_)
     if (ours.peer == ask.from && ours.pod_id < ask.pod_id && !ask.probe)
       return refuse(Reason::busy, fmt::format("{} has just asked {} to take another pod", node_, ask.from));
-  if (const auto no = refusals(ask.move, ask.pod_id, ask.needs, room); !no.empty()) {
+  if (const auto no = refusals(migration, ask.pod_id, ask.needs, room); !no.empty()) {
     std::string text;
     for (const auto& refusal : no) text += (text.empty() ? "" : "; ") + refusal.text;
     return refuse(no.front().reason, std::move(text));
   }
   if (!ask.probe) {
-    if (promises_.size() >= most_promises && !promises_.contains(ask.move))
+    if (promises_.size() >= most_promises && !promises_.contains(migration))
       return refuse(Reason::busy, fmt::format("{} has promised room to {} migrations", node_, promises_.size()));
-    promises_[ask.move] = {ask.pod_id, ask.from, ask.needs, now + promise_time};
+    promises_[migration] = {ask.pod_id, ask.needs, now + promise_time};
   }
   answer.yes = true;
   answer.node = node_;
   return answer;
 }
 
-std::vector<Refusal> Admission::decide(const std::string& move, const std::string& pod_id, const Needs& needs,
+std::vector<Refusal> Admission::decide(const Incoming& migration, const std::string& pod_id, const Needs& needs,
                                        const Room& room, Time now) {
   expire(now);
-  const auto known = promises_.find(move);
+  const auto known = promises_.find(migration);
   if (known != promises_.end() && (known->second.pod_id != pod_id || !known->second.until))
-    return {{Reason::protocol, fmt::format("move {} is another one's", move)}};
-  auto no = refusals(move, pod_id, needs, room);
+    return {{Reason::protocol, fmt::format("move {} is another one's", migration.id)}};
+  auto no = refusals(migration, pod_id, needs, room);
   if (no.empty() && known == promises_.end() && promises_.size() >= most_promises)
     no.push_back({Reason::busy, fmt::format("{} has promised room to {} migrations", node_, promises_.size())});
   if (!no.empty()) {
-    promises_.erase(move);
+    promises_.erase(migration);
     return no;
   }
-  auto& promise = promises_[move];
+  auto& promise = promises_[migration];
   promise.pod_id = pod_id;
   promise.needs = needs;
   promise.until.reset();
   return {};
 }
 
-void Admission::used(const std::string& move, std::uint64_t bytes) {
-  if (const auto known = promises_.find(move); known != promises_.end()) known->second.used = bytes;
+void Admission::used(const Incoming& migration, std::uint64_t bytes) {
+  if (const auto known = promises_.find(migration); known != promises_.end()) known->second.used = bytes;
 }
 
-void Admission::end(const std::string& move) {
-  promises_.erase(move);
+void Admission::end(const Incoming& migration) {
+  promises_.erase(migration);
 }
 
-void Admission::withdraw(const std::string& move, const std::string& from) {
-  const auto known = promises_.find(move);
-  if (known != promises_.end() && known->second.from == from && known->second.until) promises_.erase(known);
+void Admission::withdraw(const Incoming& migration) {
+  const auto known = promises_.find(migration);
+  if (known != promises_.end() && known->second.until) promises_.erase(known);
 }
 
 void Admission::asking(const std::string& move, const std::string& pod_id, const std::string& peer) {
@@ -125,7 +127,7 @@ void Admission::asked(const std::string& move) {
   asking_.erase(move);
 }
 
-const std::map<std::string, Admission::Promise>& Admission::promises(Time now) {
+const std::map<Incoming, Admission::Promise>& Admission::promises(Time now) {
   expire(now);
   return promises_;
 }

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <compare>
 #include <optional>
+#include <set>
 
 #include "control/messages.hpp"
 
@@ -19,9 +21,15 @@ struct Room {
   std::uint64_t memory = 0;       ///< bytes
   double processors = 0;          ///< of the machine: a pod's limit above it can't be given
   std::uint64_t descriptors = 0;  ///< that the daemon may still open
-  std::uint64_t pods = 0;         ///< that are here
+  std::set<std::string> pods;     ///< ids of those that are here
   std::vector<Refusal>
       objections;  ///< what only a look at this one pod has shown: an address that is taken, a user who may not come
+};
+
+/// A migration as its destination knows it: an id means something only together with the node that has given it.
+struct Incoming {
+  std::string from, id;
+  std::strong_ordering operator<=>(const Incoming&) const = default;
 };
 
 /// The half of a node's starter that says yes or no. A yes is a promise: what it needs is kept for it until the
@@ -41,18 +49,18 @@ class Admission {
   /// Message 1 to message 2, about this node alone. Asked twice for one move it says the same and promises once.
   Answer consider(const Ask&, const Room&, Time now);
 
-  /// Messages 5 and 6: the migration `move` of that pod has begun, and these are its exact needs. Without a promise
+  /// Messages 5 and 6: that migration of that pod has begun, and these are its exact needs. Without a promise
   /// (its time was over, say) it is decided as if asked for now. Nothing is returned for a yes, which then lasts until
   /// `end`.
-  std::vector<Refusal> decide(const std::string& move, const std::string& pod_id, const Needs&, const Room&, Time now);
+  std::vector<Refusal> decide(const Incoming&, const std::string& pod_id, const Needs&, const Room&, Time now);
 
   /// So many bytes of what was promised to this migration are in use by now, and show in what the system has to give.
-  void used(const std::string& move, std::uint64_t bytes);
+  void used(const Incoming&, std::uint64_t bytes);
 
   /// The migration is over.
-  void end(const std::string& move);
-  /// None will come, says who has asked. Nothing happens when somebody else did, or when it is under way.
-  void withdraw(const std::string& move, const std::string& from);
+  void end(const Incoming&);
+  /// None will come, says who has asked. Nothing happens when it is under way.
+  void withdraw(const Incoming&);
 
   /// This node itself asks `peer` to take a pod. Requests that cross are decided by the pods' ids, the smaller first,
   /// so that both nodes come to the same without another word; the other one is busy until then.
@@ -60,13 +68,13 @@ class Admission {
   void asked(const std::string& move);
 
   struct Promise {
-    std::string pod_id, from;
+    std::string pod_id;
     Needs needs;
     std::optional<Time> until;  ///< none: its migration is under way
     std::uint64_t used = 0;
   };
-  /// By move; those whose time is over are gone.
-  const std::map<std::string, Promise>& promises(Time now);
+  /// Those whose time is over are gone.
+  const std::map<Incoming, Promise>& promises(Time now);
 
  private:
   struct Asking {
@@ -74,12 +82,12 @@ class Admission {
   };
 
   void expire(Time now);
-  [[nodiscard]] std::vector<Refusal> refusals(const std::string& move, const std::string& pod_id, const Needs&,
+  [[nodiscard]] std::vector<Refusal> refusals(const Incoming&, const std::string& pod_id, const Needs&,
                                               const Room&) const;
 
   std::string node_;
   Policy policy_;
-  std::map<std::string, Promise> promises_;
+  std::map<Incoming, Promise> promises_;
   std::map<std::string, Asking> asking_;
 };
 

@@ -64,7 +64,10 @@ Result<Json> inspect(const Api& api, const http::Request&, const std::shared_ptr
 }
 
 Result<Json> remove(const Api& api, const http::Request& request, const std::shared_ptr<LocalPod>& pod) {
-  TRY(api.pods.remove(pod, request.flag("force")));
+  const bool force = request.flag("force");
+  // What is to be gone needn't arrive first.
+  if (force) (void)api.moves.cancel(pod->spec.name);
+  TRY(api.pods.remove(pod, force));
   return Json{{"name", pod->spec.name}, {"removed", true}};
 }
 

@@ -102,6 +102,7 @@ struct Daemon::Parts {
       if (caller.error().kind == ErrorKind::refused) log::warn("peers: {}", caller.error().message());
       return;
     }
+    if (!connection.charge(caller->peer)) return log::warn("peers: {} has too many connections", caller->peer);
     const Sender sender{caller->peer, Links::labels(connection.stream).value_or(control::Labels{})};
     if (caller->service == service::api) return api->serve_peer(connection.stream, sender);
     if (caller->service == service::starter) return starter->serve(connection.stream, sender);
@@ -185,8 +186,11 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, pod::Zygote& zygote
   p.commands = std::make_unique<Server>(std::move(socket), most_connections, most_connections,
                                         [&p](Tasks::Connection& connection) {
                                           connection.trust();
-                                          if (const auto caller = caller_of(connection.stream.fd()))
-                                            p.api->serve(connection.stream, *caller);
+                                          const auto caller = caller_of(connection.stream.fd());
+                                          if (!caller) return;
+                                          if (caller->uid != 0 && !connection.charge(std::to_string(caller->uid)))
+                                            return log::warn("user {} has too many connections", caller->uid);
+                                          p.api->serve(connection.stream, *caller);
                                         });
   return std::unique_ptr<Daemon>(new Daemon(std::move(parts)));
 }

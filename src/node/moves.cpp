@@ -289,11 +289,11 @@ void Moves::incoming(Stream connection, const Sender& sender, const std::string&
           },
       .source = [&] { return pods_.source(peer, id, name); },
       .lost = [&](const std::string& why) { pods_.lose(*arrived, why); },
-      .received = [&](std::uint64_t bytes) { starter_.used(id, bytes); },
+      .received = [&](std::uint64_t bytes) { starter_.used(id, sender, bytes); },
   };
   const auto result = migrate::receive(
       std::move(connection), [&](std::chrono::milliseconds limit) { return mine->next(limit); }, site);
-  starter_.end(id);
+  starter_.end(id, sender);
   if (!result) log::warn("migration {} from {}: {}", id, peer, result.error().message());
   // Nothing is owed any more, or never will be paid: either way nobody else works on the pod now.
   if (arrived) pods_.settled(*arrived);

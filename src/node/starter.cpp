@@ -152,7 +152,7 @@ control::Room Starter::room(const Sender& peer, const std::string& pod_id, const
   for (const auto& local : pods_.list()) {
     const auto view = local->view();
     if (!view.here || view.state == PodState::exited) continue;
-    ++room.pods;
+    room.pods.insert(local->spec.id);
     if (local->spec.id == pod_id) continue;
     for (const auto& address : local->spec.network.addresses)
       if (std::ranges::count(needs.addresses, address) > 0)
@@ -298,7 +298,7 @@ void Starter::serve(Stream& asking, const Sender& sender) {
   if (!request) return log::warn("starter of {}: {}", peer, request.error().message());
   if (request->ask.move.empty()) {
     const std::lock_guard lock(mutex_);
-    return admission_.withdraw(request->withdrawal.move, peer);
+    return admission_.withdraw({peer, request->withdrawal.move});
   }
   // Its own pod, or one that it asks about for a member of its group.
   if (request->ask.from != peer && (config_.peer(request->ask.from) == nullptr || !request->ask.elsewhere.empty()))
@@ -314,18 +314,19 @@ std::vector<std::string> Starter::decide(const std::string& move, const Sender& 
   const control::Room room = this->room(peer, spec.id, needs);
   const std::lock_guard lock(mutex_);
   std::vector<std::string> texts;
-  for (auto& refusal : admission_.decide(move, spec.id, needs, room, now())) texts.push_back(std::move(refusal.text));
+  for (auto& refusal : admission_.decide({peer.name, move}, spec.id, needs, room, now()))
+    texts.push_back(std::move(refusal.text));
   return texts;
 }
 
-void Starter::end(const std::string& move) {
+void Starter::end(const std::string& move, const Sender& peer) {
   const std::lock_guard lock(mutex_);
-  admission_.end(move);
+  admission_.end({peer.name, move});
 }
 
-void Starter::used(const std::string& move, std::uint64_t bytes) {
+void Starter::used(const std::string& move, const Sender& peer, std::uint64_t bytes) {
   const std::lock_guard lock(mutex_);
-  admission_.used(move, bytes);
+  admission_.used({peer.name, move}, bytes);
 }
 
 Result<void> Starter::set_draining(bool draining) {

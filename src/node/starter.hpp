@@ -45,9 +45,9 @@ class Starter {
 
   /// Messages 5 and 6: reasons against taking in this pod of `peer` now; none: its room is kept until `end`.
   std::vector<std::string> decide(const std::string& move, const Sender& peer, const pod::Spec&, const control::Needs&);
-  void end(const std::string& move);
+  void end(const std::string& move, const Sender& peer);
   /// Bytes of the arriving pod that are here by now.
-  void used(const std::string& move, std::uint64_t bytes);
+  void used(const std::string& move, const Sender& peer, std::uint64_t bytes);
 
   /// This node is to be emptied: takes no pod, and starts none. Remembered over a restart.
   Result<void> set_draining(bool);

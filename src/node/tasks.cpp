@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <sys/socket.h>
 
+#include <algorithm>
+
 #include "base/log.hpp"
 
 namespace godwit::node {
@@ -16,7 +18,7 @@ void Tasks::run(Fd fd, const Work& work) {
     log::warn("more than {} connections at a time: one was turned away", most_);
     return;
   }
-  auto connection = std::make_shared<Connection>();
+  auto connection = std::make_shared<Connection>(*this);
   connection->handle_ = Fd(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
   connection->stream = Stream(std::move(fd));
   try {
@@ -38,6 +40,15 @@ void Tasks::serve(Connection& connection, const Work& work) {
   const std::lock_guard lock(mutex_);
   connection.handle_.reset();
   connection.over_ = true;
+}
+
+bool Tasks::charge(Connection& connection, const std::string& whose) {
+  const std::lock_guard lock(mutex_);
+  const auto theirs =
+      std::ranges::count_if(connections_, [&](const auto& other) { return !other->over_ && other->whose_ == whose; });
+  if (static_cast<std::size_t>(theirs) >= most_ / 4) return false;
+  connection.whose_ = whose;
+  return true;
 }
 
 void Tasks::make_room() {

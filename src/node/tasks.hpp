@@ -5,6 +5,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
 
 #include "node/io.hpp"
@@ -20,9 +21,16 @@ class Tasks {
     Stream stream;  ///< as it was accepted
     /// The other side has proved who it is: from here on it isn't broken off in favour of newcomers.
     void trust() { trusted_ = true; }
+    /// Counts it among those of `whose`. False when they have a quarter of all that there may be already: no peer and
+    /// no user keeps the others out.
+    [[nodiscard]] bool charge(const std::string& whose) { return tasks_.charge(*this, whose); }
+
+    explicit Connection(Tasks& tasks) : tasks_(tasks) {}
 
    private:
     friend class Tasks;
+    Tasks& tasks_;
+    std::string whose_;
     std::atomic<bool> trusted_ = false;
     bool broken_ = false;  ///< broken off by us; its thread is about to notice
     bool over_ = false;
@@ -43,6 +51,7 @@ class Tasks {
 
  private:
   void serve(Connection&, const Work&);
+  bool charge(Connection&, const std::string& whose);
   void collect();
   void make_room();
 

@@ -217,6 +217,13 @@ class Sessions(Suite):
                 raise Failure("moved to nowhere")
             except CommandError as refusal:
                 expect("exit code", refusal.code, 4)
+            moving = threading.Thread(target=cancelled_move)
+            moving.start()
+            wait_for("the migration", lambda: self.cluster.pod(pod)["state"] == "leaving", step=0.005)
+            self.cluster.godwit("c", "rm", "--force", pod)
+            moving.join(60)
+            expect("what is removed doesn't arrive first", cancelled, [(1, False)] * 2)
+            expect("the pods", [name for name in self.cluster.pods() if name == pod], [])
         finally:
             self.cluster.link("b", "rate=none")
             self.cluster.remove(pod)

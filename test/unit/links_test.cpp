@@ -50,7 +50,7 @@ class PeerServerTest : public testing::Test {
             return service == service::store;
           },
           in(5s));
-      if (!caller) return;
+      if (!caller || !connection.charge(caller->peer)) return;
       shaken_++;
       serve_store(connection.stream, *store_, [](const store::Record&) { return Result<void>{}; });
     });
@@ -127,6 +127,30 @@ TEST_F(PeerServerTest, UnknownPeersAndWrongKeys) {
   const auto wrong = Links(other).connect("b", service::store, 5s);
   ASSERT_FALSE(wrong);
   EXPECT_EQ(wrong.error().kind, ErrorKind::refused);
+}
+
+TEST_F(PeerServerTest, NoPeerTakesAllConnections) {
+  const Links links(config_);
+  std::vector<Stream> open;
+  for (int i = 0; i < 20; i++) {
+    auto stream = links.connect("b", service::store, 5s);
+    ASSERT_TRUE(stream) << stream.error().message();
+    open.push_back(std::move(*stream));
+  }
+  char byte = 0;
+  for (std::size_t i = 16; i < open.size(); i++) {
+    const auto got = read_some(open[i], &byte, 1, in(5s));
+    EXPECT_TRUE(got && *got == 0) << i;
+  }
+  EXPECT_EQ(shaken_, 16);
+  // What ends makes room for others of the same peer.
+  open.clear();
+  const Deadline patience = in(10s);
+  while (shaken_ == 16 && std::chrono::steady_clock::now() < patience) {
+    open.push_back(*links.connect("b", service::store, 5s));
+    std::this_thread::sleep_for(20ms);
+  }
+  EXPECT_GT(shaken_, 16);
 }
 
 TEST_F(PeerServerTest, SilentPeersDontKeepOthersOut) {

@@ -38,25 +38,25 @@ TEST(Admission, AMigrationHoldsItsRoomUntilItIsOver) {
   const Room room{.memory = 3 * gib, .processors = 4, .descriptors = 100};
   const Time late = 100 * Admission::promise_time;
   ASSERT_TRUE(admission.consider(ask_for("p", "a"), room, Time(0)).yes);
-  EXPECT_TRUE(admission.decide("move-p", "id-p", {.memory = 2 * gib}, room, Time(1)).empty());
+  EXPECT_TRUE(admission.decide({"a", "move-p"}, "id-p", {.memory = 2 * gib}, room, Time(1)).empty());
   EXPECT_FALSE(admission.consider(ask_for("q", "a", {.memory = 2 * gib}), room, late).yes);
-  admission.withdraw("move-p", "a");
+  admission.withdraw({"a", "move-p"});
   EXPECT_EQ(admission.promises(late).size(), 1U) << "it is under way";
   // What has arrived shows in what the system has left, and isn't subtracted once more.
-  admission.used("move-p", 2 * gib);
+  admission.used({"a", "move-p"}, 2 * gib);
   EXPECT_TRUE(admission.consider(ask_for("r", "a", {.memory = gib}), {.memory = gib, .processors = 4}, late).yes);
-  admission.end("move-p");
-  admission.withdraw("move-r", "c");
+  admission.end({"a", "move-p"});
+  admission.withdraw({"c", "move-r"});
   EXPECT_EQ(admission.promises(late).size(), 1U) << "only who has asked may withdraw";
-  admission.withdraw("move-r", "a");
+  admission.withdraw({"a", "move-r"});
   EXPECT_TRUE(admission.promises(late).empty());
 }
 
 TEST(Admission, DecidesTheExactNeedsWithoutAPromise) {
   Admission admission("b", {});
-  EXPECT_TRUE(admission.decide("m", "id", {.memory = gib}, roomy(), Time(0)).empty());
-  EXPECT_FALSE(admission.decide("m", "id", {.memory = gib}, roomy(), Time(0)).empty()) << "twice under one name";
-  const auto no = admission.decide("n", "id-2", {.memory = 100 * gib}, roomy(), Time(0));
+  EXPECT_TRUE(admission.decide({"a", "m"}, "id", {.memory = gib}, roomy(), Time(0)).empty());
+  EXPECT_FALSE(admission.decide({"a", "m"}, "id", {.memory = gib}, roomy(), Time(0)).empty()) << "twice under one name";
+  const auto no = admission.decide({"a", "n"}, "id-2", {.memory = 100 * gib}, roomy(), Time(0));
   ASSERT_EQ(no.size(), 1U);
   EXPECT_EQ(no[0].reason, Reason::memory);
   EXPECT_EQ(admission.promises(Time(0)).size(), 1U);
@@ -76,7 +76,7 @@ TEST(Admission, SaysWhy) {
   EXPECT_EQ(reason({.labels = {{"zone", "x"}}}, {.labels = {"zone=x", "zone"}}, roomy()), "");
   EXPECT_EQ(reason({}, {.processors = 8}, roomy()), "processors");
   EXPECT_EQ(reason({}, {.descriptors = 20'000}, roomy()), "descriptors");
-  EXPECT_EQ(reason({.pods = 1}, {}, {.memory = gib, .processors = 1, .pods = 1}), "quota");
+  EXPECT_EQ(reason({.pods = 1}, {}, {.memory = gib, .processors = 1, .pods = {"id-other"}}), "quota");
   Room taken = roomy();
   taken.objections.push_back({Reason::address, "taken"});
   EXPECT_EQ(reason({}, {}, taken), "address");
@@ -106,6 +106,25 @@ TEST(Admission, TwoMoversForOnePod) {
   two.move = "another";
   EXPECT_TRUE(c.consider(one, roomy(), Time(0)).yes);
   EXPECT_EQ(c.consider(two, roomy(), Time(0)).reason, "busy");
+}
+
+TEST(Admission, AMoveIsItsSenders) {
+  Admission c("c", {});
+  ASSERT_TRUE(c.consider(ask_for("p", "a"), roomy(), Time(0)).yes);
+  EXPECT_TRUE(c.decide({"b", "move-p"}, "id-q", {.memory = gib}, roomy(), Time(1)).empty()) << "another one's";
+  c.end({"b", "move-p"});
+  EXPECT_EQ(c.promises(Time(2)).size(), 1U);
+  EXPECT_TRUE(c.decide({"a", "move-p"}, "id-p", {.memory = gib}, roomy(), Time(3)).empty());
+}
+
+TEST(Admission, WhatHasArrivedCountsOnce) {
+  Admission b("b", {.pods = 2});
+  ASSERT_TRUE(b.consider(ask_for("p", "a"), roomy(), Time(0)).yes);
+  ASSERT_TRUE(b.decide({"a", "move-p"}, "id-p", {.memory = gib}, roomy(), Time(1)).empty());
+  Room room = roomy();
+  room.pods = {"id-p"};
+  EXPECT_TRUE(b.consider(ask_for("q", "a"), room, Time(2)).yes) << "its pages are still coming";
+  EXPECT_EQ(b.consider(ask_for("r", "a"), room, Time(3)).reason, "quota");
 }
 
 TEST(Admission, PromisesAreBounded) {
@@ -272,7 +291,7 @@ TEST(Negotiation, EndsWhateverTheNetworkDoes) {
           now = std::max(now, wait->until);
           events.emplace_back(Negotiation::Tick{});
         } else if (const auto* withdraw = std::get_if<Negotiation::Withdraw>(&action)) {
-          nodes.at(withdraw->to).withdraw("move-p", "a");
+          nodes.at(withdraw->to).withdraw({"a", "move-p"});
         } else if (const auto* out = std::get_if<Negotiation::MoveOut>(&action)) {
           moved_to = out->to;
           ++ends;
