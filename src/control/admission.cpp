@@ -29,6 +29,11 @@ std::vector<Refusal> Admission::refusals(const Incoming& migration, const std::s
     // Only its owner sends a pod: two movers for one pod are two ideas of who that is, and the record will tell.
     if (promise.pod_id == pod_id)
       no.push_back({Reason::busy, fmt::format("{} is being taken in from {} already", pod_id, other.from)});
+    else
+      for (const auto& address : promise.needs.addresses)
+        if (std::ranges::count(needs.addresses, address) > 0)
+          no.push_back(
+              {Reason::address, fmt::format("its address {} is promised to another pod of {}", address, other.from)});
   }
   const auto left = [](std::uint64_t all, std::uint64_t promised) { return all - std::min(all, promised); };
   constexpr std::uint64_t mebibyte = 1 << 20;

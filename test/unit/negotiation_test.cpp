@@ -108,6 +108,15 @@ TEST(Admission, TwoMoversForOnePod) {
   EXPECT_EQ(c.consider(two, roomy(), Time(0)).reason, "busy");
 }
 
+TEST(Admission, AnAddressIsPromisedOnce) {
+  Admission c("c", {});
+  const Needs needs{.addresses = {"10.66.0.21/16"}};
+  EXPECT_TRUE(c.consider(ask_for("p", "a", needs), roomy(), Time(0)).yes);
+  EXPECT_TRUE(c.consider(ask_for("p", "a", needs), roomy(), Time(1)).yes) << "its own";
+  EXPECT_EQ(c.consider(ask_for("q", "b", needs), roomy(), Time(2)).reason, "address");
+  EXPECT_TRUE(c.consider(ask_for("q", "b", needs), roomy(), Admission::promise_time + Time(2)).yes);
+}
+
 TEST(Admission, AMoveIsItsSenders) {
   Admission c("c", {});
   ASSERT_TRUE(c.consider(ask_for("p", "a"), roomy(), Time(0)).yes);
