@@ -94,7 +94,9 @@ struct Stream::Tls {
       });
       BIO_meth_set_write(bio, [](BIO* self, const char* data, int size) {
         auto& out = of(self).outgoing;
-        out.insert(out.end(), data, data + size);
+        // As bytes of the vector's own kind: other ones are copied one by one.
+        const auto* bytes = reinterpret_cast<const std::uint8_t*>(data);
+        out.insert(out.end(), bytes, bytes + size);
         return size;
       });
       BIO_meth_set_ctrl(bio, [](BIO*, int command, long, void*) -> long { return command == BIO_CTRL_FLUSH ? 1 : 0; });
