@@ -227,8 +227,8 @@ void add_trust(const Builder& builder, TrustOptions& options) {
   CLI::App& expel = inner.command("expel", "Trust a node no more, at once and everywhere", "  godwit pki expel c",
                                   [&] { return pki_expel(common, options); });
   expel.add_option("node", options.node, "Node")->required();
-  inner.command("renew", "Renew a node's certificate now", "  godwit pki renew\n  godwit pki renew --node b",
-                [&] { return pki_renew(common); });
+  inner.command("renew", "Renew a node's certificate now, a third of its life after the last time",
+                "  godwit pki renew\n  godwit pki renew --node b", [&] { return pki_renew(common); });
   inner.command("show", "Show this node's certificate", "  godwit pki show", [&] { return pki_show(common); });
 }
 

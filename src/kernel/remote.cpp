@@ -59,7 +59,7 @@ Result<std::int64_t> bare_call(Tracee& thread, RemoteAddress instruction, long n
     int signal = 0;
     while (true) {
       TRY(thread.resume_to_syscall(signal));
-      const WaitStatus status = TRY(thread.wait());
+      const WaitStatus status = TRY(thread.wait(Tracee::patience_for_own));
       if (!status.stopped()) return fail(ErrorKind::gone, "thread {} has ended", thread.tid().value);
       if (status.event() == 0 && status.signal() == (SIGTRAP | 0x80)) break;
       // Only SIGSTOP can come; a group stop that it makes is passed over, and taken up again on detach.
@@ -70,7 +70,7 @@ Result<std::int64_t> bare_call(Tracee& thread, RemoteAddress instruction, long n
     }
     TRY(thread.interrupt());
     TRY(thread.resume());
-    TRY(thread.wait_stop());
+    TRY(thread.wait_stop(Tracee::patience_for_own));
     return static_cast<std::int64_t>(TRY(thread.registers()).rax);
   }();
   if (thread.stopped()) {
@@ -321,7 +321,7 @@ Result<void> Gadget::finish(Loan& loan, Batch& batch, std::vector<Tracee>* born)
   if (!thread.stopped_ && thread.attached_) {
     // Stuck in a system call that blocks. It ends with EINTR here.
     TRY(thread.interrupt());
-    TRY(thread.wait_stop());
+    TRY(thread.wait_stop(Tracee::patience_for_own));
   }
   if (outcome) {
     const auto got = read_memory(thread.tid(), batch.area_, batch.image_.data(), batch.image_.size());

@@ -52,6 +52,11 @@ class Tracee {
 
   Tracee(Tracee&&) noexcept;
   Tracee& operator=(Tracee&&) noexcept;
+  /// For what takes microseconds: a machine that is out of breath stalls for seconds.
+  static constexpr std::chrono::seconds patience{10};
+  /// For a thread that has registers of ours: let go before it has its own again, it would run into nowhere.
+  static constexpr std::chrono::seconds patience_for_own{300};
+
   Tracee(const Tracee&) = delete;
   Tracee& operator=(const Tracee&) = delete;
   ~Tracee();
@@ -63,7 +68,7 @@ class Tracee {
   /// Waits for the stop that `interrupt` asked for. A signal that arrives first is delivered as it would have been
   /// without us: the thread then stops before the first instruction of its handler, and nothing has to be kept.
   /// `timeout` when it hasn't stopped by then (a vfork parent, a thread in an uninterruptible sleep).
-  Result<WaitStatus> wait_stop(std::chrono::milliseconds limit = std::chrono::seconds(2));
+  Result<WaitStatus> wait_stop(std::chrono::milliseconds limit = patience);
   [[nodiscard]] bool stopped() const { return stopped_; }
   /// True when the stop was a group stop (job control: SIGSTOP, SIGTSTP …).
   [[nodiscard]] bool group_stopped() const { return group_stopped_; }
@@ -87,7 +92,7 @@ class Tracee {
   Result<void> resume_to_syscall(int signal = 0);
   /// Waits for the next stop of whatever kind, consuming it. The signal of a signal-delivery stop is the caller's to
   /// pass to `resume`; `detach` passes it by itself.
-  Result<WaitStatus> wait(std::chrono::milliseconds limit = std::chrono::seconds(2));
+  Result<WaitStatus> wait(std::chrono::milliseconds limit = patience);
   /// PTRACE_GETEVENTMSG: after a clone or fork event the new thread's id.
   Result<std::uint64_t> event_message() const;
   /// PTRACE_SETOPTIONS (the thread must be stopped), plus SUSPEND_SECCOMP if `seize` could set it.

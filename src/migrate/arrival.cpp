@@ -1,7 +1,6 @@
 #include "migrate/arrival.hpp"
 
 #include <fcntl.h>
-#include <linux/capability.h>
 #include <linux/mount.h>
 #include <sched.h>
 #include <sys/socket.h>
@@ -9,10 +8,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <mutex>
 
 #include "base/log.hpp"
-#include "kernel/capabilities.hpp"
 #include "kernel/pidfd.hpp"
 #include "kernel/procfs.hpp"
 #include "migrate/limits.hpp"
@@ -75,15 +74,20 @@ std::vector<std::string> Arrival::refusals(const wire::Hello& hello) {
   (void)hashes.save();
   if (hello.connections == 0 || hello.connections > 8)
     reasons.push_back("a migration has one to eight page connections");
-  for (auto& reason : site_.decide(hello.spec, {.memory = hello.resident,
-                                               .processors = hello.spec.cpu_limit,
-                                               .descriptors = hello.descriptors,
-                                               .labels = hello.spec.labels,
-                                               .addresses = hello.spec.network.addresses,
-                                               .home = hello.spec.home,
-                                               .user = hello.spec.user.uid,
-                                               .capabilities = hello.spec.capabilities}))
-    reasons.push_back(std::move(reason));
+  // Other groups than this machine would give its user are root's to give: only who may send root's pods sends those.
+  const bool own_groups = pod::has_own_groups(hello.spec.user);
+  auto objections = site_.decide(hello.spec, {.memory = hello.resident,
+                                              .processors = hello.spec.cpu_limit,
+                                              .descriptors = hello.descriptors,
+                                              .labels = hello.spec.labels,
+                                              .addresses = hello.spec.network.addresses,
+                                              .home = hello.spec.home,
+                                              .user = own_groups ? hello.spec.user.uid : 0,
+                                              .capabilities = hello.spec.capabilities});
+  if (!own_groups && !objections.empty())
+    objections.push_back(fmt::format("it has groups that user {} hasn't on this node, so that it counts as root's",
+                                     pod::name_of(hello.spec.user.uid)));
+  std::ranges::move(objections, std::back_inserter(reasons));
   return reasons;
 }
 
@@ -178,8 +182,12 @@ Result<void> Arrival::prepare() {
 }
 
 Result<void> Arrival::open_trees() {
-  const bool devices = (hello_.spec.capabilities & kernel::capability(CAP_MKNOD)) != 0;
-  return workshop_->run([this, devices]() -> Result<void> {
+  const auto& spec = hello_.spec;
+  std::error_code error;
+  const auto hidden = std::filesystem::weakly_canonical(site_.site.state_dir, error);
+  if (error) return fail(ErrorKind::failed, "find {}: {}", site_.site.state_dir, error.message());
+  const pod::UpperRights rights{.user = spec.user, .capabilities = spec.capabilities, .hidden = hidden.string()};
+  return workshop_->run([this, &rights]() -> Result<void> {
     for (const auto tree : wire::trees) {
       // Without what is mounted on it. An overlay doesn't see what is done to its layers behind its back, so files go
       // through it.
@@ -188,7 +196,7 @@ Result<void> Arrival::open_trees() {
           ::syscall(SYS_open_tree, AT_FDCWD, std::string(tree).c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)));
       if (!root) return fail_errno("open {} of the pod", tree);
       trees_.push_back(TRY(pod::UpperTarget::open(
-          root.get(), whole ? pod::UpperTarget::Kind::overlay : pod::UpperTarget::Kind::layer, devices)));
+          root.get(), whole ? pod::UpperTarget::Kind::overlay : pod::UpperTarget::Kind::layer, rights)));
     }
     return {};
   });
@@ -313,7 +321,7 @@ Result<void> Arrival::apply_round(const wire::Round& round) {
         return {};
       }
       TRY(objects::check_permission(opener_ ? &*opener_ : nullptr, path, flags));
-      file.reset(::open(path.c_str(), flags | O_CLOEXEC));
+      file.reset(::open(path.c_str(), flags | O_NONBLOCK | O_CLOEXEC));
       if (!file) return fail_errno("open {} in the pod", path);
       return {};
     }));

@@ -19,6 +19,7 @@
 #include "migrate/recover.hpp"
 #include "objects/memory_object.hpp"
 #include "objects/process_state.hpp"
+#include "pod/directory.hpp"
 #include "pod/log_segments.hpp"
 
 /// The freeze at the destination: from the last pages to the restart.
@@ -345,9 +346,12 @@ Result<void> Arrival::await_commit() {
     why = said ? shown(said->text) : said.error().message();
     if (said) heard = control::Claim::Told{.committed = false};
   } else if (message && static_cast<wire::Type>(message->type) == wire::Type::go) {
-    auto frames = image::unpack<wire::Frames>(message->payload);
-    if (frames) held_ = std::move(frames->frames);
-    if (frames) heard = control::Claim::Told{.committed = true};
+    auto go = image::unpack<wire::Go>(message->payload);
+    if (go) held_ = std::move(go->frames);
+    if (go) heard = control::Claim::Told{.committed = true};
+    // Before it runs: to the next daemon the record says that it isn't ours, as long as nobody has told it.
+    if (const auto written = go && go->by_word ? pod::write_word(pod_->directory(), true) : Result<void>{}; !written)
+      log::error("{}: {}", hello_.spec.name, written.error().message());
   } else if (message) {
     why = fmt::format("expected the go, got message {}", message->type);
   }

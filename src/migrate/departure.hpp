@@ -139,6 +139,7 @@ class Departure {
   Strategy strategy_ = Strategy::automatic;
   Next ending_ = Next::freeze;
   bool committing_ = false;  ///< or done: nobody can take it back any more
+  bool by_word_ = false;     ///< what became of the commit was said by an operator, not by the store
   bool tracking_ = false;    ///< write-protection tells what is written before the freeze
   objects::PodClock clock_;
   store::Record record_;

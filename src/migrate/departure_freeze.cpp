@@ -479,7 +479,12 @@ Result<void> Departure::pin() {
 Result<void> Departure::commit() {
   committing_ = true;
   control::Claim claim({control::Claim::Role::source, site_.node, site_.destination, owner_of(record_)});
-  report_.fate = carry_out(claim, control::Claim::Commit{}, record_, site_.store, site_.in_doubt);
+  const auto in_doubt = [this](control::Time pause) {
+    auto event = site_.in_doubt(pause);
+    by_word_ = event && std::holds_alternative<control::Claim::Resolved>(*event);
+    return event;
+  };
+  report_.fate = carry_out(claim, control::Claim::Commit{}, record_, site_.store, in_doubt);
   freeze_watch_.lap("commit");
   fault::reach("source.committed");
   if (!report_.fate) return fail(ErrorKind::busy, "{} is in doubt, and left so", report_.pod);

@@ -2,6 +2,7 @@
 
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -9,6 +10,7 @@
 #include <array>
 #include <chrono>
 #include <deque>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <thread>
@@ -23,6 +25,9 @@
 namespace godwit::migrate {
 
 namespace {
+
+/// What the log says to have been given up of an address space that nobody is left in.
+constexpr Range everything{0, UINT64_MAX};
 
 /// One address space. A process that forks while it is owed pages becomes two, both served from the same pages of the
 /// source.
@@ -42,6 +47,11 @@ struct Space {
 
   /// The program has given this up.
   void removed(Range range) {
+    if (range == everything) {
+      owed.clear();
+      written.clear();
+      return;
+    }
     owed.remove(range);
     written.remove(range);
   }
@@ -79,6 +89,17 @@ std::string fault_name(std::uint32_t space) {
   return fault_prefix + std::to_string(space);
 }
 
+/// Whether nobody is left in an address space: its process has ended, or has become another program (exec). poll(2)
+/// doesn't tell; ESRCH does, from what needs the memory. Taking write protection off where there never was any is what
+/// changes nothing.
+bool deserted(const kernel::Userfaultfd& fault) {
+  constexpr std::uint64_t anywhere = 0x7f0000000000;
+  uffdio_writeprotect nothing{};
+  nothing.range = {anywhere, page_size};
+  nothing.mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
+  return ::ioctl(fault.fd(), UFFDIO_WRITEPROTECT, &nothing) != 0 && errno == ESRCH;
+}
+
 }  // namespace
 
 struct Pager::Parts {
@@ -92,7 +113,11 @@ struct Pager::Parts {
   /// Who puts pushed pages in place has no priority, and must not keep the faults waiting for it.
   kernel::InheritingMutex mutex;  ///< guards the spaces, the order of events, and what is put in place: an event is
                                   ///< read and obeyed in one piece
-  std::deque<Space> spaces;
+  std::map<std::uint32_t, Space> spaces;  ///< by number. Only the thread takes one out
+  std::uint32_t next_number = 0;          ///< never given twice: the log tells spaces apart by it
+  std::uint32_t looked_at = 0;            ///< the space that was looked at last: is anybody left in it?
+  std::size_t looks = 0;                  ///< and so many others are to be looked at
+  std::optional<Error> lost;              ///< why the source will never answer what it was asked
   std::jthread thread;
   std::atomic<bool> ending = false;
 
@@ -112,11 +137,68 @@ struct Pager::Parts {
     if (const auto noted = log.add(entry); !noted) log::error("{}: {}", pod.spec().name, noted.error().message());
   }
 
-  /// Another address space; its userfaultfd is left with the pod's init.
+  /// Another address space. Its userfaultfd is left with the pod's init, too: when that fails it is served all the
+  /// same, but only as long as this daemon lives.
   Result<void> keep(Space space) {
-    TRY(pod.deposit(fault_name(space.number), space.fault.fd()));
-    spaces.push_back(std::move(space));
-    return {};
+    const auto number = space.number;
+    const auto& kept = spaces.emplace(number, std::move(space)).first->second;
+    return pod.deposit(fault_name(number), kept.fault.fd());
+  }
+
+  /// The init's copy of a descriptor is closed. What isn't there, or has gone with the init, is as good.
+  Result<void> forget(const std::string& name) {
+    constexpr int attempts = 3;
+    for (int attempt = 1;; ++attempt) {
+      auto forgotten = pod.forget(name);
+      if (forgotten || forgotten.error().kind == ErrorKind::not_found || forgotten.error().kind == ErrorKind::gone)
+        return {};
+      if (attempt == attempts) return forgotten;
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+  }
+
+  /// A process has forked. The parent goes on as soon as this has been read, and nothing tells which process the child
+  /// will be.
+  void forked(const Space& parent, Fd fault) {
+    constexpr std::size_t looks_each = 8;
+    Space child{.source = parent.source,
+                .number = next_number++,
+                .owed = parent.owed,
+                .moved = parent.moved,
+                .written = parent.written};
+    child.fault = kernel::Userfaultfd::take(std::move(fault));
+    note({.kind = OwedLog::Entry::forked, .space = parent.number, .a = child.number});
+    looks += looks_each;
+    const auto kept = keep(std::move(child));
+    if (kept) return;
+    // With this daemon the last holder of the child's userfaultfd would die, and what is missing would read as zeros.
+    log::error("{} ends: what a forked process of it is owed can't be kept safe: {}", pod.spec().name,
+               kept.error().message());
+    if (const auto killed = pod.workload().kill(); !killed)
+      log::error("{}: {}", pod.spec().name, killed.error().message());
+  }
+
+  /// Lets go of spaces that nobody is left in, with a descriptor of ours and of the init's each: a pod may fork any
+  /// number of times. Each fork pays for a look at a few, so that those that are over can't pile up. The mutex is held.
+  void drop_deserted() {
+    for (looks = std::min(looks, spaces.size()); looks > 0; --looks) {
+      auto next = spaces.upper_bound(looked_at);
+      if (next == spaces.end()) next = spaces.begin();
+      if (next == spaces.end()) break;
+      looked_at = next->first;
+      if (!deserted(next->second.fault)) continue;
+      // The log first: what is owed and isn't kept would be lost.
+      note({.kind = OwedLog::Entry::removed, .space = next->first, .a = everything.begin, .b = everything.end});
+      if (const auto forgotten = forget(fault_name(next->first)); !forgotten)
+        log::warn("{}: {}", pod.spec().name, forgotten.error().message());
+      spaces.erase(next);
+    }
+    looks = 0;
+  }
+
+  Space* find(std::uint32_t number) {
+    const auto found = spaces.find(number);
+    return found == spaces.end() ? nullptr : &found->second;
   }
 
   /// Fills a stretch of owed pages from its beginning, as far as it goes in one piece: how many bytes are in place now.
@@ -132,14 +214,22 @@ struct Pager::Parts {
         done = page_size;
       }
       if (!done && done.error().kind == ErrorKind::busy) {
-        if (TRY(obey(space))) return 0;
+        const bool changed = TRY(obey(space));
+        // The thread serves what was read here, and it may not have seen it.
+        if (changed || !faults.empty()) nudge();
+        if (changed) return 0;
         // The event has been read, but the program hasn't gone on yet; or it is just about to say what it does.
         if (std::chrono::steady_clock::now() > give_up) return std::unexpected(done.error());
         std::this_thread::sleep_for(std::chrono::microseconds(20));
         continue;
       }
-      // Nothing can fault where nothing is registered, or when the process is gone.
-      if (!done && (done.error().kind == ErrorKind::gone || done.error().code == ENOENT)) done = run.size();
+      if (!done && done.error().kind == ErrorKind::gone) {
+        // Nobody is left in it.
+        space.owed.clear();
+        return run.size();
+      }
+      // Nothing can fault where nothing is registered.
+      if (!done && done.error().code == ENOENT) done = run.size();
       if (!done) return done;
       space.owed.remove({run.begin, run.begin + *done});
       return done;
@@ -177,7 +267,7 @@ struct Pager::Parts {
     return {};
   }
 
-  std::vector<std::pair<Space*, std::uint64_t>> faults;
+  std::vector<std::pair<std::uint32_t, std::uint64_t>> faults;  ///< the space's number, and the page
 
   /// Reads and obeys all events of a space; faults are noted. True when the layout has changed. The mutex is held.
   Result<bool> obey(Space& space) {
@@ -187,7 +277,7 @@ struct Pager::Parts {
       changed = changed || event.event != UFFD_EVENT_PAGEFAULT;
       switch (event.event) {
         case UFFD_EVENT_PAGEFAULT:
-          faults.emplace_back(&space, event.arg.pagefault.address & ~(page_size - 1));
+          faults.emplace_back(space.number, event.arg.pagefault.address & ~(page_size - 1));
           break;
         case UFFD_EVENT_REMOVE:
         case UFFD_EVENT_UNMAP: {
@@ -204,18 +294,9 @@ struct Pager::Parts {
           space.remapped(from, event.arg.remap.to);
           break;
         }
-        case UFFD_EVENT_FORK: {
-          Space child{.source = space.source,
-                      .number = static_cast<std::uint32_t>(spaces.size()),
-                      .owed = space.owed,
-                      .moved = space.moved,
-                      .written = space.written};
-          child.fault = kernel::Userfaultfd::take(Fd(static_cast<int>(event.arg.fork.ufd)));
-          note({.kind = OwedLog::Entry::forked, .space = space.number, .a = child.number});
-          if (const auto kept = keep(std::move(child)); !kept)
-            log::error("{}: {}", pod.spec().name, kept.error().message());
+        case UFFD_EVENT_FORK:
+          forked(space, Fd(static_cast<int>(event.arg.fork.ufd)));
           break;
-        }
         default:
           break;
       }
@@ -224,7 +305,8 @@ struct Pager::Parts {
   }
 
   struct Pending {
-    Space* space;
+    std::uint32_t space;  ///< its number: by the time of the answer it may be over
+    SpaceId source;
     std::uint64_t address;
     std::uint64_t origin;  ///< at the source, when it was asked for: by the time of the answer something else may stand
                            ///< at the address
@@ -234,7 +316,7 @@ struct Pager::Parts {
   Pager::Starving starving;     ///< not called yet
 
   Result<void> ask(const Pending& wanted) {
-    const PageHeader question{wanted.space->source, PageHeader::data, wanted.origin, page_size};
+    const PageHeader question{wanted.source, PageHeader::data, wanted.origin, page_size};
     return send_all(reference, &question, sizeof question);
   }
 
@@ -252,7 +334,9 @@ struct Pager::Parts {
   [[nodiscard]] int patience() const { return starving && !pending.empty() ? 1000 : -1; }
 
   void serve_faults() {
-    for (auto& [space, address] : std::exchange(faults, {})) {
+    for (const auto& [number, address] : std::exchange(faults, {})) {
+      Space* const space = find(number);
+      if (space == nullptr) continue;
       if (!space->owed.contains(address)) {
         auto zeroed = space->fault.zero(address, page_size, true);
         if (!zeroed || *zeroed == 0) (void)space->fault.wake(address, page_size);
@@ -260,29 +344,47 @@ struct Pager::Parts {
       }
       const auto origin = space->at_source(address);
       if (std::ranges::any_of(pending, [&](const Pending& p) {
-            return p.space == space && p.address == address && p.origin == origin;
+            return p.space == number && p.address == address && p.origin == origin;
           }))
         continue;
-      pending.push_back({space, address, origin});
+      pending.push_back({number, space->source, address, origin});
       if (!reference) continue;
       if (const auto asked = ask(pending.back()); !asked) broken(asked.error());
     }
   }
 
+  /// Takes the answer to the oldest question, which stays asked when this fails: nothing but the whole page is put in
+  /// place.
   Result<void> take_answer() {
     PageHeader header;
     TRY(receive_all(reference, &header, sizeof header, std::chrono::minutes(10)));
-    if (header.size > page_size || pending.empty()) return fail(ErrorKind::invalid, "an answer to no question");
+    if (pending.empty()) return fail(ErrorKind::invalid, "an answer to no question");
+    const Pending& asked = pending.front();
+    if (header.kind > PageHeader::zero || header.space != asked.source || header.address != asked.origin)
+      return fail(ErrorKind::invalid, "an answer to another question");
+    if (header.size == 0) {
+      const std::scoped_lock lock(mutex);
+      lost = unreadable(asked.source, asked.origin);
+      return std::unexpected(*lost);
+    }
+    if (header.size != page_size) return fail(ErrorKind::invalid, "{} bytes for a page", header.size);
     std::array<std::uint8_t, page_size> data{};
-    if (header.kind != PageHeader::zero)
-      TRY(receive_all(reference, data.data(), header.size, std::chrono::minutes(10)));
-    const Pending asked = pending.front();
-    pending.pop_front();
+    if (header.kind == PageHeader::data)
+      TRY(receive_all(reference, data.data(), data.size(), std::chrono::minutes(10)));
     const std::scoped_lock lock(mutex);
-    TRY(place(*asked.space, {asked.origin, asked.origin + page_size}, data.data()));
-    // What isn't owed there any more faults again, and gets what it should have.
-    (void)asked.space->fault.wake(asked.address, page_size);
+    if (Space* const space = find(asked.space)) {
+      TRY(place(*space, {asked.origin, asked.origin + page_size}, data.data()));
+      // What isn't owed there any more faults again, and gets what it should have.
+      (void)space->fault.wake(asked.address, page_size);
+    }
+    pending.pop_front();
     return {};
+  }
+
+  /// What a source means by an answer without bytes: no other will come.
+  static Error unreadable(SpaceId space, std::uint64_t address) {
+    return {
+        ErrorKind::gone, fmt::format("page {:#x} of process {} can't be read there any more", address, space), 0, {}};
   }
 
   /// A new connection, if there is one: what the old one left unanswered is asked again.
@@ -301,9 +403,13 @@ struct Pager::Parts {
   Result<void> run() {
     for (;;) {
       std::vector<pollfd> waits{{wake.get(), POLLIN, 0}, {reference ? reference.fd() : -1, POLLIN, 0}};
+      std::vector<std::uint32_t> waiting;
       {
         const std::scoped_lock lock(mutex);
-        for (auto& space : spaces) waits.push_back({space.fault.fd(), POLLIN, 0});
+        for (const auto& [number, space] : spaces) {
+          waits.push_back({space.fault.fd(), POLLIN, 0});
+          waiting.push_back(number);
+        }
       }
       const bool ready = reference && reference.ready();
       if (::poll(waits.data(), waits.size(), ready ? 0 : patience()) < 0 && errno != EINTR)
@@ -319,16 +425,17 @@ struct Pager::Parts {
       if (!pending.empty() && std::chrono::steady_clock::now() - pending.front().since > answer_limit)
         starve(Error{ErrorKind::timeout, "a page that was asked for doesn't come", 0, ""});
       const std::scoped_lock lock(mutex);
-      for (std::size_t i = 2; i < waits.size(); ++i)
-        if ((waits[i].revents & POLLIN) != 0) TRY(obey(spaces[i - 2]));
+      for (std::size_t i = 0; i < waiting.size(); ++i)
+        if ((waits[i + 2].revents & POLLIN) != 0) TRY(obey(spaces.at(waiting[i])));
       serve_faults();
+      drop_deserted();
     }
   }
 
   /// What is owed in one piece at the source, at most `most` bytes from the beginning; nothing when nothing is owed.
   std::optional<std::pair<SpaceId, Range>> next_owed(std::uint64_t most) {
     const std::scoped_lock lock(mutex);
-    for (const auto& space : spaces) {
+    for (const auto& [number, space] : spaces) {
       const auto run = space.owed.first();
       if (!run) continue;
       // In one piece here is not in one piece there, once the program has moved something.
@@ -342,13 +449,20 @@ struct Pager::Parts {
   Result<void> fetch_all(Stream& bulk) {
     const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
     while (const auto wanted = next_owed(max_piece)) {
+      {
+        const std::scoped_lock lock(mutex);
+        if (lost) return std::unexpected(*lost);
+      }
       const auto& [space, range] = *wanted;
       const PageHeader question{space, PageHeader::data, range.begin, range.size()};
       TRY(send_all(bulk, &question, sizeof question));
       PageHeader answer;
       TRY(receive_all(bulk, &answer, sizeof answer, std::chrono::minutes(1)));
       const bool zero = answer.kind == PageHeader::zero;
-      if (answer.size == 0 || answer.size > range.size() || answer.size % page_size != 0)
+      if (answer.kind > PageHeader::zero || answer.space != space || answer.address != range.begin)
+        return fail(ErrorKind::invalid, "an answer to another question");
+      if (answer.size == 0) return std::unexpected(unreadable(space, range.begin));
+      if (answer.size > range.size() || answer.size % page_size != 0)
         return fail(ErrorKind::invalid, "{} bytes for {} that were asked for", answer.size, range.size());
       if (!zero) TRY(receive_all(bulk, buffer.get(), answer.size, std::chrono::minutes(1)));
       TRY(put(space, range.begin, zero ? nullptr : buffer.get(), answer.size));
@@ -364,8 +478,8 @@ struct Pager::Parts {
       const Range range{address + done, address + done + part};
       const std::scoped_lock lock(mutex);
       // A fork in between adds a space at the end, which is owed what its parent was.
-      for (std::size_t i = 0; i < spaces.size(); ++i)
-        if (spaces[i].source == space) TRY(place(spaces[i], range, bytes != nullptr ? bytes + done : nullptr));
+      for (auto& [number, one] : spaces)
+        if (one.source == space) TRY(place(one, range, bytes != nullptr ? bytes + done : nullptr));
       done += part;
     }
     return {};
@@ -373,31 +487,33 @@ struct Pager::Parts {
 
   /// As an earlier daemon has written it down.
   Result<void> replay() {
+    const auto out_of_order = [] { return fail(ErrorKind::invalid, "the log of owed pages is out of order"); };
     for (const auto& entry : TRY(log.read())) {
-      const bool makes = entry.kind == OwedLog::Entry::made;
-      if (makes ? entry.space != spaces.size() : entry.space >= spaces.size())
-        return fail(ErrorKind::invalid, "the log of owed pages is out of order");
+      if (entry.kind == OwedLog::Entry::made) {
+        if (entry.space != next_number) return out_of_order();
+        spaces[next_number++] = {.source = static_cast<SpaceId>(entry.a), .number = entry.space};
+        continue;
+      }
+      if (entry.space >= next_number) return out_of_order();
+      Space& space = spaces.at(entry.space);
       switch (entry.kind) {
-        case OwedLog::Entry::made:
-          spaces.push_back({.source = static_cast<SpaceId>(entry.a), .number = entry.space});
-          break;
         case OwedLog::Entry::owed:
-          spaces[entry.space].owed.add({entry.a, entry.b});
-          spaces[entry.space].written.add({entry.a, entry.b});
+          space.owed.add({entry.a, entry.b});
+          space.written.add({entry.a, entry.b});
           break;
         case OwedLog::Entry::removed:
-          spaces[entry.space].removed({entry.a, entry.b});
+          space.removed({entry.a, entry.b});
           break;
         case OwedLog::Entry::moved:
-          spaces[entry.space].remapped({entry.a, entry.b}, entry.c);
+          space.remapped({entry.a, entry.b}, entry.c);
           break;
         default:
-          if (entry.a != spaces.size()) return fail(ErrorKind::invalid, "the log of owed pages is out of order");
-          spaces.push_back({.source = spaces[entry.space].source,
-                            .number = static_cast<std::uint32_t>(entry.a),
-                            .owed = spaces[entry.space].owed,
-                            .moved = spaces[entry.space].moved,
-                            .written = spaces[entry.space].written});
+          if (entry.a != next_number) return out_of_order();
+          spaces[next_number++] = {.source = space.source,
+                                   .number = static_cast<std::uint32_t>(entry.a),
+                                   .owed = space.owed,
+                                   .moved = space.moved,
+                                   .written = space.written};
       }
     }
     return {};
@@ -425,10 +541,18 @@ Result<std::unique_ptr<Pager>> Pager::adopt(pod::Pod& pod) {
   auto parts = std::make_unique<Parts>(pod, TRY(OwedLog::take(std::move(*written))));
   parts->wake.reset(::eventfd(0, EFD_CLOEXEC));
   TRY(parts->replay());
-  for (auto& space : parts->spaces) {
-    space.fault = kernel::Userfaultfd::take(TRY(pod.withdraw(fault_name(space.number))));
+  for (auto next = parts->spaces.begin(); next != parts->spaces.end();) {
+    auto& [number, space] = *next;
+    auto fault = pod.withdraw(fault_name(number));
+    // One that nobody was left in.
+    if (!fault && fault.error().kind == ErrorKind::not_found && space.owed.pages() == 0) {
+      next = parts->spaces.erase(next);
+      continue;
+    }
+    space.fault = kernel::Userfaultfd::take(TRY(std::move(fault)));
     // What the earlier daemon had read of it isn't told again: whoever waits tries again.
     for (const auto& run : space.owed.all()) (void)space.fault.wake(run.begin, run.size());
+    ++next;
   }
   return std::unique_ptr<Pager>(new Pager(std::move(parts)));
 }
@@ -439,7 +563,7 @@ Pager::~Pager() {
 }
 
 Result<void> Pager::add(SpaceId source, kernel::Userfaultfd fault, PageSet owed) {
-  Space space{.source = source, .number = static_cast<std::uint32_t>(parts_->spaces.size()), .owed = std::move(owed)};
+  Space space{.source = source, .number = parts_->next_number++, .owed = std::move(owed)};
   space.written = space.owed;
   space.fault = std::move(fault);
   std::vector<OwedLog::Entry> entries{{.kind = OwedLog::Entry::made, .space = space.number, .a = source}};
@@ -465,7 +589,7 @@ Result<void> Pager::put(SpaceId space, std::uint64_t address, const void* data, 
 std::uint64_t Pager::owed_pages() {
   const std::scoped_lock lock(parts_->mutex);
   std::uint64_t pages = 0;
-  for (const auto& space : parts_->spaces) pages += space.owed.pages();
+  for (const auto& [number, space] : parts_->spaces) pages += space.owed.pages();
   return pages;
 }
 
@@ -494,6 +618,8 @@ Result<void> Pager::fetch(const Source& source) {
     {
       const std::scoped_lock lock(parts_->mutex);
       parts_->fresh = std::move(reference);
+      // Whoever said so was another: the migration itself, while what it leaves is served by a remainder.
+      parts_->lost.reset();
     }
     parts_->nudge();
     TRY(parts_->fetch_all(bulk));
@@ -505,6 +631,8 @@ Result<void> Pager::fetch(const Source& source) {
   for (;;) {
     const std::uint64_t before = owed_pages();
     const auto fetched = attempt();
+    // Whatever the source says: nobody needs it any more.
+    if (!fetched && owed_pages() == 0) return {};
     if (fetched || fetched.error().kind == ErrorKind::gone) return fetched;
     if (source.stopped()) return fail(ErrorKind::cancelled, "this daemon ends");
     // A source that is there but busy with itself is no lost one.
@@ -519,11 +647,22 @@ Result<void> Pager::fetch(const Source& source) {
 Result<void> Pager::end() {
   parts_->stop();
   const std::scoped_lock lock(parts_->mutex);
-  // The log first: as long as there is one, the next daemon serves what stands in it.
-  (void)parts_->pod.forget(log_name);
+  // Should the init keep the log, the next daemon asks for nothing that stands in it.
+  for (const auto& [number, space] : parts_->spaces)
+    parts_->note({.kind = OwedLog::Entry::removed, .space = number, .a = everything.begin, .b = everything.end});
+  // The log first: as long as there is one, the next daemon serves what stands in it. Without one it lets the
+  // userfaultfds go.
+  auto forgotten = parts_->forget(log_name);
   fault::reach("pager.half-forgotten");
-  for (const auto& space : parts_->spaces) (void)parts_->pod.forget(fault_name(space.number));
+  for (const auto& [number, space] : parts_->spaces) {
+    if (!forgotten) break;
+    forgotten = parts_->forget(fault_name(number));
+  }
   parts_->spaces.clear();
+  if (!forgotten)
+    return std::unexpected(
+        std::move(forgotten).error().within("the pod's init still holds userfaultfds that nobody reads: a fork or "
+                                            "munmap in it may wait for the next daemon"));
   return {};
 }
 

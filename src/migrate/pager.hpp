@@ -21,8 +21,9 @@ namespace godwit::migrate {
 /// is never put over what the program has done meanwhile.
 ///
 /// The pod's init holds the userfaultfds and the log of what is owed as well: when the daemon dies, faults wait, and
-/// the next daemon goes on with `adopt`. A daemon that dies in the microseconds between reading what the program does
-/// with its layout (fork, mremap, munmap, madvise) and writing it down loses that.
+/// the next daemon goes on with `adopt`. A pod with a forked child that the init has no room for is killed. A daemon
+/// that dies in the microseconds between reading what the program does with its layout (fork, mremap, munmap, madvise)
+/// and writing it down loses that.
 ///
 /// A connection that breaks stops nothing for good: faults wait until there is another one.
 class Pager {
@@ -58,10 +59,13 @@ class Pager {
     std::function<void(const std::string& why)> waiting;  ///< it can't be reached: shown
   };
   /// Asks for all that is still owed, over connections of its own; faults go over one of them, too. Connections that
-  /// break are made anew. `gone` when the source hasn't the pages any more, or can't be reached: they are lost.
+  /// break are made anew. `gone` when the source hasn't the pages any more, can't read one, or can't be reached: they
+  /// are lost.
   /// `cancelled` when stopped.
   Result<void> fetch(const Source&);
   /// All is in place: no more faults are served, the address spaces are let go, and nothing is left for another daemon.
+  /// An error when the pod's init keeps some of it all the same: until the next `adopt` lets it go, a process may wait
+  /// for ever in its next fork, mremap or munmap.
   Result<void> end();
 
  private:

@@ -4,12 +4,31 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <thread>
 
 #include "kernel/procfs.hpp"
 #include "migrate/channel.hpp"
 #include "migrate/tree.hpp"
 
 namespace godwit::migrate {
+
+namespace {
+
+/// Reads memory of a frozen process: how many bytes, in whole pages. 0 is final: the process has been killed, or the
+/// page can't be read. What might be no more than a lack of memory here (the kernel says EIO for that, too) is tried
+/// again for a second.
+std::size_t read_frozen(int memory, Range range, std::uint8_t* to) {
+  constexpr int attempts = 20;
+  for (int attempt = 1;; ++attempt) {
+    const ssize_t got = ::pread(memory, to, range.size(), static_cast<off_t>(range.begin));
+    if (got >= 0) return static_cast<std::size_t>(got) / page_size * page_size;
+    if (attempt == attempts) return 0;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+}
+
+}  // namespace
 
 Result<bool> answer_pages(Stream& connection, const ReadPages& read) {
   const auto buffer = std::make_unique_for_overwrite<std::uint8_t[]>(max_piece);
@@ -35,7 +54,8 @@ Result<std::unique_ptr<Remainder>> Remainder::of(pod::Pod& pod) {
   for (const auto& ids : TRY(read_tree(pod.init()))) {
     if (ids.zombie) continue;
     auto memory = kernel::open_file(ids.body(), "mem", O_RDONLY);
-    if (!memory) continue;
+    if (!memory && (memory.error().kind == ErrorKind::gone || memory.error().code == ENOENT)) continue;
+    if (!memory) return std::unexpected(memory.error());
     remainder->memory_.emplace(static_cast<SpaceId>(ids.pod.value), std::move(*memory));
   }
   if (remainder->memory_.empty()) return fail(ErrorKind::gone, "nothing of {} is left here", pod.spec().name);
@@ -48,9 +68,9 @@ Result<bool> Remainder::serve(Stream& connection) const {
     if (memory == memory_.end()) return std::size_t{0};
     std::size_t done = 0;
     for (const auto& range : ranges) {
-      const ssize_t got = ::pread(memory->second.get(), to + done, range.size(), static_cast<off_t>(range.begin));
-      if (got <= 0) break;
-      done += static_cast<std::size_t>(got) / page_size * page_size;
+      const auto got = read_frozen(memory->second.get(), range, to + done);
+      done += got;
+      if (got < range.size()) break;
     }
     return done;
   });

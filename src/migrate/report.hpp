@@ -28,7 +28,7 @@ struct Round {
 
 /// What a node still has to do for a pod that has left. Each has a reason and an end.
 struct Residual {
-  std::string kind;  ///< "pages", "frames", "log"
+  std::string kind;  ///< "pages", "frames", "log", "processes"
   std::string reason;
   std::string ends;  ///< when it is over
   MSGPACK_DEFINE_MAP(kind, reason, ends)

@@ -80,10 +80,10 @@ Result<void> Departure::hand_over() {
   };
   report_.owing = owes();
   if (owes()) begin_pushing();
-  wire::Frames held;
-  drain(held.frames);
+  wire::Go go{.frames = {}, .by_word = by_word_};
+  drain(go.frames);
   report_.moved = true;
-  TRY(control_->send(wire::Type::go, held));
+  TRY(control_->send(wire::Type::go, go));
   fault::reach("source.said-go");
   auto message = TRY(expect(wire::Type::running, std::chrono::seconds(30)));
   const auto running = TRY(image::unpack<wire::Running>(message.payload));
@@ -235,7 +235,12 @@ Result<void> Departure::release() {
   report_.phases = total_.spans();
   processes_.clear();
   fault::reach("source.released");
-  TRY(pod_.destroy());
+  // It is the destination's, whole: what can't be taken down here is for the next daemon, and no reason to say that it
+  // didn't go well.
+  if (const auto destroyed = pod_.destroy(); !destroyed) {
+    log::error("pod {} has moved, and something of it stays here: {}", report_.pod, destroyed.error().message());
+    report_.residuals.push_back({"processes", destroyed.error().message(), "when this node's daemon is started again"});
+  }
   tell("done");
   return {};
 }

@@ -488,6 +488,9 @@ Result<void> SourceMemory::note_dense() {
 Result<void> SourceMemory::present(Range range, std::vector<Piece>& pieces) const {
   std::vector<kernel::PageRange> found;
   TRY(pagemap_->scan(range.begin, range.end, {.any_of = resident}, found));
+  // The memory of a process that was killed looks as if nothing had ever been in it.
+  if (!pagemap_->alive())
+    return fail(ErrorKind::gone, "process {} was killed: what was in its memory is lost", pod_.value);
   for (const auto& there : found) pieces.push_back({space(), {there.begin, there.end}});
   return {};
 }

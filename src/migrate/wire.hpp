@@ -46,7 +46,8 @@
 ///     with the files. What programs beside the first have written that nobody has read yet
 ///            <------------------------------------ Rebuilt  complete, pinned by the freezer, silent
 ///     … commit: the store says the destination owns it …
-///     Go     ------------------------------------>          with the frames held so far
+///     Go     ------------------------------------>          with the frames held so far, and whether the store has
+///     said so, or an operator
 ///            <------------------------------------ Running
 ///     Frames … ---------------------------------->          what still comes to the old place
 ///            <------------------------------------ Drained  nothing is owed any more
@@ -58,7 +59,7 @@
 /// first byte of each says what it is, its number among the page connections, or their count for the one on reference.
 namespace godwit::migrate::wire {
 
-inline constexpr std::uint32_t protocol = 7;
+inline constexpr std::uint32_t protocol = 8;
 
 enum class Type : std::uint8_t {
   hello = 1,
@@ -240,6 +241,12 @@ inline constexpr std::array<std::string_view, 2> trees{"/", "/dev/shm"};
 struct Frames {
   std::vector<Bytes> frames;
   MSGPACK_DEFINE_MAP(frames)
+};
+
+struct Go {
+  std::vector<Bytes> frames;
+  bool by_word = false;  ///< an operator's, against a store that gave no answer: the record has yet to be told
+  MSGPACK_DEFINE_MAP(frames, by_word)
 };
 
 struct Running {

@@ -8,6 +8,7 @@
 #include "node/ended.hpp"
 #include "node/interrupted.hpp"
 #include "node/pods.hpp"
+#include "pod/directory.hpp"
 
 namespace godwit::node {
 namespace {
@@ -64,6 +65,7 @@ Result<void> Pods::adopt() {
   for (const auto& entry : std::filesystem::directory_iterator(site_.state_dir + "/pods", error)) {
     if (entry.is_directory(error) && !find(entry.path().filename())) adopt_ended(entry.path());
   }
+  adopted_ = true;
   return {};
 }
 
@@ -76,17 +78,19 @@ void Pods::adopt_one(std::unique_ptr<pod::Pod> pod) {
   // A frozen pod was in a migration, and the store says whose it is now. A running one is ours, whatever the store's
   // health: nothing runs elsewhere before it has been frozen here.
   const bool doubtful = !frozen || *frozen;
-  const auto local = insert(std::move(pod), doubtful ? PodState::in_doubt : PodState::running,
-                            doubtful ? "the store has not been asked yet" : "");
+  const auto local = local_of(std::move(pod), doubtful ? PodState::in_doubt : PodState::running);
+  if (doubtful) local->view_.note = "the store has not been asked yet";
   {
+    // The watcher is to find it with all that is known of it.
     const std::lock_guard alone(local->use_);
+    insert(local);
     if (doubtful && journal) {
       control::Claim claim(
           {.role = journal->arriving ? control::Claim::Role::destination : control::Claim::Role::source,
            .node = config_.node,
            .peer = journal->peer,
            .before = migrate::owner_of(journal->record)});
-      auto doubt = doubts_.doubt(name, journal->peer, journal->arriving);
+      auto doubt = doubts_.doubt(name, local->directory, journal->peer, journal->arriving);
       local->interrupted_ =
           std::make_unique<Interrupted>(std::move(*journal), std::move(claim), std::move(doubt), false);
     } else if (journal) {
@@ -99,6 +103,8 @@ void Pods::adopt_one(std::unique_ptr<pod::Pod> pod) {
 
 /// What becomes of a frozen copy; nothing as long as the store doesn't say.
 std::optional<control::Fate> Pods::fate_of(LocalPod& pod) {
+  // An operator has decided, an earlier daemon has obeyed or was about to, and the record may say otherwise still.
+  if (const auto here = pod::read_word(pod.directory)) return *here ? control::Fate::here : control::Fate::there;
   if (!pod.interrupted_) {
     // Frozen, and nobody has written down why: no more can be told than whose it is.
     const auto record = store_.get(pod.spec.name);
@@ -156,7 +162,7 @@ void Pods::settle(const std::shared_ptr<LocalPod>& pod) {
   const std::string& name = pod->spec.name;
   const std::lock_guard alone(pod->use_);
   if (!pod->pod_) return;
-  if (pod->view().state != PodState::in_doubt) return claim(pod);
+  if (pod->view().state != PodState::in_doubt) return claim(*pod);
   const auto fate = fate_of(*pod);
   if (!fate) {
     pod->change([&](LocalPod::View& view) { view.note = "the store can't be asked whose it is"; });
@@ -167,7 +173,7 @@ void Pods::settle(const std::shared_ptr<LocalPod>& pod) {
   const auto journal = interrupted ? std::optional(interrupted->journal) : std::nullopt;
   if (*fate == control::Fate::here) {
     log::info("pod {} is ours and goes on", name);
-    pod->unclaimed_ = interrupted && interrupted->doubt->resolved();
+    pod->unclaimed_ = pod::read_word(pod->directory) == true;
     go_on(pod, journal);
     return wake();
   }
@@ -184,32 +190,37 @@ void Pods::settle(const std::shared_ptr<LocalPod>& pod) {
 }
 
 /// Holds a running pod against its record. With `use_`.
-void Pods::claim(const std::shared_ptr<LocalPod>& pod) {
-  const std::string& name = pod->spec.name;
+void Pods::claim(LocalPod& pod) {
+  const std::string& name = pod.spec.name;
   const auto record = store_.get(name);
   if (!record) {
     const std::string& why = record.error().message();
-    if (pod->view().note != why) log::warn("pod {} runs, but the store can't be asked: {}", name, why);
-    pod->change([&](LocalPod::View& view) { view.note = why; });
+    if (pod.view().note != why) log::warn("pod {} runs, but the store can't be asked: {}", name, why);
+    pod.change([&](LocalPod::View& view) { view.note = why; });
     return;
   }
-  const bool known = *record && (*record)->id == pod->spec.id;
-  if (known && (*record)->owner == config_.node) {
-    pod->unclaimed_ = false;
-  } else if (known && pod->unclaimed_) {
+  const bool known = *record && (*record)->id == pod.spec.id;
+  const bool ours = known && (*record)->owner == config_.node;
+  if (!ours && !(known && pod.unclaimed_)) {
+    log::warn("pod {} belongs to {}: what is left of it here is destroyed", name,
+              *record ? "node " + (*record)->owner : "nobody any more");
+    if (const auto destroyed = pod.pod_->destroy(); !destroyed)
+      log::error("pod {}: {}", name, destroyed.error().message());
+    pod.pod_.reset();
+    return departed(pod);
+  }
+  if (!ours) {
     const auto moved = store_.move(**record, config_.node);
     if (!moved || !*moved) return;
     log::warn("pod {}: its record said {}; by an operator's word it is ours", name, (*record)->owner);
-    pod->unclaimed_ = false;
-  } else {
-    log::warn("pod {} belongs to {}: what is left of it here is destroyed", name,
-              *record ? "node " + (*record)->owner : "nobody any more");
-    if (const auto destroyed = pod->pod_->destroy(); !destroyed)
-      log::error("pod {}: {}", name, destroyed.error().message());
-    pod->pod_.reset();
-    return departed(*pod);
   }
-  pod->change([](LocalPod::View& view) { view.note.clear(); });
+  // From here on it goes by its record like any other.
+  if (pod.unclaimed_) {
+    const auto forgotten = pod::forget_word(pod.directory);
+    if (!forgotten) log::error("pod {}: {}", name, forgotten.error().message());
+    pod.unclaimed_ = !forgotten;
+  }
+  pod.change([](LocalPod::View& view) { view.note.clear(); });
 }
 
 void Pods::adopt_ended(const std::string& directory) {
@@ -220,6 +231,7 @@ void Pods::adopt_ended(const std::string& directory) {
   local->view_.state = PodState::exited;
   local->view_.status = (*ended)->status;
   local->view_.note = (*ended)->note;
+  local->unclaimed_ = pod::read_word(directory) == true;
   const std::lock_guard lock(mutex_);
   pods_.emplace(local->spec.name, std::move(local));
 }

@@ -390,6 +390,10 @@ void Api::serve_peer(Stream& client, const Sender& peer) const {
   const auto user = decode_user(request->header(user_header));
   if (!user) return answer(client, user.error());
   if (const auto may = rules.may_speak(peer, *user); !may) return answer(client, may.error());
+  // Whom a command wants to do it, the daemon that it asks finds itself: nobody is asked through a third node, which
+  // may be trusted where the one that asks isn't.
+  if (const auto& other = request->header(node_header); !other.empty() && other != links.config().node)
+    return answer(client, Json::object(), misdirected);
   Api asked = *this;
   asked.caller = *user;
   asked.serve(client, *request);

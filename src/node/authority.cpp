@@ -94,10 +94,36 @@ struct Issued {
 Result<std::vector<Issued>> read_issued(const std::string& directory) {
   std::istringstream text(TRY(read_whole(issued_file(directory), issued_limit, true)));
   std::vector<Issued> all;
-  Issued one;
-  // A line that was cut off by a crash is its last, and that certificate was never given away.
-  while (text >> one.serial >> one.end >> one.name) all.push_back(one);
+  for (std::string line; std::getline(text, line);) {
+    std::istringstream words(line);
+    Issued one;
+    // Of a line that was cut off the certificate was never given away.
+    if (words >> one.serial >> one.end >> one.name) all.push_back(std::move(one));
+  }
   return all;
+}
+
+/// On the disk when this returns. What there is of it after an error is cut off.
+Result<void> add_line(const std::string& path, std::string line) {
+  const Fd fd(::open(path.c_str(), O_RDWR | O_APPEND | O_CLOEXEC));
+  const off_t size = fd ? ::lseek(fd.get(), 0, SEEK_END) : -1;
+  if (size < 0) return fail_errno("write {}", path);
+  // What a crash has left of a line ends here.
+  char last = '\n';
+  if (size > 0 && ::pread(fd.get(), &last, 1, size - 1) != 1) return fail_errno("read {}", path);
+  if (last != '\n') line.insert(0, 1, '\n');
+  std::string_view rest = line;
+  while (!rest.empty()) {
+    const ssize_t written = ::write(fd.get(), rest.data(), rest.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) break;
+    rest.remove_prefix(static_cast<std::size_t>(written));
+  }
+  if (rest.empty() && ::fsync(fd.get()) == 0) return {};
+  auto failed = fail_errno("write {}", path);
+  // If not even that is possible, the next line doesn't begin in its midst.
+  [[maybe_unused]] const int cut = ::ftruncate(fd.get(), size);
+  return failed;
 }
 
 }  // namespace
@@ -169,6 +195,30 @@ Result<Certificate> Authority::sign(X509_REQ* request, const Subject& subject, s
   return sign_held(request, subject, life, predecessor);
 }
 
+Result<Certificate> Authority::renew(X509_REQ* request, X509* shown, std::chrono::seconds life) {
+  const Subject subject{name_of(shown), labels_of(shown)};
+  const auto refuse = [&](std::string why) {
+    return std::unexpected(Error{ErrorKind::refused, "node " + subject.name + std::move(why), 0,
+                                 "with a new token, at any time: godwit join --again"});
+  };
+  if (!valid_name(subject.name)) return refuse(" can't be a node's name");
+  const auto now = Clock::now();
+  if (const auto first = thirds_over(shown, 1); now < first)
+    return refuse(fmt::format(" has a certificate that is renewed from {} on", to_text(first)));
+  const Fd held = TRY(lock(directory_));
+  const std::string serial = serial_of(shown);
+  std::size_t newer = 0;
+  for (const auto& issued : TRY(read_issued(directory_))) {
+    // In the order in which they were given.
+    if (issued.serial == serial)
+      newer = 0;
+    else if (issued.name == subject.name && issued.end >= seconds_since_1970(now))
+      newer++;
+  }
+  if (newer >= most_newer) return refuse(fmt::format(" was given {} newer certificates that are good", newer));
+  return sign_held(request, subject, life, serial);
+}
+
 Result<Certificate> Authority::let_in(X509_REQ* request, const std::string& secret, std::chrono::seconds life,
                                       Subject& subject) {
   const Fd held = TRY(lock(directory_));
@@ -196,12 +246,8 @@ Result<Certificate> Authority::sign_held(X509_REQ* request, const Subject& subje
   TRY(add_names(raw, subject.name, subject.labels));
   if (X509_sign(raw, key_.get(), EVP_sha256()) == 0) return openssl_failed("make a certificate");
 
-  const std::string path = issued_file(directory_);
-  const Fd issued(::open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC));
-  const std::string line = fmt::format("{} {} {}\n", serial_of(raw), seconds_since_1970(now + life), subject.name);
-  if (!issued || ::write(issued.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size()) ||
-      ::fsync(issued.get()) != 0)
-    return fail_errno("write {}", path);
+  TRY(add_line(issued_file(directory_),
+               fmt::format("{} {} {}\n", serial_of(raw), seconds_since_1970(now + life), subject.name)));
   return certificate;
 }
 
@@ -250,14 +296,21 @@ Result<Expelled> Authority::expel(const std::string& name) {
     if (issued.name == name || already.contains(issued.serial)) serials.insert(issued.serial);
   }
   if (!found) return fail(ErrorKind::not_found, "no node named '{}' was ever let in", name);
+  Expelled list = TRY(make_list(certificate_.get(), key_.get(), number_of(before.get()) + 1, serials));
+  const std::string pem = to_pem(list.get());
+  if (pem.size() > list_limit)
+    return std::unexpected(
+        Error{ErrorKind::refused,
+              fmt::format("the list of the expelled would have {} certificates, {} bytes: no node reads more than {}",
+                          serials.size(), pem.size(), list_limit),
+              0, "what runs out leaves it; before that only a new cluster keeps it out: godwit pki init"});
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(directory_ + "/tokens", error)) {
     std::istringstream words(read_whole(entry.path(), token_limit).value_or(""));
     std::string end, node;
     if (words >> end >> node && node == name) ::unlink(entry.path().c_str());
   }
-  Expelled list = TRY(make_list(certificate_.get(), key_.get(), number_of(before.get()) + 1, serials));
-  TRY(replace_file(path, to_pem(list.get()), 0644));
+  TRY(replace_file(path, pem, 0644));
   return list;
 }
 

@@ -18,6 +18,9 @@ std::string expelled_beside(const std::string& authority_pem);
 /// Good for so long when nothing else is said.
 inline constexpr std::chrono::seconds default_life = std::chrono::hours(24 * 30);
 
+/// So many newer certificates may be good beside one that is renewed: answers may be lost.
+inline constexpr std::size_t most_newer = 16;
+
 /// What the authority says of a node.
 struct Subject {
   std::string name;
@@ -47,6 +50,9 @@ class Authority {
   /// count. Written down before it is given away: what isn't can't be expelled. `predecessor`: the serial number of the
   /// certificate that it replaces; `refused` when that one was expelled.
   Result<Certificate> sign(X509_REQ*, const Subject&, std::chrono::seconds life, const std::string& predecessor = {});
+  /// The next certificate for who shows this one: the same name and labels. `refused` before a third of its life is
+  /// over, and when too many newer ones of that name are good: each of them has to be expelled one day.
+  Result<Certificate> renew(X509_REQ*, X509* shown, std::chrono::seconds life);
   /// Lets one node in, once, for as long as it is good.
   Result<Token> make_token(const Subject&, const std::string& address, std::chrono::seconds life);
   /// A certificate for who shows a token, which is used up by it. `refused` when there is none, or no longer; nobody is

@@ -209,6 +209,11 @@ Life life_of(X509* certificate) {
   return {when(X509_get0_notBefore(certificate)), when(X509_get0_notAfter(certificate))};
 }
 
+Clock::time_point thirds_over(X509* certificate, int thirds) {
+  const auto [begin, end] = life_of(certificate);
+  return end - (end - begin - skew) * (3 - thirds) / 3;
+}
+
 std::string to_text(Clock::time_point when) {
   const std::time_t seconds = Clock::to_time_t(when);
   std::tm parts{};

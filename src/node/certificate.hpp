@@ -63,6 +63,8 @@ struct Life {
   Clock::time_point begin, end;
 };
 Life life_of(X509*);
+/// When so many thirds of its life are over, from when it was made: it is good since a while before that.
+Clock::time_point thirds_over(X509*, int thirds);
 /// "2026-11-26 12:00:00 UTC"
 std::string to_text(Clock::time_point);
 /// In hex.

@@ -107,9 +107,8 @@ struct Daemon::Parts {
     if (caller->service == service::api) return api->serve_peer(connection.stream, sender);
     if (caller->service == service::starter) return starter->serve(connection.stream, sender);
     if (caller->service == service::store)
-      return serve_store(connection.stream, *store, [&](const store::Record& record) {
-        return rules.may_speak(sender, {record.user, record.user, {}});
-      });
+      return serve_store(connection.stream, sender.name, *store,
+                         [&](const store::Record& record) { return rules.may_speak(sender, record.user); });
     for (const auto of_trust : {service::join, service::renew, service::expelled})
       if (caller->service == of_trust) return membership->serve(connection.stream, *caller);
     const auto move_of = [&](std::string_view prefix) { return caller->service.substr(prefix.size()); };

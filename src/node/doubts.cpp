@@ -1,10 +1,12 @@
 #include "node/doubts.hpp"
 
 #include "base/log.hpp"
+#include "pod/directory.hpp"
 
 namespace godwit::node {
 
-Doubts::Doubt::Doubt(Doubts& doubts, View view) : doubts_(doubts), view_(std::move(view)) {}
+Doubts::Doubt::Doubt(Doubts& doubts, View view, std::string directory)
+    : doubts_(doubts), view_(std::move(view)), directory_(std::move(directory)) {}
 
 Doubts::Doubt::~Doubt() {
   const std::lock_guard lock(doubts_.mutex_);
@@ -21,18 +23,20 @@ std::optional<control::Claim::Event> Doubts::Doubt::wait(control::Time pause) {
     listed_ = true;
   }
   doubts_.changed_.wait_for(lock, pause, [this] { return word_ || doubts_.stopping_; });
+  if (const auto written = word_ ? pod::write_word(directory_, *word_) : Result<void>{}; !written) {
+    log::error("pod {}: what the operator says can't be written down, and isn't done: {}", view_.pod,
+               written.error().message());
+    word_.reset();
+  }
   if (word_) return control::Claim::Resolved{*word_};
   if (doubts_.stopping_) return std::nullopt;
   return control::Claim::Tick{};
 }
 
-bool Doubts::Doubt::resolved() const {
-  const std::lock_guard lock(doubts_.mutex_);
-  return word_.has_value();
-}
-
-std::shared_ptr<Doubts::Doubt> Doubts::doubt(const std::string& pod, const std::string& peer, bool arriving) {
-  return std::shared_ptr<Doubt>(new Doubt(*this, {.pod = pod, .peer = peer, .arriving = arriving, .since = {}}));
+std::shared_ptr<Doubts::Doubt> Doubts::doubt(const std::string& pod, const std::string& directory,
+                                             const std::string& peer, bool arriving) {
+  return std::shared_ptr<Doubt>(
+      new Doubt(*this, {.pod = pod, .peer = peer, .arriving = arriving, .since = {}}, directory));
 }
 
 std::vector<Doubts::View> Doubts::list() const {

@@ -29,20 +29,23 @@ class Doubts {
    public:
     ~Doubt();
     /// A Tick after the pause; Resolved as soon as an operator has decided; nothing when the daemon is about to end.
+    /// Who hears it obeys: the word stands in the pod's directory then (pod::write_word), for whatever daemon comes to
+    /// tell the record.
     std::optional<control::Claim::Event> wait(control::Time pause);
-    /// An operator has decided, against a store that didn't answer: the record has yet to be told.
-    [[nodiscard]] bool resolved() const;
 
    private:
     friend class Doubts;
-    Doubt(Doubts&, View);
+    Doubt(Doubts&, View, std::string directory);
     Doubts& doubts_;
     View view_;
+    const std::string directory_;  ///< the pod's
     bool listed_ = false;
     std::optional<bool> word_;
   };
 
-  std::shared_ptr<Doubt> doubt(const std::string& pod, const std::string& peer, bool arriving);
+  /// `directory`: the pod's, on this node.
+  std::shared_ptr<Doubt> doubt(const std::string& pod, const std::string& directory, const std::string& peer,
+                               bool arriving);
   [[nodiscard]] std::vector<View> list() const;
   /// `not_found` when the pod is in no doubt on this node.
   Result<void> resolve(const std::string& pod, bool here);

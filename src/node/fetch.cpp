@@ -29,12 +29,16 @@ migrate::Pager::Source Pods::source(const std::string& peer, const std::string& 
 void Pods::fetch_rest(const std::shared_ptr<LocalPod>& pod, std::unique_ptr<migrate::Pager> pager,
                       const migrate::Journal& journal) {
   log::info("pod {} is still owed {} pages by {}", pod->spec.name, pager->owed_pages(), journal.peer);
+  const std::lock_guard lock(mutex_);
   fetching_.emplace_back([this, pod, held = pod->pod_, pager = std::move(pager), journal] {
     const auto fetched = pager->fetch(source(journal.peer, journal.move, pod->spec.name));
     if (!fetched && fetched.error().kind == ErrorKind::cancelled) return;
     if (!fetched) lose(*pod, fetched.error().message());
-    if (const auto ended = pager->end(); !ended) log::error("pod {}: {}", pod->spec.name, ended.error().message());
-    migrate::remove_journal(*held);
+    // With the journal the next daemon cleans up.
+    if (const auto ended = pager->end(); ended)
+      migrate::remove_journal(*held);
+    else
+      log::error("pod {}: {}", pod->spec.name, ended.error().message());
     pod->change([&](LocalPod::View& view) {
       view.settling = false;
       if (fetched) view.note.clear();

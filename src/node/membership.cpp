@@ -82,11 +82,19 @@ JoinAnswer let_in(const JoinRequest& asked, const std::string& directory, std::c
   return JoinAnswer{.error = done.error().what, .hint = done.error().hint};
 }
 
-Result<pki::Certificate> sign_again(const std::string& directory, std::chrono::seconds life, const std::string& pem,
-                                    X509* old) {
+/// For the node that has the authority itself. It needn't wait: it could give itself any.
+Result<pki::Certificate> sign_own(const std::string& directory, std::chrono::seconds life, const std::string& pem,
+                                  X509* old) {
   auto authority = TRY(pki::Authority::open(directory));
   const auto request = TRY(pki::parse_request(pem));
   return authority.sign(request.get(), {pki::name_of(old), pki::labels_of(old)}, life, pki::serial_of(old));
+}
+
+Result<pki::Certificate> renew_for(const std::string& directory, std::chrono::seconds life, const std::string& pem,
+                                   X509* shown) {
+  auto authority = TRY(pki::Authority::open(directory));
+  const auto request = TRY(pki::parse_request(pem));
+  return authority.renew(request.get(), shown, life);
 }
 
 RenewAnswer renewed(const Result<pki::Certificate>& certificate) {
@@ -94,10 +102,9 @@ RenewAnswer renewed(const Result<pki::Certificate>& certificate) {
   return {{}, pki::to_pem(certificate->get())};
 }
 
-/// When two thirds of its life are over. What is made now is good since a while, because of the clocks.
+/// Well after the authority would do it: clocks differ.
 pki::Clock::time_point renewal_of(X509* certificate) {
-  const auto life = pki::life_of(certificate);
-  return life.end - (life.end - life.begin - pki::skew) / 3;
+  return pki::thirds_over(certificate, 2);
 }
 
 }  // namespace
@@ -141,7 +148,7 @@ void Membership::serve(Stream& stream, const Caller& caller) {
     if (caller.service == service::renew) {
       const auto asked = TRY(receive<RenewRequest>(stream, request_limit, deadline));
       const auto certificate =
-          sign_again(directory(), links_.config().tls->lifetime, asked.request, pki::shown_certificate(stream));
+          renew_for(directory(), links_.config().tls->lifetime, asked.request, pki::shown_certificate(stream));
       if (certificate) log::info("the certificate of node {} is renewed", caller.peer);
       return send(stream, renewed(certificate), deadline);
     }
@@ -204,7 +211,7 @@ Result<void> Membership::renew() {
   const auto request = TRY(pki::make_request(now->key()));
   const std::string pem = pki::to_pem(request.get());
   auto certificate = pki::Authority::in(directory())
-                         ? sign_again(directory(), links_.config().tls->lifetime, pem, now->certificate())
+                         ? sign_own(directory(), links_.config().tls->lifetime, pem, now->certificate())
                          : ask_for_renewal(pem);
   if (!certificate) return std::unexpected(std::move(certificate.error()).within("renew this node's certificate"));
   TRY(trust_.install(std::move(*certificate)));

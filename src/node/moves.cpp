@@ -164,7 +164,7 @@ void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::P
     const std::lock_guard lock(mutex_);
     if (const auto known = link_speeds_.find(destination); known != link_speeds_.end()) speed = known->second;
   }
-  const auto doubt = doubts_.doubt(pod->spec().name, destination, false);
+  const auto doubt = doubts_.doubt(pod->spec().name, pod->directory(), destination, false);
   const auto in_doubt = [&](control::Time pause) {
     pods_.in_doubt(*move->pod, fmt::format("the store doesn't say whether it is on {}", destination));
     return doubt->wait(pause);
@@ -191,7 +191,7 @@ void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::P
   });
   if (result) remember_speed(destination, *result);
   if (!result) log::warn("pod {} to {}: {}", pod->spec().name, destination, result.error().message());
-  conclude(*move, pod, result ? *result : report, doubt->resolved());
+  conclude(*move, pod, result ? *result : report);
 }
 
 /// The largest round tells what the link gave: small ones are all overhead.
@@ -205,14 +205,14 @@ void Moves::remember_speed(const std::string& destination, const migrate::Report
 }
 
 /// The pod's place after a migration.
-void Moves::conclude(Move& move, std::shared_ptr<pod::Pod> held, const migrate::Report& report, bool unclaimed) {
+void Moves::conclude(Move& move, std::shared_ptr<pod::Pod> held, const migrate::Report& report) {
   LocalPod& pod = *move.pod;
   if (move.options.dry_run) return pods_.take_back(pod);
   // Left for the next daemon, who asks again.
   if (!report.fate) return pods_.departed(pod);
   switch (*report.fate) {
     case control::Fate::here:
-      return pods_.take_back(pod, unclaimed);
+      return pods_.take_back(pod);
     case control::Fate::there:
       if (report.moved && report.error.empty())
         log::info("pod {} moved to {} ({}): frozen {} us, {} us in all, {} bytes", pod.spec.name, report.destination,
@@ -272,7 +272,7 @@ void Moves::incoming(Stream connection, const Sender& sender, const std::string&
           },
       .arrived =
           [&](std::shared_ptr<pod::Pod> pod) {
-            arrived = pods_.arrived(std::move(pod), doubt && doubt->resolved());
+            arrived = pods_.arrived(std::move(pod));
             pods_.expect_arrival(-1);
           },
       .use =
@@ -284,7 +284,7 @@ void Moves::incoming(Stream connection, const Sender& sender, const std::string&
           },
       .in_doubt =
           [&](control::Time pause) {
-            if (!doubt) doubt = doubts_.doubt(name, peer, true);
+            if (!doubt) doubt = doubts_.doubt(name, site_.state_dir + "/pods/" + name, peer, true);
             return doubt->wait(pause);
           },
       .source = [&] { return pods_.source(peer, id, name); },

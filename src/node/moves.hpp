@@ -78,7 +78,7 @@ class Moves {
   struct Incoming;
   void send(const std::shared_ptr<Move>&, const std::shared_ptr<pod::Pod>&, const std::vector<std::string>& candidates);
   Result<std::string> agree(const Move&, pod::Pod&, const std::vector<std::string>& candidates);
-  void conclude(Move&, std::shared_ptr<pod::Pod>, const migrate::Report&, bool unclaimed);
+  void conclude(Move&, std::shared_ptr<pod::Pod>, const migrate::Report&);
   void remember_speed(const std::string& destination, const migrate::Report&);
   void collect();
 

@@ -6,15 +6,16 @@
 #include <sys/eventfd.h>
 
 #include <algorithm>
-#include <filesystem>
 
 #include "base/log.hpp"
 #include "base/random.hpp"
+#include "base/remove_tree.hpp"
 #include "image/codec.hpp"
 #include "kernel/pidfd.hpp"
 #include "kernel/procfs.hpp"
 #include "node/ended.hpp"
 #include "node/interrupted.hpp"
+#include "pod/directory.hpp"
 
 namespace godwit::node {
 namespace {
@@ -99,22 +100,24 @@ std::vector<std::shared_ptr<LocalPod>> Pods::list() const {
   return all;
 }
 
-std::shared_ptr<LocalPod> Pods::insert(std::shared_ptr<pod::Pod> pod, PodState state, const std::string& note,
-                                       bool settling) {
+std::shared_ptr<LocalPod> Pods::local_of(std::shared_ptr<pod::Pod> pod, PodState state) {
   auto local = std::make_shared<LocalPod>(pod->spec(), pod->directory());
   local->pod_ = std::move(pod);
   local->view_.state = state;
-  local->view_.note = note;
-  local->view_.settling = settling;
+  local->unclaimed_ = pod::read_word(local->directory) == true;
   // Of one that comes from elsewhere, or from an earlier daemon.
   if (const auto executions = local->pod_->executions())
     for (const auto& execution : *executions) local->executions.know(execution.id);
+  return local;
+}
+
+/// From here on the watcher works on it.
+void Pods::insert(const std::shared_ptr<LocalPod>& local) {
   {
     const std::lock_guard lock(mutex_);
     pods_[local->spec.name] = local;
   }
   wake();
-  return local;
 }
 
 Result<pod::Spec> Pods::reserve(const NewPod& wanted) {
@@ -153,7 +156,7 @@ Result<pod::Spec> Pods::reserve(const NewPod& wanted) {
 
 bool Pods::expected(const std::string& name) const {
   const std::lock_guard lock(mutex_);
-  return arriving_ > 0 || being_made_.contains(name);
+  return !adopted_ || arriving_ > 0 || being_made_.contains(name);
 }
 
 void Pods::expect_arrival(int change) {
@@ -189,7 +192,9 @@ Result<std::shared_ptr<LocalPod>> Pods::make(const NewPod& wanted) {
     return undo(started.error());
   }
   log::info("pod {} runs (id {})", spec.name, spec.id);
-  return insert(std::move(*created), PodState::running);
+  const auto local = local_of(std::move(*created), PodState::running);
+  insert(local);
+  return local;
 }
 
 Result<void> Pods::signal(LocalPod& pod, int signal) {
@@ -230,20 +235,31 @@ Result<void> Pods::remove(const std::shared_ptr<LocalPod>& pod, bool force) {
   // The record first: a name that is free again while the pod's files are still there is harmless, the other way round
   // a pod would be listed that nothing is left of.
   if (const auto record = TRY(store_.get(name)); record && record->id == pod->spec.id) {
-    if (record->owner != config_.node) return fail(ErrorKind::gone, "pod {} belongs to node {}", name, record->owner);
+    if (record->owner != config_.node && !pod->unclaimed_)
+      return fail(ErrorKind::gone, "pod {} belongs to node {}", name, record->owner);
     if (!TRY(store_.remove(*record))) return fail(ErrorKind::busy, "pod {}: its record is changing", name);
   }
-  std::error_code error;
-  std::filesystem::remove_all(pod->directory, error);
-  if (error) log::warn("pod {}: {} stays behind: {}", name, pod->directory, error.message());
+  if (const auto removed = remove_tree(pod->directory); !removed)
+    log::warn("pod {}: {} stays behind: {}", name, pod->directory, removed.error().message());
   departed(*pod);
   return {};
 }
 
 Result<void> Pods::remove_lost(const store::Record& record) {
+  const pod::Directory directory(site_.state_dir, site_.run_dir, record.pod);
+  const auto left = directory.read_record();
+  if (!left)
+    return std::unexpected(
+        Error{ErrorKind::busy, fmt::format("whether pod {} runs can't be told: {}", record.pod, left.error().message()),
+              0, fmt::format("when nothing of it runs, remove {}/record", directory.path())});
+  // Its files are what it stands on.
+  if (*left && pod::Directory::alive(**left))
+    return std::unexpected(
+        Error{ErrorKind::busy, fmt::format("pod {} runs, but this daemon hasn't taken it over", record.pod), 0,
+              fmt::format("start godwitd again, its log says why; or end the pod first: kill -9 {}", (*left)->init)});
   if (!TRY(store_.remove(record))) return fail(ErrorKind::busy, "pod {}: its record is changing", record.pod);
-  std::error_code error;
-  std::filesystem::remove_all(fmt::format("{}/pods/{}", site_.state_dir, record.pod), error);
+  if (const auto removed = remove_tree(directory.path()); !removed)
+    log::warn("pod {}: {} stays behind: {}", record.pod, directory.path(), removed.error().message());
   return {};
 }
 
@@ -252,12 +268,19 @@ Result<std::shared_ptr<pod::Pod>> Pods::lend(LocalPod& pod, const std::string& d
     return std::unexpected(Error{ErrorKind::busy, fmt::format("pod {} has not arrived whole yet", pod.spec.name), 0,
                                  "try again when its last pages have been fetched"});
   const std::lock_guard alone(pod.use_);
+  // Elsewhere nobody would know that it is by an operator's word that it was here.
+  if (pod.pod_ && pod.unclaimed_ && pod.view().state == PodState::running) claim(pod);
   const LocalPod::View now = pod.view();
   if (!now.here) return fail(ErrorKind::gone, "pod {} is not on this node any more", pod.spec.name);
   if (now.state == PodState::exited) return fail(ErrorKind::refused, "pod {} has ended", pod.spec.name);
   if (now.state == PodState::leaving)
     return fail(ErrorKind::busy, "pod {} is on its way to {} already", pod.spec.name, now.destination);
   if (now.state == PodState::in_doubt) return fail(ErrorKind::busy, "pod {} is in doubt: {}", pod.spec.name, now.note);
+  if (pod.unclaimed_)
+    return std::unexpected(
+        Error{ErrorKind::busy,
+              fmt::format("pod {} is here by an operator's word, and its record doesn't say so yet", pod.spec.name), 0,
+              "try again when the store answers"});
   Fd first = first_program(*pod.pod_);
   pod.change([&](LocalPod::View& view) {
     view.state = PodState::leaving;
@@ -273,10 +296,10 @@ void Pods::freezing(LocalPod& pod) {
   pod.frozen_ = true;
 }
 
-void Pods::take_back(LocalPod& pod, bool unclaimed) {
-  if (unclaimed) {
+void Pods::take_back(LocalPod& pod) {
+  {
     const std::lock_guard alone(pod.use_);
-    pod.unclaimed_ = true;
+    pod.unclaimed_ = pod::read_word(pod.directory) == true;
   }
   pod.change([&](LocalPod::View& view) {
     if (!view.here) return;
@@ -319,14 +342,11 @@ void Pods::in_doubt(LocalPod& pod, const std::string& note) {
   wake();
 }
 
-std::shared_ptr<LocalPod> Pods::arrived(std::shared_ptr<pod::Pod> pod, bool unclaimed) {
+std::shared_ptr<LocalPod> Pods::arrived(std::shared_ptr<pod::Pod> pod) {
   log::info("pod {} has arrived", pod->spec().name);
-  auto local = insert(std::move(pod), PodState::running, "", true);
-  {
-    const std::lock_guard alone(local->use_);
-    local->unclaimed_ = unclaimed;
-  }
-  wake();
+  auto local = local_of(std::move(pod), PodState::running);
+  local->view_.settling = true;
+  insert(local);
   return local;
 }
 
@@ -410,7 +430,7 @@ void Pods::watch() {
     for (const auto& pod : doubtful) settle(pod);
     for (const auto& pod : running) {
       const std::lock_guard alone(pod->use_);
-      if (pod->pod_ && pod->unclaimed_) claim(pod);
+      if (pod->pod_ && pod->unclaimed_ && pod->view().state == PodState::running) claim(*pod);
     }
     for (const auto& pod : running) end_forsaken(*pod);
   }

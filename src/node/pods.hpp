@@ -127,7 +127,7 @@ class Pods {
   [[nodiscard]] std::shared_ptr<LocalPod> find(const std::string& name) const;
   [[nodiscard]] std::vector<std::shared_ptr<LocalPod>> list() const;
 
-  /// The pod may be here any moment: it is being made, or some pod is arriving.
+  /// The pod may be here any moment: it is being made, or some pod is arriving, or not all have been taken over yet.
   [[nodiscard]] bool expected(const std::string& name) const;
   /// Counts migrations to this node that are under way (+1, -1).
   void expect_arrival(int change);
@@ -138,18 +138,19 @@ class Pods {
   Result<void> signal(LocalPod&, int signal);
   /// Forgets an ended pod: log, files, name, address. `force` stops a running one first.
   Result<void> remove(const std::shared_ptr<LocalPod>&, bool force);
-  /// Removes the record of a pod that should be here and isn't (the machine was restarted, say).
+  /// Removes the record of a pod that should be here and isn't (the machine was restarted, say). `busy` when it is and
+  /// couldn't be taken over.
   Result<void> remove_lost(const store::Record&);
 
   /// Hands the pod to a migration: nobody else touches it until `take_back` or `departed`. One that has just arrived is
-  /// waited for until it has settled. `busy`, `refused`, `gone`.
+  /// waited for until it has settled. `busy` (also as long as its record has to be told that it is here), `refused`,
+  /// `gone`.
   Result<std::shared_ptr<pod::Pod>> lend(LocalPod&, const std::string& destination);
   /// The migration is about to freeze the pod: what it gets from outside now would be lost. When this returns, what it
   /// got before is there. One lock.
   void freezing(LocalPod&);
-  /// The migration came to nothing, the pod is ours and runs on. `unclaimed`: by an operator's word, against a store
-  /// that has to be told.
-  void take_back(LocalPod&, bool unclaimed = false);
+  /// The migration came to nothing, the pod is ours and runs on.
+  void take_back(LocalPod&);
   /// The pod is another node's now: this node's table forgets it.
   void departed(LocalPod&);
   /// The same, and destroys what is left of it here.
@@ -157,7 +158,7 @@ class Pods {
   /// The migration can't tell what it has come to until the store answers: frozen until then.
   void in_doubt(LocalPod&, const std::string& note);
   /// A pod has arrived and is ours; it settles until the migration that brought it is over.
-  std::shared_ptr<LocalPod> arrived(std::shared_ptr<pod::Pod>, bool unclaimed);
+  std::shared_ptr<LocalPod> arrived(std::shared_ptr<pod::Pod>);
   void settled(LocalPod&);
   /// Whence a pod that has come by `move` gets what it is still owed.
   migrate::Pager::Source source(const std::string& peer, const std::string& move, const std::string& pod);
@@ -168,8 +169,8 @@ class Pods {
   void lose(LocalPod&, const std::string& why);
 
  private:
-  std::shared_ptr<LocalPod> insert(std::shared_ptr<pod::Pod>, PodState, const std::string& note = {},
-                                   bool settling = false);
+  static std::shared_ptr<LocalPod> local_of(std::shared_ptr<pod::Pod>, PodState);
+  void insert(const std::shared_ptr<LocalPod>&);
   Result<pod::Spec> reserve(const NewPod&);
   Result<std::shared_ptr<LocalPod>> make(const NewPod&);
   void adopt_one(std::unique_ptr<pod::Pod>);
@@ -177,7 +178,7 @@ class Pods {
   void settle(const std::shared_ptr<LocalPod>&);
   std::optional<control::Fate> fate_of(LocalPod&);
   void go_on(const std::shared_ptr<LocalPod>&, const std::optional<migrate::Journal>&);
-  void claim(const std::shared_ptr<LocalPod>&);
+  void claim(LocalPod&);
   void fetch_rest(const std::shared_ptr<LocalPod>&, std::unique_ptr<migrate::Pager>, const migrate::Journal&);
   void watch();
   void collect_end(const std::shared_ptr<LocalPod>&);
@@ -195,8 +196,8 @@ class Pods {
   std::map<std::string, std::shared_ptr<LocalPod>> pods_;
   std::multiset<std::string> being_made_;
   int arriving_ = 0;
-  std::atomic<bool> ending_ = false, left_off_ = false;
-  std::list<std::thread> fetching_;
+  std::atomic<bool> adopted_ = false, ending_ = false, left_off_ = false;
+  std::list<std::thread> fetching_;  ///< added to with `mutex_`
   Fd wake_;
   std::thread watcher_;
 };

@@ -5,6 +5,7 @@
 #include "base/log.hpp"
 #include "migrate/channel.hpp"
 #include "migrate/recover.hpp"
+#include "node/ended.hpp"
 
 namespace godwit::node {
 namespace {
@@ -13,12 +14,14 @@ constexpr std::chrono::seconds look_interval{2};
 constexpr std::chrono::seconds answer_time{5};
 
 /// A pod on this node that is in the middle of this move, by what stands in its directory: whatever daemon wrote it.
+/// One whose program has ended is in none any more, its directory is kept for its exit code.
 std::optional<migrate::Journal> journal_of(const std::string& state_dir, const std::string& move, bool arriving) {
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(state_dir + "/pods", error)) {
     auto journal = migrate::read_journal(entry.path());
-    if (journal && *journal && (*journal)->move == move && (*journal)->arriving == arriving)
-      return std::move(**journal);
+    if (!journal || !*journal || (*journal)->move != move || (*journal)->arriving != arriving) continue;
+    if (const auto ended = read_ended(entry.path()); ended && *ended) continue;
+    return std::move(**journal);
   }
   return {};
 }
@@ -52,12 +55,11 @@ std::vector<Remainders::View> Remainders::list() const {
 void Remainders::add(std::shared_ptr<pod::Pod> pod, const std::string& move, const std::string& destination) {
   const auto entry = std::make_shared<Entry>();
   entry->view = {pod->spec().name, move, destination, std::chrono::system_clock::now(), false};
-  auto memory = migrate::Remainder::of(*pod);
-  if (memory)
-    entry->memory = std::move(*memory);
-  else
+  entry->pod = pod;
+  if (const auto memory = memory_of(*entry); !memory)
     log::error("pod {}: {}", entry->view.pod, memory.error().message());
-  entry->pod = std::move(pod);
+  if (const auto journal = migrate::read_journal(pod->directory()); journal && *journal)
+    entry->epoch = (*journal)->record.epoch;
   log::warn("pod {} runs on {}: what it has left here stays until it has been fetched", entry->view.pod, destination);
   const std::lock_guard lock(mutex_);
   entries_[move] = entry;
@@ -69,26 +71,39 @@ std::shared_ptr<Remainders::Entry> Remainders::find(const std::string& move) con
   return found == entries_.end() ? nullptr : found->second;
 }
 
+/// Opened as soon as it can be.
+Result<std::shared_ptr<const migrate::Remainder>> Remainders::memory_of(Entry& entry) {
+  const std::lock_guard lock(mutex_);
+  if (entry.over) return fail(ErrorKind::gone, "pod {} has been given up here", entry.view.pod);
+  if (!entry.memory) entry.memory = TRY(migrate::Remainder::of(*entry.pod));
+  return entry.memory;
+}
+
 void Remainders::serve(Stream& connection, const std::string& peer, const std::string& move) {
   const auto say = [&](migrate::PagesLeft word) {
     const auto byte = static_cast<std::uint8_t>(word);
     return migrate::send_all(connection, &byte, sizeof byte);
   };
   const auto entry = find(move);
-  if (!entry || !entry->memory) {
+  if (!entry) {
     const auto journal = journal_of(state_dir_, move, false);
     (void)say(journal && journal->peer == peer ? migrate::PagesLeft::later : migrate::PagesLeft::lost);
     return;
   }
   if (entry->view.destination != peer)
     return log::warn("{} asks for pages of pod {}, which went to {}", peer, entry->view.pod, entry->view.destination);
+  const auto memory = memory_of(*entry);
+  if (!memory) {
+    (void)say(memory.error().kind == ErrorKind::gone ? migrate::PagesLeft::lost : migrate::PagesLeft::later);
+    return;
+  }
   if (!say(migrate::PagesLeft::here)) return;
   migrate::notice_silence(connection.fd());
   {
     const std::lock_guard lock(mutex_);
     entry->serving++;
   }
-  const auto drained = entry->memory->serve(connection);
+  const auto drained = (*memory)->serve(connection);
   {
     const std::lock_guard lock(mutex_);
     entry->serving--;
@@ -111,8 +126,10 @@ void Remainders::end(const std::shared_ptr<Entry>& entry) {
     if (std::exchange(entry->over, true)) return;
   }
   if (const auto destroyed = entry->pod->destroy(); !destroyed)
-    log::error("pod {}: {}", entry->view.pod, destroyed.error().message());
-  log::info("pod {}: nothing of it is left here", entry->view.pod);
+    log::error("pod {}: what can't be taken down stays for the next daemon: {}", entry->view.pod,
+               destroyed.error().message());
+  else
+    log::info("pod {}: nothing of it is left here", entry->view.pod);
   const std::lock_guard lock(mutex_);
   entries_.erase(entry->view.move);
 }
@@ -132,10 +149,15 @@ Result<void> Remainders::drop(const std::string& pod) {
 
 /// Whether the destination may still come for it.
 bool Remainders::needed(const Entry& entry) const {
-  const auto record = store_.get(entry.view.pod);
-  // Ended and removed, or moved on, which it only does when it has all.
-  if (record && (!*record || (*record)->id != entry.pod->spec().id || (*record)->owner != entry.view.destination))
-    return false;
+  if (const auto record = store_.get(entry.view.pod)) {
+    // Ended and removed.
+    if (!*record || (*record)->id != entry.pod->spec().id) return false;
+    // Moved on, which it only does when it has all. A record that is what it was before the move tells nothing: the pod
+    // is there by an operator's word, and the record has yet to be told.
+    const std::string& owner = (*record)->owner;
+    const bool third = owner != entry.view.destination && owner != links_.config().node;
+    if (third && entry.epoch && (*record)->epoch > *entry.epoch) return false;
+  }
   auto connection = links_.connect(entry.view.destination, std::string(service::owed) + entry.view.move, answer_time);
   std::uint8_t owed = 1;
   if (!connection || !migrate::receive_all(*connection, &owed, sizeof owed, answer_time)) return true;

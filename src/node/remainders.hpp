@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -43,12 +44,14 @@ class Remainders {
  private:
   struct Entry {
     std::shared_ptr<pod::Pod> pod;
-    std::unique_ptr<migrate::Remainder> memory;  ///< none when it couldn't be opened: kept all the same
+    std::shared_ptr<const migrate::Remainder> memory;  ///< none as long as it couldn't be opened: kept all the same
+    std::optional<std::uint64_t> epoch;  ///< of its record before the move; none when nobody can tell any more
     View view;
     int serving = 0;
     bool over = false;
   };
   std::shared_ptr<Entry> find(const std::string& move) const;
+  Result<std::shared_ptr<const migrate::Remainder>> memory_of(Entry&);
   void end(const std::shared_ptr<Entry>&);
   bool needed(const Entry&) const;
   void watch();

@@ -39,11 +39,11 @@ std::vector<std::string> words_in(const std::string& list) {
 }
 
 /// What can't be understood here allows nothing.
-bool certified_for(const Sender& sender, const pod::User& user) {
+bool certified_for(const Sender& sender, std::uint32_t uid) {
   const auto label = sender.labels.find("users");
   if (label == sender.labels.end()) return true;
   const auto users = Users::from(words_in(label->second));
-  return users && users->contains(user);
+  return users && users->covers(uid);
 }
 
 kernel::Capabilities certified_capabilities(const Sender& sender) {
@@ -76,12 +76,21 @@ Result<Users> Users::from(const std::vector<std::string>& words) {
   return users;
 }
 
+bool Users::within(const std::vector<Range>& ranges, std::uint32_t id) {
+  return std::ranges::any_of(ranges, [&](const Range& range) { return range.first <= id && id <= range.last; });
+}
+
 bool Users::contains(const pod::User& user) const {
-  const auto within = [](const std::vector<Range>& ranges, std::uint32_t id) {
-    return std::ranges::any_of(ranges, [&](const Range& range) { return range.first <= id && id <= range.last; });
-  };
   return within(users_, user.uid) || within(groups_, user.gid) ||
          std::ranges::any_of(user.groups, [&](std::uint32_t gid) { return within(groups_, gid); });
+}
+
+bool Users::covers(std::uint32_t uid) const {
+  if (within(users_, uid)) return true;
+  if (uid == 0 || groups_.empty()) return false;
+  // Not by `gid`: without an account that is only the uid once more.
+  const auto known = pod::user_named(std::to_string(uid));
+  return known && std::ranges::any_of(known->groups, [&](std::uint32_t gid) { return within(groups_, gid); });
 }
 
 Result<Rules> Rules::from(const Config& config) {
@@ -143,30 +152,38 @@ Result<void> Rules::may_send(const std::string& peer) const {
   return fail(ErrorKind::refused, "the owner of {} lets no pod go to {}", node_, peer);
 }
 
-Result<void> Rules::may_speak(const Sender& peer, const pod::User& user) const {
-  if (!certified_for(peer, user))
+Result<void> Rules::may_speak(const Sender& peer, std::uint32_t uid) const {
+  if (!certified_for(peer, uid))
     return fail(ErrorKind::refused, "the certificate of {} lets it ask for nothing in the name of user {}", peer.name,
-                pod::name_of(user.uid));
+                pod::name_of(uid));
   const Trust* known = trust(peer.name);
-  if (known != nullptr && known->users.contains(user)) return {};
+  if (known != nullptr && known->users.covers(uid)) return {};
   return fail(ErrorKind::refused, "the owner of {} lets {} ask for nothing in the name of user {}", node_, peer.name,
-              pod::name_of(user.uid));
+              pod::name_of(uid));
+}
+
+Result<void> Rules::may_speak(const Sender& peer, const pod::User& user) const {
+  TRY(may_speak(peer, user.uid));
+  constexpr std::uint32_t root = 0;
+  // Who may speak for root could have given them anyway.
+  if (may_speak(peer, root) || pod::has_own_groups(user)) return {};
+  return fail(ErrorKind::refused, "user {} hasn't the groups on {} in which {} asks in its name",
+              pod::name_of(user.uid), node_, peer.name);
 }
 
 std::vector<control::Refusal> Rules::against(const Sender& sender, const control::Needs& needs) const {
   using control::Reason;
   const std::string& peer = sender.name;
-  const pod::User user{needs.user, needs.user, {}};
   const Trust* known = trust(peer);
   if (known == nullptr) return {{Reason::owner, fmt::format("{} is no peer of {}", peer, node_)}};
   std::vector<control::Refusal> no;
   if (!known->receive) no.push_back({Reason::owner, fmt::format("the owner of {} wants no pods of {}", node_, peer)});
-  if (!known->users.contains(user))
+  if (!known->users.covers(needs.user))
     no.push_back({Reason::owner,
                   fmt::format("the owner of {} lets no pod of {} run as {}", node_, peer, pod::name_of(needs.user))});
-  if (!certified_for(sender, user))
-    no.push_back({Reason::owner,
-                  fmt::format("the certificate of {} lets none of its pods run as {}", peer, pod::name_of(user.uid))});
+  if (!certified_for(sender, needs.user))
+    no.push_back({Reason::owner, fmt::format("the certificate of {} lets none of its pods run as {}", peer,
+                                             pod::name_of(needs.user))});
   if (const auto beyond = needs.capabilities & ~certified_capabilities(sender); beyond != 0)
     no.push_back({Reason::owner, fmt::format("the certificate of {} lets none of its pods have {}", peer,
                                              kernel::to_text(beyond & kernel::all_capabilities()))});

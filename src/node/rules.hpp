@@ -12,12 +12,17 @@ class Users {
  public:
   /// `invalid` for what is malformed, or has no number on this machine.
   static Result<Users> from(const std::vector<std::string>& words);
+  /// Who the kernel says that it is.
   [[nodiscard]] bool contains(const pod::User&) const;
+  /// Who another node says that it is: by the number, and by the groups that this machine's own lists give its account.
+  /// Root is in none of them.
+  [[nodiscard]] bool covers(std::uint32_t uid) const;
 
  private:
   struct Range {
     std::uint32_t first = 0, last = 0;
   };
+  static bool within(const std::vector<Range>&, std::uint32_t id);
   std::vector<Range> users_, groups_;
 };
 
@@ -41,7 +46,9 @@ class Rules {
   /// Whether a pod of `owner` may leave this node for `peer`.
   [[nodiscard]] Result<void> may_send(const std::string& peer) const;
   [[nodiscard]] Result<void> may_move(const pod::User& caller) const;
-  /// Whether what `peer` passes on may be asked for in the name of `user`.
+  /// Whether what `peer` passes on may be asked for in the name of whoever has this uid.
+  [[nodiscard]] Result<void> may_speak(const Sender& peer, std::uint32_t uid) const;
+  /// The same for who asks with these groups: others than this machine would give them are root's to give.
   [[nodiscard]] Result<void> may_speak(const Sender& peer, const pod::User& user) const;
   /// Reasons against taking in a pod of `peer`.
   [[nodiscard]] std::vector<control::Refusal> against(const Sender& peer, const control::Needs&) const;

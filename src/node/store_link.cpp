@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -10,6 +11,7 @@
 #include "base/log.hpp"
 #include "image/codec.hpp"
 #include "kernel/priority.hpp"
+#include "node/journal.hpp"
 
 namespace godwit::node {
 namespace {
@@ -20,6 +22,9 @@ constexpr std::size_t idle_limit = 4;
 constexpr std::chrono::seconds call_time{5};
 constexpr std::chrono::seconds warm_interval{10};
 constexpr std::chrono::seconds lease_limit{24 * 3600};
+constexpr std::size_t line_limit = 64 * KiB;  ///< of a move in the history: all of them are read at once
+/// A note is kept by the time in its key: one from far ahead would never make room. Clocks are wrong by less.
+constexpr std::chrono::hours ahead_limit{48};
 /// For changes: the answer has to be back within call_time.
 constexpr std::chrono::milliseconds change_limit{3000};
 
@@ -29,10 +34,9 @@ struct Request {
   std::string owner;        ///< move: the new one
   store::Note note;         ///< put; notes, erase: kind and key
   std::int64_t lease = 0;   ///< put: seconds
-  std::uint64_t most = 0;   ///< put
   std::uint64_t since = 0;  ///< changed
   std::int64_t limit = 0;   ///< changed: milliseconds
-  MSGPACK_DEFINE_MAP(call, record, owner, note, lease, most, since, limit)
+  MSGPACK_DEFINE_MAP(call, record, owner, note, lease, since, limit)
 };
 
 struct Answer {
@@ -56,17 +60,86 @@ bool note_error(const Result<T>& result, Answer& answer) {
   return true;
 }
 
-/// Whether the one who asks may change this pod's record.
-Result<void> permit(const Request& request, store::Store& store, const MayChange& may) {
+/// Who asks, and what it may.
+struct Asking {
+  const std::string& peer;
+  const MayChange& may;
+};
+
+/// A field of a note's JSON; empty where there is no such text.
+std::string text_in(const store::Note& note, const char* field) {
+  const auto json = nlohmann::json::parse(note.value, nullptr, false);
+  if (!json.is_object()) return {};
+  const auto found = json.find(field);
+  return found != json.end() && found->is_string() ? found->get<std::string>() : "";
+}
+
+bool is_of_a_move(const store::Note& note) {
+  return note.kind == "move" || note.kind == "report";
+}
+
+/// When the move began that the key is for: "MILLISECONDS-ID", twelve digits of hex. None for what is no such key.
+std::optional<std::chrono::milliseconds> time_in(const std::string& key) {
+  constexpr std::size_t digits = 12;
+  if (key.size() <= digits || key[digits] != '-') return {};
+  std::int64_t ms = 0;
+  const auto [stop, error] = std::from_chars(key.data(), key.data() + digits, ms, 16);
+  if (error != std::errc{} || stop != key.data() + digits || ms < 0) return {};
+  return std::chrono::milliseconds(ms);
+}
+
+/// The history is what the sources of moves say of them: nobody writes another's, nor over it.
+Result<void> permit_move(const store::Note& note, store::Store& store, const std::string& peer) {
+  const auto began = time_in(note.key);
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  if (!began || *began > now + ahead_limit)
+    return fail(ErrorKind::invalid, "store: {} '{}' is of no move", note.kind, note.key.substr(0, 100));
+  const auto is_theirs = [&](const store::Note& of) { return text_in(of, "source") == peer; };
+  if (!is_theirs(note) || !std::ranges::all_of(TRY(store.notes(note.kind, note.key)), is_theirs))
+    return fail(ErrorKind::refused, "store: {} '{}' is not {}'s to write", note.kind, note.key, peer);
+  return {};
+}
+
+Result<void> permit_put(const store::Note& note, store::Store& store, const std::string& peer) {
+  // What is malformed says so.
+  TRY(check(note));
+  if (note.kind == "move" && note.value.size() > line_limit)
+    return fail(ErrorKind::invalid, "store: move '{}' is longer than {} bytes", note.key.substr(0, 100), line_limit);
+  if (is_of_a_move(note)) return permit_move(note, store, peer);
+  if (note.kind == "node" && note.key == peer) return {};
+  return fail(ErrorKind::refused, "store: {} '{}' is not {}'s to write", note.kind, note.key.substr(0, 100), peer);
+}
+
+/// What a node has said of itself is forgotten when it is away: its lease is over, or it has said so when it ended.
+Result<void> permit_erase(const store::Note& note, store::Store& store, const std::string& peer) {
+  if (note.kind == "node" && note.key == peer) return {};
+  const auto gone = [](const store::Note& found) { return found.away || text_in(found, "state") == "away"; };
+  if (note.kind == "node" && !note.key.empty() && std::ranges::all_of(TRY(store.notes(note.kind, note.key)), gone))
+    return {};
+  return fail(ErrorKind::refused, "store: {} '{}' is not {}'s to erase", note.kind.substr(0, 100),
+              note.key.substr(0, 100), peer);
+}
+
+/// Whether the one who asks may change this record, or note.
+Result<void> permit(const Request& request, store::Store& store, const Asking& asking) {
+  const auto& [peer, may] = asking;
+  if (request.call == "put") return permit_put(request.note, store, peer);
+  if (request.call == "erase") return permit_erase(request.note, store, peer);
   if (request.call == "create") return may(request.record);
   if (request.call != "move" && request.call != "remove") return {};
   const auto found = TRY(store.get(request.record.pod));
   return found ? may(*found) : Result<void>{};
 }
 
-Answer answer_to(const Request& request, store::Store& store, const MayChange& may) {
+/// Not as the caller says: a note with a lease is always one, and one without is always one of so many.
+store::Keep keep_of(const Request& request) {
+  if (is_of_a_move(request.note)) return {.most = Journal::most};
+  return {.lease = std::chrono::seconds(std::clamp<std::int64_t>(request.lease, 1, lease_limit.count()))};
+}
+
+Answer answer_to(const Request& request, store::Store& store, const Asking& asking) {
   Answer answer;
-  if (note_error(permit(request, store, may), answer)) return answer;
+  if (note_error(permit(request, store, asking), answer)) return answer;
   if (request.call == "create") {
     note_error(store.create(request.record), answer);
   } else if (request.call == "get") {
@@ -83,8 +156,7 @@ Answer answer_to(const Request& request, store::Store& store, const MayChange& m
     const auto state = store.changed(request.since, limit);
     if (!note_error(state, answer)) answer.state = *state;
   } else if (request.call == "put") {
-    const std::chrono::seconds lease(std::clamp<std::int64_t>(request.lease, 0, lease_limit.count()));
-    note_error(store.put(request.note, {lease, request.most}), answer);
+    note_error(store.put(request.note, keep_of(request)), answer);
   } else if (request.call == "notes") {
     auto found = store.notes(request.note.kind, request.note.key);
     if (!note_error(found, answer)) answer.notes = std::move(*found);
@@ -156,10 +228,10 @@ class StoreLink final : public store::Store {
     return TRY(ask({.call = "changed", .since = since, .limit = limit.count()}, repeated)).state;
   }
 
-  // What these do twice is what they do once.
+  // What these do twice is what they do once. How many notes of a kind stay, who serves them says.
   Result<void> put(const store::Note& note, const store::Keep& keep) override {
     bool repeated = false;
-    TRY(ask({.call = "put", .note = note, .lease = keep.lease.count(), .most = keep.most}, repeated));
+    TRY(ask({.call = "put", .note = note, .lease = keep.lease.count()}, repeated));
     return {};
   }
 
@@ -269,7 +341,7 @@ std::unique_ptr<store::Store> open_store_link(const Links& links, const std::str
   return std::make_unique<StoreLink>(links, peer);
 }
 
-void serve_store(Stream& caller, store::Store& store, const MayChange& may) {
+void serve_store(Stream& caller, const std::string& peer, store::Store& store, const MayChange& may) {
   // Somebody's freeze waits for a commit. What is done here is little, and other load is not to come before it.
   constexpr int priority = 10;
   const kernel::RaisedPriority raised(HostPid{::gettid()}, priority);
@@ -282,7 +354,7 @@ void serve_store(Stream& caller, store::Store& store, const MayChange& may) {
       log::warn("store: {}", request.error().message());
       return;
     }
-    if (!write_frame(caller, image::pack(answer_to(*request, store, may)), in(call_time))) return;
+    if (!write_frame(caller, image::pack(answer_to(*request, store, {peer, may})), in(call_time))) return;
   }
 }
 

@@ -17,7 +17,9 @@ std::unique_ptr<store::Store> open_store_link(const Links&, const std::string& p
 /// Whether the caller may make, move or remove this record.
 using MayChange = std::function<Result<void>(const store::Record&)>;
 
-/// Answers requests on `caller` until the caller goes.
-void serve_store(Stream& caller, store::Store&, const MayChange&);
+/// Answers requests of the node `peer` on `caller` until the caller goes. Of the notes it changes only those that it
+/// has to: what it says of itself, and the moves that it was the source of; it also erases what a node that is away has
+/// said. The rest is `refused`, or `invalid` where it isn't what a node of ours would write.
+void serve_store(Stream& caller, const std::string& peer, store::Store&, const MayChange&);
 
 }  // namespace godwit::node

@@ -116,6 +116,15 @@ std::optional<std::string> other_name(const Descriptor& descriptor, Source& sour
   return std::nullopt;
 }
 
+bool is_in_memory(long type) {
+  return type == TMPFS_MAGIC || type == RAMFS_MAGIC;
+}
+
+/// What the kernel makes up itself.
+bool is_kernels(long type) {
+  return type == PROC_SUPER_MAGIC || type == SYSFS_MAGIC || type == CGROUP2_SUPER_MAGIC;
+}
+
 /// Where a description's file is and what brings it along.
 struct Place {
   std::string path;
@@ -132,10 +141,9 @@ Result<Place> place_of(const Descriptor& descriptor, Source& source) {
   Place place{.path = link};
   if (TRY(mount_of(descriptor.fd, "")) == root->mount) {
     place.carrier = Carrier::root;
-  } else if (system.f_type == TMPFS_MAGIC || system.f_type == RAMFS_MAGIC) {
+  } else if (is_in_memory(system.f_type)) {
     place.carrier = Carrier::state;
-  } else if (system.f_type == PROC_SUPER_MAGIC || system.f_type == SYSFS_MAGIC ||
-             system.f_type == CGROUP2_SUPER_MAGIC) {
+  } else if (is_kernels(system.f_type)) {
     place.carrier = Carrier::kernel;
     return place;
   } else {
@@ -247,10 +255,34 @@ Result<void> set_metadata(int fd, const State& state) {
   return {};
 }
 
+/// The type of the file system that a directory of the pod lies on. The kernel gave us the name that it had found,
+/// without links: where there are some now, something else is meant, and with the links of /proc anything could be.
+Result<long> file_system_of(const std::string& directory) {
+  struct open_how how {};
+  how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+  how.resolve = RESOLVE_NO_SYMLINKS;
+  const Fd fd{static_cast<int>(::syscall(SYS_openat2, AT_FDCWD, directory.c_str(), &how, sizeof how))};
+  struct statfs system {};
+  if (!fd || ::fstatfs(fd.get(), &system) < 0) return fail_errno("open {}", directory);
+  return system.f_type;
+}
+
+/// Where a file without a name can be made that had this one.
 std::string parent_of(const std::string& path) {
   const auto parent = std::filesystem::path(path).parent_path().string();
-  struct stat status {};
-  return ::stat(parent.c_str(), &status) == 0 && S_ISDIR(status.st_mode) ? parent : "/";
+  const auto type = file_system_of(parent);
+  return type && !is_kernels(*type) ? parent : "/";
+}
+
+/// `refused` unless what of the directory is there lies in memory: nothing else comes with an image's own content.
+Result<void> check_in_memory(const std::filesystem::path& directory) {
+  const auto type = file_system_of(directory.string());
+  if (type && is_in_memory(*type)) return {};
+  if (type)
+    return fail(ErrorKind::refused, "{} is not in memory here, and its files don't travel one by one",
+                directory.string());
+  if (type.error().code != ENOENT || directory == directory.parent_path()) return std::unexpected(type.error());
+  return check_in_memory(directory.parent_path());
 }
 
 /// A directory that we write into on the way looks untouched afterwards.
@@ -340,10 +372,18 @@ Result<Fd> make_nameless(const State& state, Destination& destination) {
 
 /// A file in a file system that lives in memory, where its tree is empty here or was filled before.
 Result<Fd> make_named(const State& state) {
+  const auto path = std::filesystem::path(state.path).lexically_normal();
+  const auto parent = path.parent_path();
+  TRY(check_in_memory(parent));
   std::error_code problem;
-  std::filesystem::create_directories(std::filesystem::path(state.path).parent_path(), problem);
-  Fd fd{::open(state.path.c_str(), O_CREAT | O_RDWR | O_NOFOLLOW | O_CLOEXEC, 0600)};
-  if (!fd) return fail_errno("make {}", state.path);
+  std::filesystem::create_directories(parent, problem);
+  Fd fd{::open(path.c_str(), O_CREAT | O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600)};
+  struct stat status {};
+  struct statfs system {};
+  if (!fd || ::fstat(fd.get(), &status) < 0 || ::fstatfs(fd.get(), &system) < 0)
+    return fail_errno("make {}", state.path);
+  if (!S_ISREG(status.st_mode) || !is_in_memory(system.f_type))
+    return fail(ErrorKind::refused, "{} is something else here than a file in memory", state.path);
   TRY(write_content(fd.get(), state.content));
   TRY(set_metadata(fd.get(), state));
   return fd;

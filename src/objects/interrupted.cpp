@@ -401,7 +401,7 @@ Result<void> park(kernel::Gadget& gadget, kernel::Tracee& thread) {
   registers.orig_rax = ~0ULL;
   TRY(thread.set_registers(registers));
   TRY(thread.resume_to_syscall());
-  const auto status = TRY(thread.wait());
+  const auto status = TRY(thread.wait(kernel::Tracee::patience_for_own));
   if (status.stopped() && status.event() == 0 && status.signal() == (SIGTRAP | 0x80)) return {};
   return fail(ErrorKind::failed, "thread {} doesn't come to where a call begins", thread.tid().value);
 }
@@ -473,13 +473,13 @@ Result<void> remake_blocks(kernel::Gadget& gadget, std::span<Rearming*> blocks, 
   }));
   TRY(each([](Rearming& one, std::size_t) -> Result<void> {
     if (one.parked) return {};
-    if (!TRY(one.thread->wait()).stopped())
+    if (!TRY(one.thread->wait(kernel::Tracee::patience_for_own)).stopped())
       return fail(ErrorKind::gone, "thread {} died while a call was restarted", one.thread->tid().value);
     TRY(one.thread->interrupt());
     return one.thread->resume();
   }));
   return each([](Rearming& one, std::size_t) -> Result<void> {
-    TRY(one.thread->wait_stop());
+    TRY(one.thread->wait_stop(kernel::Tracee::patience_for_own));
     one.parked = false;
     if (!has_block(one)) return {};
     // An answer at once is the program's answer: a futex whose word has changed, a descriptor that is ready.

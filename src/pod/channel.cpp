@@ -116,6 +116,12 @@ Result<void> send_message(int socket, BytesView bytes, std::span<const int> desc
 }
 
 Result<Message> receive_message(int socket, int flags) {
+  auto message = TRY(receive_whatever_came(socket, flags));
+  if (message.cut_short) return fail(ErrorKind::invalid, "there was no room for a message's descriptors");
+  return message;
+}
+
+Result<Message> receive_whatever_came(int socket, int flags) {
   Bytes packet(1 + packet_limit);
   iovec part = {packet.data(), packet.size()};
   msghdr header{};
@@ -142,8 +148,8 @@ Result<Message> receive_message(int socket, int flags) {
     }
   }
   if (got == 0) return fail(ErrorKind::gone, "the other side has closed");
-  if ((header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0)
-    return fail(ErrorKind::invalid, "a message was cut off (too long, or no room for its descriptors)");
+  if ((header.msg_flags & MSG_TRUNC) != 0) return fail(ErrorKind::invalid, "a message was too long");
+  message.cut_short = (header.msg_flags & MSG_CTRUNC) != 0;
   if (packet[0] == in_memfd) {
     if (message.descriptors.empty()) return fail(ErrorKind::invalid, "a message without its memfd");
     message.bytes = TRY(read_memory(message.descriptors.front().get()));

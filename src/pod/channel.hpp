@@ -14,6 +14,7 @@ namespace godwit::pod {
 struct Message {
   Bytes bytes;
   std::vector<Fd> descriptors;
+  bool cut_short = false;  ///< not all of its descriptors are here: this process may have no more
 };
 
 inline constexpr std::size_t message_limit = 16 * MiB;
@@ -25,6 +26,8 @@ Result<void> send_message(int socket, BytesView bytes, std::span<const int> desc
 /// The next message. `gone` at the end of the connection, `busy` with MSG_DONTWAIT when there is none, `timeout` when
 /// the socket has SO_RCVTIMEO.
 Result<Message> receive_message(int socket, int flags = 0);
+/// As receive_message, but one that was cut short is given, too, and is no error: for who can say so to its sender.
+Result<Message> receive_whatever_came(int socket, int flags = 0);
 
 struct Pair {
   Fd ours, theirs;

@@ -12,6 +12,7 @@
 #include "base/fd.hpp"
 #include "base/log.hpp"
 #include "base/names.hpp"
+#include "base/remove_tree.hpp"
 #include "kernel/pidfd.hpp"
 #include "kernel/procfs.hpp"
 #include "pod/root.hpp"
@@ -21,6 +22,8 @@ namespace godwit::pod {
 namespace {
 
 constexpr std::size_t record_limit = 4 * MiB;
+constexpr const char* said_here = "/said-here";
+constexpr const char* said_there = "/said-there";
 
 Result<std::optional<Bytes>> read_whole(const std::string& path) {
   const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -42,21 +45,38 @@ Result<void> write_whole(const std::string& path, BytesView bytes) {
   return {};
 }
 
-Result<void> remove_tree(const std::string& path) {
-  std::error_code error;
-  std::filesystem::remove_all(path, error);
-  if (error) {
-    errno = error.value();
-    return fail_errno("remove {}", path);
-  }
-  return {};
-}
-
 bool exists(const std::string& path) {
   return access(path.c_str(), F_OK) == 0;
 }
 
+/// What counts is that it is there.
+Result<void> make_mark(const std::string& path) {
+  const Fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+  if (!file) return fail_errno("make {}", path);
+  return {};
+}
+
+Result<void> remove_mark(const std::string& path) {
+  if (unlink(path.c_str()) != 0 && errno != ENOENT) return fail_errno("remove {}", path);
+  return {};
+}
+
 }  // namespace
+
+Result<void> write_word(const std::string& directory, bool here) {
+  return make_mark(directory + (here ? said_here : said_there));
+}
+
+std::optional<bool> read_word(const std::string& directory) {
+  if (exists(directory + said_here)) return true;
+  if (exists(directory + said_there)) return false;
+  return std::nullopt;
+}
+
+Result<void> forget_word(const std::string& directory) {
+  TRY(remove_mark(directory + said_here));
+  return remove_mark(directory + said_there);
+}
 
 Result<void> check_name(const std::string& name) {
   if (valid_name(name)) return {};
@@ -117,10 +137,11 @@ Result<std::optional<Record>> Directory::read_record() const {
 }
 
 Result<void> Directory::mark_kept() const {
-  const std::string path = path_ + "/kept";
-  const Fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
-  if (!file) return fail_errno("make {}", path);
-  return {};
+  return make_mark(path_ + "/kept");
+}
+
+Result<void> Directory::mark_forsaken() const {
+  return remove_mark(path_ + "/kept");
 }
 
 bool Directory::alive(const Record& record) {

@@ -15,6 +15,7 @@
 ///   record                what a daemon needs to find the pod again
 ///   kept                  is there when the pod was this node's by right, not half-made
 ///   left                  is there when the pod has gone and its files were to stay; the pod's id
+///   said-here, said-there  an operator has said whose a copy in doubt is, and the record doesn't say so yet
 namespace godwit::pod {
 
 struct Record {
@@ -45,6 +46,8 @@ class Directory {
   /// nullopt when there is none.
   [[nodiscard]] Result<std::optional<Record>> read_record() const;
   Result<void> mark_kept() const;
+  /// The pod is about to be torn down: its files are nobody's any more, wherever that breaks off.
+  Result<void> mark_forsaken() const;
   /// Ends what is left of a pod: its init when that still runs, cgroups, files (which are moved to state_dir/lost when
   /// the pod was kept).
   Result<void> clear() const;
@@ -63,6 +66,13 @@ class Directory {
   std::string path_;
   std::string socket_;
 };
+
+/// An operator's word in a pod's directory, that the pod is here or that it isn't: written down before it is obeyed,
+/// and there until the record says the same, or the copy is no more. It outlives the daemon, not the machine, as pods
+/// do.
+Result<void> write_word(const std::string& directory, bool here);
+std::optional<bool> read_word(const std::string& directory);
+Result<void> forget_word(const std::string& directory);
 
 /// `invalid` unless it is a valid_name: it becomes part of paths.
 Result<void> check_name(const std::string& name);

@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -44,16 +45,21 @@ Init::Init(const Setup& setup, std::vector<Fd> descriptors)
       log_(std::move(descriptors[setup_log])),
       streams_([this](FrameKind kind, BytesView bytes) { log_.append(kind, bytes); }),
       kept_(!setup.fleeting) {
-  cgroups_.directory = std::move(descriptors[setup_cgroup_work]);
+  workload_.directory = std::move(descriptors[setup_cgroup_work]);
   for (std::size_t i = setup_cgroup_limits; i < descriptors.size(); ++i)
-    cgroups_.limits.push_back(std::move(descriptors[i]));
+    workload_.limits.push_back(std::move(descriptors[i]));
 }
 
 Result<void> Init::prepare() {
-  std::vector<int> keep = {control_.get(), listener_.get(), init_procs_.get(), cgroups_.directory.get(),
+  std::vector<int> keep = {control_.get(), listener_.get(), init_procs_.get(), workload_.directory.get(),
                            log_.directory()};
-  for (const Fd& procs : cgroups_.limits) keep.push_back(procs.get());
+  for (const Fd& procs : workload_.limits) keep.push_back(procs.get());
   close_all_but(std::move(keep));
+  // It keeps one for each process of the pod that is owed pages, and they may be many. The workload has its own limit.
+  if (getrlimit(RLIMIT_NOFILE, &workload_.descriptors) != 0) return fail_errno("read the limit on descriptors");
+  const rlim_t most = workload_.descriptors.rlim_max;
+  const rlimit raised{most, most};
+  setrlimit(RLIMIT_NOFILE, &raised);
   prctl(PR_SET_NAME, "godwit-init");
   for (int number = 1; number < NSIG; ++number) signal(number, SIG_DFL);
   signal(SIGPIPE, SIG_IGN);
@@ -64,6 +70,10 @@ Result<void> Init::prepare() {
   if (sethostname(setup_.hostname.data(), setup_.hostname.size()) != 0)
     return fail_errno("set the pod's hostname to {}", setup_.hostname);
   TRY(enter_root({setup_.upper, setup_.work, setup_.merged, setup_.hidden}));
+  // A rebuilt process gets its number through it, also where nobody else may write there.
+  last_pid_ = Fd(::open("/proc/sys/kernel/ns_last_pid", O_RDWR | O_CLOEXEC));
+  if (!last_pid_) return fail_errno("open ns_last_pid in the pod");
+  if (setup_.bounded) TRY(close_node_settings());
 
   const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
   if (null < 0) return fail_errno("open /dev/null in the pod");
@@ -146,7 +156,7 @@ void Init::close(const ConnectionPointer& connection) {
 
 void Init::serve(const ConnectionPointer& connection) {
   if (!connection->socket) return;
-  auto message = receive_message(connection->socket.get(), MSG_DONTWAIT);
+  auto message = receive_whatever_came(connection->socket.get(), MSG_DONTWAIT);
   if (!message) {
     if (message.error().kind != ErrorKind::busy) close(connection);
     return;
@@ -156,7 +166,8 @@ void Init::serve(const ConnectionPointer& connection) {
     close(connection);
     return;
   }
-  auto outcome = execute(*request, message->descriptors, connection);
+  auto outcome = message->cut_short ? fail(ErrorKind::refused, "the pod's init has no room for another descriptor")
+                                    : execute(*request, message->descriptors, connection);
   if (!outcome)
     answer(connection, request->sequence, {to_response(std::move(outcome).error()), {}, {}});
   else if (*outcome)

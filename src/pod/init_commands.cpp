@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,21 +14,23 @@ namespace godwit::pod {
 
 namespace {
 
-constexpr std::size_t deposits_limit = 4096;
-constexpr const char* last_pid_file = "/proc/sys/kernel/ns_last_pid";
+/// A quarter of the init's descriptors stays free of deposits: without any for connections, messages and streams it
+/// could answer nobody, not even the next daemon.
+std::size_t deposits_limit() {
+  rlimit limit{};
+  return ::getrlimit(RLIMIT_NOFILE, &limit) == 0 ? limit.rlim_cur / 4 * 3 : 0;
+}
 
 /// Reads or writes a file that holds one number.
-Result<pid_t> read_number(const char* path) {
-  const Fd file(::open(path, O_RDONLY | O_CLOEXEC));
+Result<pid_t> read_number(int file) {
   char text[32] = {};
-  if (!file || ::read(file.get(), text, sizeof text - 1) <= 0) return fail_errno("read {} in the pod", path);
+  if (::pread(file, text, sizeof text - 1, 0) <= 0) return fail_errno("read a number in the pod");
   return static_cast<pid_t>(std::atol(text));
 }
 
-Result<void> write_number(const char* path, pid_t number) {
-  const Fd file(::open(path, O_WRONLY | O_CLOEXEC));
+Result<void> write_number(int file, pid_t number) {
   const std::string text = std::to_string(number);
-  if (!file || ::write(file.get(), text.data(), text.size()) < 0) return fail_errno("write {} to {}", text, path);
+  if (::pwrite(file, text.data(), text.size(), 0) < 0) return fail_errno("write {} in the pod", text);
   return {};
 }
 
@@ -63,10 +66,10 @@ Result<std::optional<Reply>> Init::execute(Request& request, std::vector<Fd>& de
       kept_ = true;
       return reply;
     case Command::last_pid:
-      reply.response.pid = TRY(read_number(last_pid_file));
+      reply.response.pid = TRY(read_number(last_pid_.get()));
       return reply;
     case Command::set_last_pid:
-      TRY(write_number(last_pid_file, request.pid));
+      TRY(write_number(last_pid_.get(), request.pid));
       return reply;
     case Command::signal:
       if (first_ == 0 || first_gone_) return fail(ErrorKind::gone, "the pod's program has ended");
@@ -107,7 +110,7 @@ Result<std::optional<Reply>> Init::execute_on_deposits(const Request& request, s
   switch (static_cast<Command>(request.command)) {
     case Command::deposit:
       if (descriptors.size() != 1) return fail(ErrorKind::invalid, "deposit {} without a descriptor", name);
-      if (deposits_.size() >= deposits_limit)
+      if (deposits_.size() >= deposits_limit())
         return fail(ErrorKind::refused, "the pod's init keeps too many descriptors");
       deposits_[name] = std::move(descriptors.front());
       return reply;
@@ -216,15 +219,15 @@ Result<void> Init::launch(const Request& request, const ConnectionPointer& conne
   if (command == Command::stub) {
     const auto builder = deposits_.find("builder");
     launching.launched =
-        TRY(launch_stub(request.pid, cgroups_, builder == deposits_.end() ? -1 : builder->second.get()));
+        TRY(launch_stub(request.pid, workload_, builder == deposits_.end() ? -1 : builder->second.get()));
   } else if (command == Command::start) {
     if (first_ != 0) return fail(ErrorKind::refused, "the pod has its first program already");
     launching.first = true;
-    launching.launched = TRY(launch_program(request.program, identity, streams_.stdio(), cgroups_));
+    launching.launched = TRY(launch_program(request.program, identity, streams_.stdio(), workload_));
   } else {
     const auto* execution = TRY(make_execution(request.execution));
     launching.execution = request.execution.id;
-    auto launched = launch_program(request.program, identity, execution->streams().stdio(), cgroups_);
+    auto launched = launch_program(request.program, identity, execution->streams().stdio(), workload_);
     if (!launched) close_execution(launching.execution);
     launching.launched = TRY(std::move(launched));
   }

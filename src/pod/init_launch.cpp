@@ -32,10 +32,12 @@ struct Failure {
   _exit(127);
 }
 
-/// Both sides of every launch: the limits are joined and the signals are as in a process that nobody has touched.
-void settle(int report, const WorkloadCgroups& cgroups, bool block) {
-  for (const Fd& procs : cgroups.limits)
+/// Both sides of every launch: the limits are joined, the init's own is gone, and the signals are as in a process that
+/// nobody has touched.
+void settle(int report, const Workload& workload, bool block) {
+  for (const Fd& procs : workload.limits)
     if (::write(procs.get(), "0", 1) != 1) give_up(report, "join the cgroup of the pod's limits");
+  if (setrlimit(RLIMIT_NOFILE, &workload.descriptors) != 0) give_up(report, "limit descriptors");
   for (int number = 1; number < NSIG; ++number) signal(number, SIG_DFL);
   sigset_t mask;
   block ? sigfillset(&mask) : sigemptyset(&mask);
@@ -79,8 +81,8 @@ void take_identity(const Identity& identity, const std::array<int, 3>& stdio, in
 }
 
 [[noreturn]] void become(const Program& program, const Identity& identity, const std::array<int, 3>& stdio,
-                         const WorkloadCgroups& cgroups, int report) {
-  settle(report, cgroups, false);
+                         const Workload& workload, int report) {
+  settle(report, workload, false);
   if (setsid() < 0) give_up(report, "setsid");
   for (int number = 0; number < 3; ++number)
     if (dup2(stdio[number], number) < 0) give_up(report, "set up stdio");
@@ -97,8 +99,8 @@ void take_identity(const Identity& identity, const std::array<int, 3>& stdio, in
   give_up(report, "start " + program.arguments[0]);
 }
 
-[[noreturn]] void sleep_for_ever(const WorkloadCgroups& cgroups, int builder, int report) {
-  settle(report, cgroups, true);
+[[noreturn]] void sleep_for_ever(const Workload& workload, int builder, int report) {
+  settle(report, workload, true);
   // A registered area would be written to when the address space has been emptied.
   auto* area = static_cast<char*>(__builtin_thread_pointer()) + __rseq_offset;
   if (__rseq_size > 0) syscall(SYS_rseq, area, 32, RSEQ_FLAG_UNREGISTER, RSEQ_SIG);
@@ -118,12 +120,12 @@ Result<Report> make_report() {
 }
 
 /// Like fork, into the workload's cgroup.
-long clone_into(const WorkloadCgroups& cgroups, pid_t process, int& pidfd) {
+long clone_into(const Workload& workload, pid_t process, int& pidfd) {
   clone_args arguments{};
   arguments.flags = CLONE_PIDFD | CLONE_INTO_CGROUP;
   arguments.pidfd = reinterpret_cast<std::uint64_t>(&pidfd);
   arguments.exit_signal = SIGCHLD;
-  arguments.cgroup = static_cast<std::uint64_t>(cgroups.directory.get());
+  arguments.cgroup = static_cast<std::uint64_t>(workload.directory.get());
   if (process != 0) {
     arguments.set_tid = reinterpret_cast<std::uint64_t>(&process);
     arguments.set_tid_size = 1;
@@ -134,23 +136,23 @@ long clone_into(const WorkloadCgroups& cgroups, pid_t process, int& pidfd) {
 }  // namespace
 
 Result<Launched> launch_program(const Program& program, const Identity& identity, const std::array<int, 3>& stdio,
-                                const WorkloadCgroups& cgroups) {
+                                const Workload& workload) {
   if (program.arguments.empty()) return fail(ErrorKind::invalid, "no program to start");
   auto report = TRY(make_report());
   int pidfd = -1;
-  const long process = clone_into(cgroups, 0, pidfd);
+  const long process = clone_into(workload, 0, pidfd);
   if (process < 0) return fail_errno("fork in the pod");
-  if (process == 0) become(program, identity, stdio, cgroups, report.write.get());
+  if (process == 0) become(program, identity, stdio, workload, report.write.get());
   return Launched{static_cast<pid_t>(process), Fd(pidfd), std::move(report.read)};
 }
 
-Result<Launched> launch_stub(pid_t wanted, const WorkloadCgroups& cgroups, int builder) {
+Result<Launched> launch_stub(pid_t wanted, const Workload& workload, int builder) {
   if (wanted <= 1) return fail(ErrorKind::invalid, "no process can have pid {} in a pod", wanted);
   auto report = TRY(make_report());
   int pidfd = -1;
-  const long process = clone_into(cgroups, wanted, pidfd);
+  const long process = clone_into(workload, wanted, pidfd);
   if (process < 0) return fail_errno("make a process with pid {} in the pod", wanted);
-  if (process == 0) sleep_for_ever(cgroups, builder, report.write.get());
+  if (process == 0) sleep_for_ever(workload, builder, report.write.get());
   return Launched{static_cast<pid_t>(process), Fd(pidfd), std::move(report.read)};
 }
 

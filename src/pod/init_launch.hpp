@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/resource.h>
+
 #include <array>
 #include <vector>
 
@@ -11,10 +13,11 @@
 /// How a pod's init makes a process of the workload.
 namespace godwit::pod {
 
-/// The cgroups of the workload, as descriptors that stay valid in the pod.
-struct WorkloadCgroups {
+/// What every process of the workload begins in. The cgroups are descriptors that stay valid in the pod.
+struct Workload {
   Fd directory;            ///< v2
   std::vector<Fd> limits;  ///< cgroup.procs in v1 hierarchies
+  rlimit descriptors{};    ///< RLIMIT_NOFILE; the init's own is higher
 };
 
 /// A process that is on its way. `report` becomes readable when it has arrived or failed: read_outcome.
@@ -31,12 +34,11 @@ struct Identity {
 };
 
 /// A program in a session of its own, with nothing open but `stdio`, default signal dispositions and an empty mask.
-Result<Launched> launch_program(const Program&, const Identity&, const std::array<int, 3>& stdio,
-                                const WorkloadCgroups&);
+Result<Launched> launch_program(const Program&, const Identity&, const std::array<int, 3>& stdio, const Workload&);
 /// A process with exactly this pid, with nothing open, all signals blocked and at their defaults, no rseq registered,
 /// asleep for ever in pause(2).
 /// `builder` becomes its only descriptor, 0; none when negative.
-Result<Launched> launch_stub(pid_t process, const WorkloadCgroups&, int builder);
+Result<Launched> launch_stub(pid_t process, const Workload&, int builder);
 /// Once `report` is readable: whether it is running what it shall.
 Result<void> read_outcome(const Launched&);
 

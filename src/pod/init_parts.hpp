@@ -74,7 +74,8 @@ class Init {
 
   Setup setup_;
   Fd control_, listener_, init_procs_;
-  WorkloadCgroups cgroups_;
+  Workload workload_;
+  Fd last_pid_;  ///< ns_last_pid of the pod
   LogWriter log_;
   Streams streams_;  ///< of the first program; of the others by their executions
   std::map<std::string, std::unique_ptr<InitExecution>> executions_;

@@ -24,11 +24,12 @@ struct Setup {
   std::int64_t boottime_offset = 0;
   std::string upper, work, merged;  ///< directories of the overlay
   std::string hidden;               ///< the state directory: not to be seen from inside
+  bool bounded = false;             ///< root in it isn't the node's: the node's settings can be read only
   bool terminal = false;
   bool input = false;
   bool fleeting = false;  ///< ends with its first connection until it is told to keep
-  MSGPACK_DEFINE_MAP(pod, hostname, monotonic_offset, boottime_offset, upper, work, merged, hidden, terminal, input,
-                     fleeting)
+  MSGPACK_DEFINE_MAP(pod, hostname, monotonic_offset, boottime_offset, upper, work, merged, hidden, bounded, terminal,
+                     input, fleeting)
 };
 
 /// The order of descriptors that go with a Setup.

@@ -1,12 +1,16 @@
 /// How a pod begins, is taken back by a new daemon, and ends.
 
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/mount.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/log.hpp"
+#include "kernel/capabilities.hpp"
 #include "kernel/pidfd.hpp"
 #include "kernel/procfs.hpp"
 #include "pod/pod_parts.hpp"
@@ -24,8 +28,13 @@ Result<Fd> open_for_writing(const std::string& path) {
   return file;
 }
 
-Result<Fd> open_directory(const std::string& path) {
-  Fd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+/// A directory as the root of a mount that is attached nowhere. The init holds it inside the pod, where links in /proc
+/// lead to what processes hold: from here ".." leads nowhere, and not into the node's own tree.
+Result<Fd> open_detached(const std::string& path) {
+  const Fd mount(static_cast<int>(
+      ::syscall(SYS_open_tree, AT_FDCWD, path.c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_SYMLINK_NOFOLLOW)));
+  if (!mount) return fail_errno("open {}", path);
+  Fd directory(::openat(mount.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!directory) return fail_errno("open {}", path);
   return directory;
 }
@@ -39,6 +48,7 @@ Result<Setup> setup_for(const Site& site, const Spec& spec, const Directory& dir
   setup.work = directory.work();
   setup.merged = directory.merged();
   setup.hidden = site.state_dir;
+  setup.bounded = (spec.capabilities & kernel::capability(CAP_SYS_ADMIN)) == 0;
   setup.terminal = spec.program.terminal;
   setup.input = spec.program.input;
   setup.fleeting = true;
@@ -54,10 +64,10 @@ Result<std::vector<Fd>> descriptors_for(const Directory& directory, const PodCgr
   std::vector<Fd> all;
   all.push_back(std::move(control));
   all.push_back(TRY(listen_at(directory.socket())));
-  all.push_back(TRY(open_directory(directory.log())));
+  all.push_back(TRY(open_detached(directory.log())));
   all.push_back(TRY(open_for_writing(cgroups.pod + "/cgroup.procs")));
   all.push_back(TRY(open_for_writing(cgroups.init() + "/cgroup.procs")));
-  all.push_back(TRY(open_directory(cgroups.work())));
+  all.push_back(TRY(open_detached(cgroups.work())));
   for (const auto& limit : cgroups.limits) all.push_back(TRY(open_for_writing(limit + "/cgroup.procs")));
   return all;
 }
@@ -199,20 +209,27 @@ Result<void> Pod::destroy(bool keep_files) {
   const auto note = [&](Result<void> step) {
     if (!step && outcome) outcome = std::move(step);
   };
+  if (!keep_files) note(p.directory.mark_forsaken());
   if (p.port) note(p.port->gate().set(Gate::State::shut));
-  note(p.end_init());
-  // Nothing of the pod runs. Its namespaces go with our descriptors of them.
+  const auto ended = p.end_init();
+  note(ended);
+  // Nothing of the pod runs, or it can't be helped. Its namespaces go with our descriptors of them.
   {
     const std::lock_guard lock(p.asking);
     p.control.reset();
   }
   p.events.reset();
-  p.pidfd.reset();
+  if (ended) p.pidfd.reset();
   if (p.port) note(p.port->remove());
   p.port.reset();
   p.namespaces = {};
-  if (!p.cgroups.pod.empty()) note(remove_cgroups(p.cgroups));
-  note(keep_files ? p.directory.leave(p.spec.id) : p.directory.remove());
+  const auto cleared = p.cgroups.pod.empty() ? Result<void>{} : remove_cgroups(p.cgroups);
+  note(cleared);
+  // Who still runs keeps the files that it stands on, and the next daemon the record by which it finds what is left.
+  if (keep_files)
+    note(p.directory.leave(p.spec.id));
+  else if (ended && cleared)
+    note(p.directory.remove());
   p.destroyed = outcome.has_value();
   p.kept = p.kept && !outcome;
   return outcome;

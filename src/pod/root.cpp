@@ -137,4 +137,15 @@ Result<void> enter_root(const Root& root) {
   return {};
 }
 
+Result<void> close_node_settings() {
+  for (const char* path : {"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/acpi"}) {
+    if (::access(path, F_OK) != 0) continue;
+    constexpr unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+    if (::mount(path, path, nullptr, MS_BIND, nullptr) != 0 ||
+        ::mount(nullptr, path, nullptr, MS_BIND | MS_REMOUNT | MS_RDONLY | flags, nullptr) != 0)
+      return fail_errno("make {} read-only in the pod", path);
+  }
+  return {};
+}
+
 }  // namespace godwit::pod

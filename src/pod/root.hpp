@@ -21,4 +21,8 @@ Result<void> check_upper_place(const std::string& directory);
 /// namespace by the first process of a new pid namespace.
 Result<void> enter_root(const Root&);
 
+/// Makes what is the node's in /proc read-only from here on (sysctl, interrupts, sysrq): the kernel lets user 0 write
+/// there without asking for any capability. Descriptors from before stay what they are.
+Result<void> close_node_settings();
+
 }  // namespace godwit::pod

@@ -40,6 +40,10 @@ struct UpperRecord {
 inline constexpr std::size_t upper_block = 64 * KiB;
 inline constexpr std::size_t upper_data = 8 * upper_block;  ///< most bytes of one "data"
 
+/// Both ends keep the paths of all entries in memory, and a few nested directories make each of them 4 KiB long.
+inline constexpr std::size_t most_upper_entries = 4'000'000;
+inline constexpr std::size_t most_upper_path_bytes = 256 * MiB;
+
 /// An overlay's own mark that one directory hides another.
 inline constexpr std::string_view opaque_attribute = "trusted.overlay.opaque";
 

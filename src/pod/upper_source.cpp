@@ -17,7 +17,6 @@
 namespace godwit::pod {
 namespace {
 
-constexpr std::size_t most_entries = 4'000'000;
 constexpr int deepest = 512;
 /// File systems stamp changes with a clock that moves once a tick: a change this short after another may look the same.
 constexpr std::int64_t clock_grain = 20'000'000;
@@ -79,8 +78,10 @@ bool same(const struct stat& a, const struct stat& b) {
 
 using Tree = std::map<std::string, Node>;
 
-/// Everything in the layer, parents before what is in them.
-Result<void> walk(int directory, const std::string& path, std::int64_t now, int depth, Tree& tree) {
+/// Everything in the layer, parents before what is in them. A program can make paths that are longer than it could
+/// write them, a directory at a time, and the whole path of each entry is kept: `path_bytes` counts them.
+Result<void> walk(int directory, const std::string& path, std::int64_t now, int depth, Tree& tree,
+                  std::size_t& path_bytes) {
   if (depth > deepest) return fail(ErrorKind::refused, "{}: directories {} deep", path, depth);
   DIR* stream = ::fdopendir(directory);
   if (!stream) {
@@ -96,13 +97,21 @@ Result<void> walk(int directory, const std::string& path, std::int64_t now, int 
     if (::fstatat(directory, entry->d_name, &node.status, AT_SYMLINK_NOFOLLOW) < 0) continue;
     node.settled = nanoseconds(node.status.st_ctim) < now - clock_grain;
     std::string full = path.empty() ? std::string(name) : fmt::format("{}/{}", path, name);
+    if (full.size() >= PATH_MAX)
+      return fail(ErrorKind::refused, "{}…: a path of {} bytes, and one has at most {}", full.substr(0, 128),
+                  full.size(), PATH_MAX - 1);
+    path_bytes += full.size();
     const bool descend = S_ISDIR(node.status.st_mode);
     tree.emplace(full, std::move(node));
-    if (tree.size() > most_entries)
-      return fail(ErrorKind::refused, "more than {} files in an upper layer", most_entries);
+    if (tree.size() > most_upper_entries)
+      return fail(ErrorKind::refused, "more than {} files in an upper layer", most_upper_entries);
+    if (path_bytes > most_upper_path_bytes)
+      return fail(ErrorKind::refused,
+                  "the paths in an upper layer are more than {} MiB together: {} files in it so far",
+                  most_upper_path_bytes / MiB, tree.size());
     if (!descend) continue;
     const int below = ::openat(directory, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (below >= 0) TRY(walk(below, full, now, depth + 1, tree));
+    if (below >= 0) TRY(walk(below, full, now, depth + 1, tree, path_bytes));
   }
   return {};
 }
@@ -289,9 +298,12 @@ Result<UpperSource> UpperSource::open(const std::string& directory) {
 
 namespace {
 
+/// Keys of a tree: there can be many, and long ones.
+using Paths = std::vector<std::reference_wrapper<const std::string>>;
+
 /// What a pass does with each entry.
 struct Plan {
-  std::vector<std::string> directories, renamed, made, compared, linked, sealed, removed;
+  Paths directories, renamed, made, compared, linked, sealed, removed;
   std::map<std::string, std::string> targets;      ///< of `renamed` and `linked`
   std::unordered_map<ino_t, std::string> leaders;  ///< the name that content goes by, of files with several
 };
@@ -417,35 +429,36 @@ Result<UpperPass> UpperSource::pass(const UpperSink& sink, const std::set<std::s
   Tree now;
   const int top = ::openat(parts_->directory.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (top < 0) return fail_errno("open the upper layer");
-  TRY(walk(top, "", nanoseconds(clock), 0, now));
+  std::size_t path_bytes = 0;
+  TRY(walk(top, "", nanoseconds(clock), 0, now, path_bytes));
   result.entries = now.size();
   TRY(parts_->mark_opaque(now));
   const Plan plan = make_plan(now, parts_->known, suspects);
   result.changed = plan.sealed.size();
   result.removed = plan.removed.size();
 
-  for (const auto& path : plan.directories) {
+  for (const std::string& path : plan.directories) {
     const auto before = parts_->known.find(path);
     const bool hides = now.at(path).opaque && (before == parts_->known.end() || !before->second.opaque);
     TRY(parts_->send_make(sender, path, now.at(path), hides));
   }
   // Every directory stands. Nothing is lost yet, so that renamed files find what they were.
-  for (const auto& path : plan.renamed)
+  for (const std::string& path : plan.renamed)
     TRY(sender.send({.action = "link", .path = path, .target = plan.targets.at(path)}));
-  for (const auto& path : plan.removed) TRY(sender.send({.action = "remove", .path = path}));
-  for (const auto& path : plan.made) {
+  for (const std::string& path : plan.removed) TRY(sender.send({.action = "remove", .path = path}));
+  for (const std::string& path : plan.made) {
     auto& node = now.at(path);
     node.blocks.clear();
     TRY(parts_->send_make(sender, path, node, true));
     if (is_regular(node)) TRY(parts_->send_content(sender, result, path, node));
   }
-  for (const auto& path : plan.compared) {
+  for (const std::string& path : plan.compared) {
     auto& node = now.at(path);
     TRY(parts_->send_make(sender, path, node, false));
     TRY(parts_->send_content(sender, result, path, node));
   }
   // All content is there: what is left are further names, and what writing has touched.
-  for (const auto& path : plan.linked)
+  for (const std::string& path : plan.linked)
     TRY(sender.send({.action = "link", .path = path, .target = plan.targets.at(path)}));
   for (auto path = plan.sealed.rbegin(); path != plan.sealed.rend(); ++path)
     TRY(parts_->send_seal(sender, *path, now.at(*path)));

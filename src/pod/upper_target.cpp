@@ -1,12 +1,15 @@
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <set>
 
+#include "kernel/capabilities.hpp"
 #include "pod/upper.hpp"
 #include "pod/upper_record.hpp"
 
@@ -27,6 +30,11 @@ bool is_plain(const std::string& path) {
     at = end + 1;
   }
   return true;
+}
+
+/// Whether `path` is `directory` or in it.
+bool is_within(std::string_view path, std::string_view directory) {
+  return path.starts_with(directory) && (path.size() == directory.size() || path[directory.size()] == '/');
 }
 
 /// Removes an entry of an open directory with all that is in it. What isn't there is removed already.
@@ -55,13 +63,25 @@ Result<void> remove_entry(int directory, const char* name, int depth = 0) {
 struct UpperTarget::Parts {
   Fd directory;
   Kind kind = Kind::layer;
-  bool devices = true;
+  UpperRights rights;
+  /// In an overlay: what this arrival has made. All else in it shows through from the node's root.
+  std::set<std::string> made;
+  std::size_t made_bytes = 0;
   std::string parent_path;  ///< the directory that was used last
   Fd parent;
   std::string file_path;  ///< the file that was written last
   Fd file;
 
+  [[nodiscard]] bool has(int capability) const {
+    return rights.user.is_root() && (rights.capabilities & kernel::capability(capability)) != 0;
+  }
+  [[nodiscard]] bool is_made(const std::string& path) const { return kind == Kind::layer || made.contains(path); }
+  [[nodiscard]] bool may_change(const struct stat& directory, const UpperRecord&) const;
+  [[nodiscard]] Result<void> check_made(const std::string& path) const;
+  Result<void> note_made(const std::string& path);
+  void note_removed(const std::string& path);
   Result<int> parent_of(const std::string& path);
+  Result<void> clear(int in, const std::string& path);
   Result<void> apply(const UpperRecord&);
   Result<void> make(const UpperRecord&);
   Result<void> make_regular(const UpperRecord&, int in, const char* name, bool there);
@@ -69,6 +89,7 @@ struct UpperTarget::Parts {
   Result<void> link(const UpperRecord&);
   Result<void> remove(const UpperRecord&);
   Result<void> seal(const UpperRecord&);
+  Result<void> set_owner_and_mode(const UpperRecord&, int fd, const struct stat& status);
   Result<void> set_attributes(const UpperRecord&, const std::string& through);
   void forget() {
     parent.reset();
@@ -85,6 +106,41 @@ const char* name_of(const std::string& path) {
 
 }  // namespace
 
+/// Whether the pod itself could give a directory of the node's root the owner and mode that are sent. With CAP_SETUID
+/// its programs can be the owner, whoever that is.
+bool UpperTarget::Parts::may_change(const struct stat& directory, const UpperRecord& record) const {
+  const auto& user = rights.user;
+  const bool owns = directory.st_uid == user.uid || has(CAP_FOWNER) || has(CAP_SETUID);
+  const bool member = record.gid == user.gid || std::ranges::count(user.groups, record.gid) > 0 || has(CAP_SETGID);
+  const bool keeps = record.uid == directory.st_uid && (record.gid == directory.st_gid || member);
+  return owns && (keeps || has(CAP_CHOWN));
+}
+
+Result<void> UpperTarget::Parts::check_made(const std::string& path) const {
+  if (is_made(path)) return {};
+  return fail(ErrorKind::refused,
+              "{}: this node's own, or not there: files of the pod can replace it, and can't change it or link to it",
+              path);
+}
+
+Result<void> UpperTarget::Parts::note_made(const std::string& path) {
+  if (kind == Kind::layer || !made.insert(path).second) return {};
+  made_bytes += path.size();
+  // Renamed files have both names for a moment.
+  if (made.size() > 2 * most_upper_entries || made_bytes > 2 * most_upper_path_bytes)
+    return fail(ErrorKind::refused, "an upper layer with {} files and {} MiB of paths", made.size(), made_bytes / MiB);
+  return {};
+}
+
+void UpperTarget::Parts::note_removed(const std::string& path) {
+  const auto erase = [this](auto from, auto to) {
+    for (auto at = from; at != to; ++at) made_bytes -= at->size();
+    made.erase(from, to);
+  };
+  erase(made.lower_bound(path), made.upper_bound(path));
+  erase(made.lower_bound(path + '/'), made.lower_bound(path + static_cast<char>('/' + 1)));
+}
+
 Result<int> UpperTarget::Parts::parent_of(const std::string& path) {
   const std::size_t slash = path.rfind('/');
   std::string wanted = slash == std::string::npos ? "" : path.substr(0, slash);
@@ -95,13 +151,26 @@ Result<int> UpperTarget::Parts::parent_of(const std::string& path) {
   return parent.get();
 }
 
+/// Removes what stands at `path`, whosever it is, with all that is in it.
+Result<void> UpperTarget::Parts::clear(int in, const std::string& path) {
+  // What covers the hidden directory would go with it.
+  if (!rights.hidden.empty() && is_within(rights.hidden, path))
+    return fail(ErrorKind::refused, "{}: this node's state directory /{} is in it", path, rights.hidden);
+  note_removed(path);
+  file.reset();
+  return remove_entry(in, name_of(path));
+}
+
 Result<void> UpperTarget::Parts::make_regular(const UpperRecord& record, int in, const char* name, bool there) {
   file.reset();
-  if (there)
+  if (there) {
+    TRY(check_made(record.path));
     file = TRY(open_below(directory.get(), record.path, O_WRONLY | O_NONBLOCK));
-  else
+  } else {
     file.reset(::openat(in, name, O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, 0600));
-  if (!file) return fail_errno("make {}", record.path);
+    if (!file) return fail_errno("make {}", record.path);
+    TRY(note_made(record.path));
+  }
   file_path = record.path;
   if (::ftruncate(file.get(), static_cast<off_t>(record.size)) < 0)
     return fail_errno("give {} its {} bytes", record.path, record.size);
@@ -118,35 +187,35 @@ Result<void> UpperTarget::Parts::make(const UpperRecord& record) {
   const bool keeps = there && !record.fresh && (status.st_mode & S_IFMT) == (record.mode & S_IFMT) &&
                      (S_ISDIR(record.mode) || S_ISREG(record.mode));
   if (there && !keeps) {
-    TRY(remove_entry(in, name));
-    file.reset();
+    TRY(clear(in, record.path));
     there = false;
   }
   switch (record.mode & S_IFMT) {
     case S_IFDIR:
       // In an overlay, a directory made where another was removed hides that one: it becomes opaque by itself.
-      if (!there && ::mkdirat(in, name, 0700) < 0) return fail_errno("make the directory {}", record.path);
-      return {};
+      if (there) return {};
+      if (::mkdirat(in, name, 0700) < 0) return fail_errno("make the directory {}", record.path);
+      return note_made(record.path);
     case S_IFREG:
       return make_regular(record, in, name, there);
     case S_IFLNK:
       if (record.target.empty() || record.target.size() >= PATH_MAX || record.target.find('\0') != std::string::npos)
         return fail(ErrorKind::invalid, "{}: a symbolic link to {} bytes", record.path, record.target.size());
       if (::symlinkat(record.target.c_str(), in, name) < 0) return fail_errno("make the link {}", record.path);
-      return {};
+      return note_made(record.path);
     case S_IFCHR:
       // A whiteout: in an overlay it comes of the removal above.
       if (record.device == 0 && kind == Kind::overlay) return {};
       [[fallthrough]];
     case S_IFBLK:
-      if (!devices && record.device != 0)
+      if (!has(CAP_MKNOD) && record.device != 0)
         return fail(ErrorKind::refused, "{}: a device, which this pod has no right to make", record.path);
       [[fallthrough]];
     case S_IFIFO:
     case S_IFSOCK:
       if (::mknodat(in, name, (record.mode & S_IFMT) | 0600, record.device) < 0)
         return fail_errno("make the node {}", record.path);
-      return {};
+      return note_made(record.path);
     default:
       return fail(ErrorKind::invalid, "{}: mode {:#o}", record.path, record.mode);
   }
@@ -158,6 +227,7 @@ Result<void> UpperTarget::Parts::write(const UpperRecord& record) {
   if (record.offset > largest_file || size > largest_file)
     return fail(ErrorKind::invalid, "{}: too large", record.path);
   if (!file || file_path != record.path) {
+    TRY(check_made(record.path));
     file = TRY(open_below(directory.get(), record.path, O_WRONLY | O_NONBLOCK));
     file_path = record.path;
     struct stat status {};
@@ -188,6 +258,7 @@ Result<void> UpperTarget::Parts::write(const UpperRecord& record) {
 Result<void> UpperTarget::Parts::link(const UpperRecord& record) {
   if (!is_plain(record.target) || record.target.empty() || record.path.empty())
     return fail(ErrorKind::invalid, "a hard link from \"{}\" to \"{}\"", record.path, record.target);
+  TRY(check_made(record.target));
   const Fd target = TRY(open_below(directory.get(), record.target, O_PATH));
   struct stat status {};
   if (::fstat(target.get(), &status) < 0 || !S_ISREG(status.st_mode))
@@ -196,10 +267,10 @@ Result<void> UpperTarget::Parts::link(const UpperRecord& record) {
   const Fd from = TRY(open_below(directory.get(), slash == std::string::npos ? "" : record.target.substr(0, slash),
                                  O_PATH | O_DIRECTORY));
   const int in = TRY(parent_of(record.path));
-  TRY(remove_entry(in, name_of(record.path)));
+  TRY(clear(in, record.path));
   if (::linkat(from.get(), name_of(record.target), in, name_of(record.path), 0) < 0)
     return fail_errno("link {} to {}", record.path, record.target);
-  return {};
+  return note_made(record.path);
 }
 
 Result<void> UpperTarget::Parts::remove(const UpperRecord& record) {
@@ -210,7 +281,7 @@ Result<void> UpperTarget::Parts::remove(const UpperRecord& record) {
     if (in.error().code == ENOENT || in.error().code == ENOTDIR) return {};
     return std::unexpected(in.error());
   }
-  TRY(remove_entry(*in, name_of(record.path)));
+  TRY(clear(*in, record.path));
   forget();
   return {};
 }
@@ -229,8 +300,6 @@ Result<void> UpperTarget::Parts::set_attributes(const UpperRecord& record, const
   for (const auto& [name, value] : record.attributes) {
     if (name.empty() || name.size() > XATTR_NAME_MAX || value.size() > 64 * KiB || !travels(name))
       return fail(ErrorKind::invalid, "{}: attribute {} of {} bytes", record.path, name, value.size());
-    if (kind == Kind::overlay && name == "trusted.overlay.redirect")
-      return fail(ErrorKind::refused, "{}: a directory of the node's root that the pod has renamed", record.path);
     // The overlay keeps its other marks itself: we have done what they say through it.
     if (kind == Kind::overlay && name.starts_with("trusted.overlay.")) continue;
     if (::setxattr(through.c_str(), name.c_str(), value.data(), value.size(), 0) < 0)
@@ -239,7 +308,18 @@ Result<void> UpperTarget::Parts::set_attributes(const UpperRecord& record, const
   return {};
 }
 
+Result<void> UpperTarget::Parts::set_owner_and_mode(const UpperRecord& record, int fd, const struct stat& status) {
+  if (::fchownat(fd, "", record.uid, record.gid, AT_EMPTY_PATH) < 0) return fail_errno("owner of {}", record.path);
+  if (S_ISLNK(status.st_mode)) return {};
+  const std::string through = fmt::format("/proc/self/fd/{}", fd);
+  if (::chmod(through.c_str(), record.mode & 07777) < 0) return fail_errno("mode of {}", record.path);
+  const bool whiteout = S_ISCHR(status.st_mode) && status.st_rdev == 0;
+  return whiteout ? Result<void>{} : set_attributes(record, through);
+}
+
 Result<void> UpperTarget::Parts::seal(const UpperRecord& record) {
+  if (kind == Kind::overlay && record.attributes.contains("trusted.overlay.redirect"))
+    return fail(ErrorKind::refused, "{}: a directory of the node's root that the pod has renamed", record.path);
   if (kind == Kind::overlay && S_ISCHR(record.mode)) {
     const auto in = parent_of(record.path);
     struct stat status {};
@@ -249,14 +329,10 @@ Result<void> UpperTarget::Parts::seal(const UpperRecord& record) {
   const Fd fd = TRY(open_below(directory.get(), record.path, O_PATH));
   struct stat status {};
   if (::fstat(fd.get(), &status) < 0) return fail_errno("fstat {}", record.path);
-  const std::string through = fmt::format("/proc/self/fd/{}", fd.get());
-  if (::fchownat(fd.get(), "", record.uid, record.gid, AT_EMPTY_PATH) < 0)
-    return fail_errno("owner of {}", record.path);
-  const bool whiteout = S_ISCHR(status.st_mode) && status.st_rdev == 0;
-  if (!S_ISLNK(status.st_mode)) {
-    if (::chmod(through.c_str(), record.mode & 07777) < 0) return fail_errno("mode of {}", record.path);
-    if (!whiteout) TRY(set_attributes(record, through));
-  }
+  if (!S_ISDIR(status.st_mode)) TRY(check_made(record.path));
+  // A copy of a directory is in the pod's layer as soon as something in it is. What the pod can't have changed is the
+  // source's own, and stays this node's own here; the times are those of what the pod has done in it.
+  if (is_made(record.path) || may_change(status, record)) TRY(set_owner_and_mode(record, fd.get(), status));
   const struct timespec times[2] = {{.tv_sec = record.accessed, .tv_nsec = record.accessed_ns},
                                     {.tv_sec = record.modified, .tv_nsec = record.modified_ns}};
   if (::utimensat(fd.get(), "", times, AT_EMPTY_PATH) < 0) return fail_errno("times of {}", record.path);
@@ -265,6 +341,8 @@ Result<void> UpperTarget::Parts::seal(const UpperRecord& record) {
 
 Result<void> UpperTarget::Parts::apply(const UpperRecord& record) {
   if (!is_plain(record.path)) return fail(ErrorKind::invalid, "upper layer: a path that leads elsewhere");
+  if (!rights.hidden.empty() && is_within(record.path, rights.hidden))
+    return fail(ErrorKind::refused, "{}: in this node's state directory", record.path);
   if (record.action == "data" || record.action == "zero") return write(record);
   if (record.action == "seal") return seal(record);
   if (record.action == "make") return make(record);
@@ -279,12 +357,14 @@ Result<UpperTarget> UpperTarget::open(const std::string& directory, Kind kind) {
   return open(fd.get(), kind);
 }
 
-Result<UpperTarget> UpperTarget::open(int directory, Kind kind, bool devices) {
+Result<UpperTarget> UpperTarget::open(int directory, Kind kind, UpperRights rights) {
   auto parts = std::make_unique<Parts>();
   parts->directory.reset(::fcntl(directory, F_DUPFD_CLOEXEC, 0));
   if (!parts->directory) return fail_errno("duplicate the upper layer's descriptor");
   parts->kind = kind;
-  parts->devices = devices;
+  if (rights.hidden.starts_with('/')) rights.hidden.erase(0, 1);
+  if (kind == Kind::layer) rights.hidden.clear();
+  parts->rights = std::move(rights);
   return UpperTarget(std::move(parts));
 }
 

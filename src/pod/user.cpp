@@ -3,6 +3,7 @@
 #include <grp.h>
 #include <pwd.h>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <optional>
@@ -29,6 +30,14 @@ std::optional<Entry> by_number(std::uint32_t uid) {
   return look_up([&](auto... rest) { return ::getpwuid_r(uid, rest...); });
 }
 
+bool has_name(std::uint32_t gid) {
+  group entry{};
+  group* found = nullptr;
+  std::array<char, 16 * 1024> buffer;
+  // What can't be read, or is too long, is there.
+  return ::getgrgid_r(gid, &entry, buffer.data(), buffer.size(), &found) != 0 || found != nullptr;
+}
+
 }  // namespace
 
 Result<User> user_named(const std::string& name) {
@@ -45,6 +54,16 @@ Result<User> user_named(const std::string& name) {
   if (::getgrouplist(entry->name.c_str(), entry->gid, groups.data(), &count) >= 0)
     user.groups.assign(groups.begin(), groups.begin() + count);
   return user;
+}
+
+bool has_own_groups(const User& user) {
+  const auto known = user_named(std::to_string(user.uid));
+  if (!known) return false;
+  // An account is in its first group at least.
+  if (known->groups.empty())
+    return user.gid == user.uid && !has_name(user.gid) && std::ranges::none_of(user.groups, has_name);
+  const auto own = [&](std::uint32_t gid) { return std::ranges::count(known->groups, gid) > 0; };
+  return own(user.gid) && std::ranges::all_of(user.groups, own);
 }
 
 std::string name_of(std::uint32_t uid) {

@@ -50,6 +50,8 @@ void message(wire::Type type, BytesView payload) {
       fuzz::round_trip<wire::Spans>(payload);
       break;
     case wire::Type::go:
+      fuzz::round_trip<wire::Go>(payload);
+      break;
     case wire::Type::frames:
       fuzz::round_trip<wire::Frames>(payload);
       break;
@@ -148,7 +150,7 @@ std::vector<Bytes> seeds() {
             wire::State{{{.process = {}, .threads = {objects::ThreadState{}}, .close_on_exec = {3, 4}}}, PodPid{9}}),
       frame(wire::Type::objects, wire::Objects{{{"eventfd", fuzz::bytes_of("state"), {}, {holder}}}}),
       frame(wire::Type::rebuilt, wire::Spans{{{"layout", 12}}}),
-      frame(wire::Type::go, wire::Frames{{fuzz::bytes_of("frame"), {}}}),
+      frame(wire::Type::go, wire::Go{{fuzz::bytes_of("frame"), {}}, true}),
       frame(wire::Type::running, wire::Running{1, {{"open", 3}}}),
       frame(wire::Type::log, wire::Log{"00000000000000000001", 0, fuzz::bytes_of("line\n")}),
       frame(wire::Type::execution,

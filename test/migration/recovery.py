@@ -3,10 +3,14 @@ lost. Never twice, and never with zeros for memory."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import time
 
-from harness import Case, Failure, wait_for
+from harness import BUILD, Case, Failure, wait_for
+from migration import proc
 from migration.cluster import CommandError, Migration
 from migration.matrix import Field, cluster_json
 
@@ -21,20 +25,23 @@ class Recovery(Field):
 
     def cases(self):
         return [Case(name, getattr(self, "_" + name.replace("-", "_")), exclusive=True)
-                for name in ("store-away-at-the-commit", "doubt-resolved-here", "doubt-of-both-resolved", "link-lost-in-drain", "upgraded-in-drain", "pages-lost", "remainder-dropped")]
+                for name in ("store-away-at-the-commit", "doubt-resolved-here", "doubt-of-both-resolved", "word-outlives-the-daemons", "word-goes-along",
+                             "remainder-by-an-operators-word", "rm-spares-what-runs", "link-lost-in-drain", "upgraded-in-drain", "pages-lost", "frozen-killed-in-drain",
+                             "frozen-killed-and-daemon-restarted", "forks-in-drain", "remainder-dropped")]
 
     def setup(self):
         super().setup()
         # The machine with the pages is waited for this long.
-        self.cluster.exec("c", "sed", "-i", "s/^page_patience = .*/page_patience = 6/", CONFIG)
+        self.cluster.exec("c", "sed", "-i", "s/^page_patience = .*/page_patience = 20/", CONFIG)
         self.cluster.daemon("stop", "c")
         self.cluster.daemon("start", "c")
 
-    def _at_the_commit(self, pod: str) -> Migration:
+    def _at_the_commit(self, pod: str, strategy: str = "precopy", rate: str = "none") -> Migration:
         """A move that stands still just before its commit, and a store that is away."""
         self._start(pod)
+        self.cluster.link("c", f"rate={rate}")
         self._arm("b", "source.pinned", "wait")
-        moving = Migration(self.cluster, pod, "c", "precopy", node="b")
+        moving = Migration(self.cluster, pod, "c", strategy, node="b")
         self._reached("b", "wait", moving)
         self.cluster.daemon("kill", "a")
         return moving
@@ -121,6 +128,105 @@ class Recovery(Field):
         finally:
             self._end(pod)
 
+    def _word_outlives_the_daemons(self) -> None:
+        """What both were told holds for the next daemons, until the record has been told: it never becomes the other's."""
+        pod = "remembered"
+        try:
+            self._at_the_commit(pod)
+            self.cluster.link("c", "down")
+            self._go("b")
+            self._doubt("b", pod)
+            self._doubt("c", pod)
+            self._disarm()
+            self.cluster.godwit("c", "resolve", "--here", pod)
+            self.cluster.godwit("b", "resolve", "--there", pod)
+            self._runs_without_store(pod)
+            self.cluster.link("c", "up")
+            for node in ("c", "b"):
+                self.cluster.daemon("kill", node)
+                self.cluster.daemon("start", node)
+            self._runs_without_store(pod)
+            self.cluster.daemon("start", "a")
+            self._runs(pod, ("c",))
+            self._nothing_left(pod)
+            self._restarts_on_c(pod)
+            self._finish(pod, "c")
+        finally:
+            self._end(pod)
+
+    def _word_goes_along(self) -> None:
+        """Only the source is in doubt. The destination hears from it that it is by an operator's word, and tells the record."""
+        pod = "told"
+        try:
+            self._at_the_commit(pod)
+            self._go("b")
+            self._doubt("b", pod)
+            self._disarm()
+            self.cluster.godwit("b", "resolve", "--there", pod)
+            self._runs_without_store(pod)
+            self.cluster.daemon("start", "a")
+            self._runs(pod, ("c",))
+            self._nothing_left(pod)
+            self._restarts_on_c(pod)
+            self._finish(pod, "c")
+        finally:
+            self._end(pod)
+
+    def _runs_without_store(self, pod: str) -> None:
+        wait_for(f"{pod} to run on c", lambda: self._state("c", pod) == "running" and self.cluster.alone(pod), 20)
+
+    def _restarts_on_c(self, pod: str) -> None:
+        """The next daemon goes by the record."""
+        self.cluster.daemon("stop", "c")
+        self.cluster.daemon("start", "c")
+        self._runs(pod, ("c",))
+
+    def _remainder_by_an_operators_word(self) -> None:
+        """The store is back before the destination has told it: what the source has left is still needed."""
+        pod = "believed"
+        try:
+            self._at_the_commit(pod, "postcopy", "20mbit")
+            self._go("b")
+            self._doubt("b", pod)
+            self._disarm()
+            self.cluster.godwit("b", "resolve", "--there", pod)
+            wait_for(f"{pod} to run on c", lambda: self._state("c", pod) == "running", 20)
+            self.cluster.link("c", "down")
+            wait_for("the remainder", lambda: cluster_json(self.cluster, "b")["remainders"], 30)
+            self.cluster.daemon("start", "a")
+            wait_for("the store", lambda: self.cluster.pods("b").get(pod), 15)
+            # Longer than b takes to look at the record and to ask c in vain; shorter than c waits.
+            time.sleep(8)
+            if not cluster_json(self.cluster, "b")["remainders"]:
+                raise Failure("what the pod is owed has been given up")
+            self.cluster.link("c", "rate=none")
+            self.cluster.link("c", "up")
+            self._runs(pod, ("c",))
+            self._nothing_left(pod)
+            self._finish(pod, "c")
+        finally:
+            self._end(pod)
+
+    def _rm_spares_what_runs(self) -> None:
+        """A pod that the daemon couldn't take over isn't lost: its files stay below it, and the next daemon has it."""
+        pod = "untaken"
+        socket = f"/run/godwit/pods/{pod}.sock"
+        try:
+            self._start(pod)
+            self.cluster.daemon("stop", "b")
+            self.cluster.exec("b", "mv", socket, socket + ".away")
+            self.cluster.daemon("start", "b")
+            done = self.cluster.godwit("b", "rm", "--force", pod, check=False)
+            if done.returncode == 0 or "kill -9" not in done.stdout + done.stderr:
+                raise Failure(f"rm should refuse, and say what to do: {done.returncode} {done.stdout + done.stderr}")
+            self.cluster.daemon("stop", "b")
+            self.cluster.exec("b", "mv", socket + ".away", socket)
+            self.cluster.daemon("start", "b")
+            self._runs(pod, ("b",))
+            self._finish(pod, "b")
+        finally:
+            self._end(pod)
+
     def _state(self, node: str, pod: str) -> str:
         pods = json.loads(self.cluster.api(node, "GET", "/v1/pods?local").read())["pods"]
         return next((entry["state"] for entry in pods if entry["name"] == pod), "")
@@ -171,18 +277,86 @@ class Recovery(Field):
             self.cluster.daemon("kill", "b")
             self.cluster.link("c", "rate=none")
 
-            def ended():
-                state = self.cluster.pod(pod)
-                return state if state["state"] == "exited" else None
-
-            state = wait_for(f"the end of {pod}", ended, 60)
-            if "lost" not in state.get("note", "") or state["exit_code"] != 137:
-                raise Failure(f"it should say that its pages are lost: {state}")
-            if "wrong" in self.cluster.logs(pod):
-                raise Failure(f"it has seen memory that isn't its own: {self.cluster.logs(pod)}")
+            note = self._lost(pod)
             self.cluster.daemon("start", "b")
             wait_for("nothing to be left on b", lambda: not cluster_json(self.cluster, "b")["remainders"], 30)
-            return {"note": state["note"]}
+            return {"note": note}
+        finally:
+            self._end(pod)
+
+    def _lost(self, pod: str) -> str:
+        """Waits until the pod has ended because its pages are lost, and has seen nothing else for them; its note."""
+
+        def ended():
+            state = self.cluster.pod(pod)
+            return state if state["state"] == "exited" else None
+
+        state = wait_for(f"the end of {pod}", ended, 60)
+        if "lost" not in state.get("note", "") or state["exit_code"] != 137:
+            raise Failure(f"it should say that its pages are lost: {state}")
+        if (output := self.cluster.logs(pod)) != "ready\n":
+            raise Failure(f"it has seen memory that isn't its own: {output}")
+        return state["note"]
+
+    def _kill_frozen(self, pod: str, restart: bool) -> dict:
+        try:
+            self._start(pod)
+            frozen = self.cluster.processes(pod)
+            self.cluster.link("c", "rate=20mbit")
+            Migration(self.cluster, pod, "c", "postcopy", node="b").wait_phase("drain")
+            for pid in frozen:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if restart:
+                self.cluster.daemon("kill", "b")
+                self.cluster.daemon("start", "b")
+            self.cluster.link("c", "rate=none")
+            note = self._lost(pod)
+            wait_for("nothing to be left on b", lambda: not cluster_json(self.cluster, "b")["remainders"], 30)
+            return {"note": note}
+        finally:
+            self._end(pod)
+
+    def _frozen_killed_in_drain(self) -> dict:
+        """The source's machine has killed the frozen processes, as for want of memory: the pod ends, with that reason."""
+        return self._kill_frozen("bereft", restart=False)
+
+    def _frozen_killed_and_daemon_restarted(self) -> dict:
+        """And its daemon is another one since, which finds nothing of them."""
+        return self._kill_frozen("bereft-twice", restart=True)
+
+    def _forks(self, pod: str) -> int:
+        """How often it has forked, to the next hundred."""
+        return 100 * self.cluster.logs(pod).count(".")
+
+    def _forks_in_drain(self) -> dict:
+        """A pod that forks more often than its init may have descriptors while it is owed pages, and those that live then are another daemon's
+        in the end: every child has its memory, and no fork waits for ever."""
+        pod = "forker"
+        try:
+            tracee = BUILD / "tracees" / "forks"
+            self.cluster.provide(tracee)
+            self.cluster.run("b", pod, [tracee, "64"])
+            self.cluster.wait_logs(pod, "ready\n")
+            self.cluster.link("c", "rate=20mbit")
+            moving = Migration(self.cluster, pod, "c", "postcopy", node="b")
+            moving.wait_phase("drain")
+            # Not before: what is shared with a child is sent before the freeze.
+            self.cluster.signal(pod, "USR2", node="c")
+            wait_for("1500 forks", lambda: self._forks(pod) >= 1500 or moving.over(), 60, step=0.2)
+            forks = self._forks(pod)
+            if forks < 1500 or moving.over():
+                raise Failure(f"everything was there after {forks} forks: {str(moving.last)[:400]}")
+            self.cluster.daemon("kill", "c")
+            self.cluster.daemon("start", "c")
+            self.cluster.link("c", "rate=none")
+            self.cluster.drained(pod, "c")
+            self._nothing_left(pod)
+            # Nothing is owed any more, and nobody reads what a userfaultfd says.
+            last = self._forks(pod)
+            wait_for("more forks", lambda: self._forks(pod) > last + 100, 30, step=0.2)
+            self._finish(pod, "c")
+            return {"forks": forks}
         finally:
             self._end(pod)
 

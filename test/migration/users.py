@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 
-from harness import Case, Failure, Suite, wait_for
+from harness import Case, Failure, Suite, expect, wait_for
 from migration.cluster import STRATEGIES, Cluster, CommandError
 
 CONFIG = "/etc/godwit/godwitd.toml"
@@ -41,7 +41,7 @@ class Users(Suite):
     name = "users"
 
     def cases(self):
-        names = ("own-pods", "moves-as-a-user", "exec", "terminal", "roots-pod-with-fewer", "no-way-to-root", "strange-thread", "files-of-others",
+        names = ("own-pods", "moves-as-a-user", "exec", "terminal", "roots-pod-with-fewer", "no-way-out", "no-way-to-root", "strange-thread", "files-of-others",
                  "send", "receive", "peer-users", "peer-capabilities", "daemon-keeps-few")
         return [Case(name, getattr(self, "_" + name.replace("-", "_")), exclusive=True) for name in names]
 
@@ -184,8 +184,34 @@ class Users(Suite):
             facts = self._facts("fewer")
             if any(fact != facts[0] for fact in facts) or facts[0]["CapBnd"] != ["0000000000000021"] or facts[0]["CapPrm"] != ["0000000000000021"]:
                 raise Failure(f"it is {facts[0]} and {facts[-1]}")
+            # User 0 needs no capability to write the node's settings, where they can be written at all.
+            writable = "import os; print([path for path in ('/proc/sys/kernel/core_pattern', '/proc/sysrq-trigger', '/proc/self/oom_score_adj') if os.access(path, os.W_OK)])"
+            expect("what it may write", cluster.godwit("b", "exec", "fewer", "--", "python3", "-c", writable).stdout, "['/proc/self/oom_score_adj']\n")
         finally:
             cluster.remove("fewer")
+
+    def _no_way_out(self) -> None:
+        """What the pod's init holds of the node leads nowhere, not even those who may follow it: an image's names neither."""
+        cluster = self.cluster
+        climb = """
+import json, os
+found = {}
+for number in os.listdir("/proc/1/fd"):
+    way = "/proc/1/fd/" + number
+    if os.path.isdir(way):
+        here, above = os.stat(way), os.stat(way + "/..")
+        found[os.readlink(way)] = (here.st_dev, here.st_ino) == (above.st_dev, above.st_ino)
+print(json.dumps(found))
+"""
+        cluster.run("a", "climber", ["sleep", "1000"])
+        try:
+            for node in "ab":
+                found = json.loads(cluster.godwit(node, "exec", "climber", "--", "python3", "-c", climb).stdout)
+                if not found or not all(found.values()):
+                    raise Failure(f"on {node} it gets above {found}")
+                cluster.migrate("climber", "b" if node == "a" else "a")
+        finally:
+            cluster.remove("climber")
 
     # ---- what an image could try
 

@@ -239,6 +239,52 @@ TEST_F(File, FileInMemoryTravelsWithTheState) {
   ::unlink(name.c_str());
 }
 
+/// The state of an open file in memory, as a source that lies would change it: `name` says another path.
+Bytes forged(const std::string& upper, const std::string& forged_path) {
+  TestSource source;
+  source.upper_path = upper;
+  const std::string name = "/dev/shm/" + std::string(forged_path.size() - 9, 'x');
+  Fd fd{::open(name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)};
+  EXPECT_EQ(::write(fd.get(), "forged", 6), 6);
+  source.add(fd.get());
+  Bytes state = capture_all(source).back().state;
+  ::unlink(name.c_str());
+  const auto at = std::search(state.begin(), state.end(), name.begin(), name.end());
+  EXPECT_NE(at, state.end());
+  std::copy(forged_path.begin(), forged_path.end(), at);
+  return state;
+}
+
+TEST_F(File, ContentIsWrittenIntoMemoryOnly) {
+  write("victim", "whole");
+  fs::create_directory_symlink(directory, "/dev/shm/godwit-link");
+  for (const std::string& where :
+       {path("victim"), path("new"), std::string("/proc/sys/kernel/core_pattern"),
+        std::string("/dev/shm/../../var/tmp/godwit-forged"), std::string("/dev/shm/godwit-link/victim"),
+        std::string("/dev/shm/godwit-link/new")}) {
+    const auto built = file_kind.build(forged(directory, where), destination);
+    ASSERT_FALSE(built) << where;
+  }
+  ::unlink("/dev/shm/godwit-link");
+  EXPECT_EQ(read_some(open("victim", O_RDONLY).get(), 10), "whole");
+  EXPECT_FALSE(fs::exists(path("new")));
+  EXPECT_FALSE(fs::exists("/var/tmp/godwit-forged"));
+}
+
+TEST_F(File, NamelessFileIsMadeWhereNoLinkLeads) {
+  fs::create_directories(path("a/b"));
+  fs::create_directory(path("elsewhere"));
+  const Fd fd = open("a/b", O_RDONLY | O_DIRECTORY);
+  fs::remove_all(path("a"));
+  source.add(fd.get());
+  fs::create_directory_symlink(path("elsewhere"), path("a"));
+  const auto images = capture_all(source);
+  const auto before = fs::last_write_time(path("elsewhere"));
+  build_all(images, destination);
+  EXPECT_EQ(link_of(destination.built(0)), "/b (deleted)");
+  EXPECT_EQ(fs::last_write_time(path("elsewhere")), before);
+}
+
 TEST_F(File, MemoryEngineBringsWhatIsMapped) {
   const Fd fd = open("mapped", O_RDWR | O_CREAT);
   ASSERT_EQ(::write(fd.get(), "content", 7), 7);

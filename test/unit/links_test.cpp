@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <future>
 
+#include "node/journal.hpp"
 #include "node/server.hpp"
 #include "node/store_link.hpp"
 
@@ -52,7 +53,7 @@ class PeerServerTest : public testing::Test {
           in(5s));
       if (!caller || !connection.charge(caller->peer)) return;
       shaken_++;
-      serve_store(connection.stream, *store_, [](const store::Record&) { return Result<void>{}; });
+      serve_store(connection.stream, caller->peer, *store_, [](const store::Record&) { return Result<void>{}; });
     });
   }
 
@@ -64,6 +65,11 @@ class PeerServerTest : public testing::Test {
   std::unique_ptr<Server> server_;
   store::Record redis_{"redis", "id-1", "a", 1, "10.66.0.21", "a"};
 };
+
+/// What `source` says of one of its moves.
+store::Note move_of(const std::string& source, int number, const std::string& kind = "move") {
+  return {kind, fmt::format("{:012x}-{:04}", number, number), fmt::format(R"({{"source": "{}"}})", source), false};
+}
 
 TEST_F(PeerServerTest, StoreOverTheLinkBehavesAsTheStore) {
   const Links links(config_);
@@ -81,14 +87,66 @@ TEST_F(PeerServerTest, StoreOverTheLinkBehavesAsTheStore) {
   EXPECT_FALSE(*remote->remove(redis_));
   EXPECT_TRUE(*remote->remove(**remote->get("redis")));
   ASSERT_TRUE(remote->put({"node", "a", "here", false}, {.lease = 60s}));
-  for (int i = 0; i < 5; i++) ASSERT_TRUE(remote->put({"move", std::to_string(i), "x", false}, {.most = 3}));
-  EXPECT_EQ(remote->notes("move")->size(), 3u);
+  for (int i = 0; i < 5; i++) ASSERT_TRUE(remote->put(move_of("a", i), {.most = 3}));
+  EXPECT_EQ(remote->notes("move")->size(), 5u);
   EXPECT_EQ(remote->notes("node", "a")->front().value, "here");
   EXPECT_FALSE(remote->notes("node")->front().away);
   EXPECT_EQ(store_->notes("node")->size(), 1u);
   ASSERT_TRUE(remote->erase("node", "a"));
   EXPECT_TRUE(remote->notes("node")->empty());
   EXPECT_EQ(remote->put({"", "a", "", false}).error().kind, ErrorKind::invalid);
+}
+
+TEST_F(PeerServerTest, APeerWritesNoNotesButItsOwn) {
+  const Links links(config_);
+  const auto remote = open_store_link(links, "b");
+  const auto put = [&](const store::Note& note) {
+    const auto done = remote->put(note, {.lease = 60s});
+    return done ? std::optional<ErrorKind>() : done.error().kind;
+  };
+  EXPECT_EQ(put({"node", "c", "{}", false}), ErrorKind::refused);
+  EXPECT_EQ(put({"gossip", "a", "{}", false}), ErrorKind::refused);
+  store::Note line = move_of("a", 1);
+  line.value += std::string(64 * KiB, ' ');
+  EXPECT_EQ(put(line), ErrorKind::invalid);
+  EXPECT_EQ(put(move_of("c", 1)), ErrorKind::refused);
+  EXPECT_EQ(put({"move", move_of("a", 1).key, "nonsense", false}), ErrorKind::refused);
+  for (const char* key : {"1", "000000000001", "00000000001-x", "00000000000g-x", "ffffffffffff-x"})
+    EXPECT_EQ(put({"move", key, move_of("a", 1).value, false}), ErrorKind::invalid) << key;
+  // Nor over another's. A report may be long.
+  ASSERT_TRUE(store_->put(move_of("c", 2, "report")));
+  EXPECT_EQ(put(move_of("a", 2, "report")), ErrorKind::refused);
+  store::Note report = move_of("a", 3, "report");
+  report.value += std::string(200 * KiB, ' ');
+  EXPECT_EQ(put(report), std::nullopt);
+  EXPECT_EQ(put(report), std::nullopt) << "the same once more";
+  EXPECT_EQ(remote->notes("report")->size(), 2u);
+}
+
+TEST_F(PeerServerTest, APeerErasesItselfAndWhoIsAway) {
+  const Links links(config_);
+  const auto remote = open_store_link(links, "b");
+  ASSERT_TRUE(store_->put({"node", "c", R"({"state": "ok"})", false}, {.lease = 60s}));
+  EXPECT_EQ(remote->erase("node", "c").error().kind, ErrorKind::refused);
+  EXPECT_EQ(remote->erase("node", "").error().kind, ErrorKind::refused);
+  ASSERT_TRUE(store_->put({"node", "c", R"({"state": "away"})", false}, {.lease = 60s}));
+  EXPECT_TRUE(remote->erase("node", "c"));
+  EXPECT_TRUE(store_->notes("node", "c")->empty());
+  ASSERT_TRUE(store_->put(move_of("a", 1)));
+  EXPECT_EQ(remote->erase("move", move_of("a", 1).key).error().kind, ErrorKind::refused);
+  EXPECT_EQ(store_->notes("move")->size(), 1u);
+}
+
+TEST_F(PeerServerTest, HowManyMovesStayIsNotThePeersToSay) {
+  const Links links(config_);
+  const auto remote = open_store_link(links, "b");
+  for (std::uint64_t i = 0; i < Journal::most; i++) ASSERT_TRUE(store_->put(move_of("c", static_cast<int>(i))));
+  const int newest = Journal::most;
+  ASSERT_TRUE(remote->put(move_of("a", newest), {.most = 1}));
+  ASSERT_TRUE(remote->put(move_of("a", newest + 1)));
+  const auto moves = *store_->notes("move");
+  ASSERT_EQ(moves.size(), Journal::most);
+  EXPECT_EQ(moves.front().key, move_of("c", 2).key);
 }
 
 TEST_F(PeerServerTest, CallsReuseTheOpenConnection) {

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
@@ -207,6 +209,77 @@ TEST_F(Pki, ARenewalKeepsTheKeyAndIsNotForTheExpelled) {
   EXPECT_FALSE(b->install(by.sign(request.get(), {"c", {}}, 1h).value()));
   ASSERT_TRUE(by.expel("b"));
   EXPECT_FALSE(by.sign(request.get(), {"b", {}}, 1h, serial));
+}
+
+TEST_F(Pki, RenewalsAreFewAndNotTooEarly) {
+  auto by = authority();
+  const auto fresh = trust(let_in("b"))->credentials();
+  const auto early = by.renew(pki::make_request(fresh->key()).value().get(), fresh->certificate(), 1h);
+  ASSERT_FALSE(early);
+  EXPECT_EQ(early.error().kind, ErrorKind::refused);
+  EXPECT_NE(early.error().message().find("is renewed from"), std::string::npos) << early.error().message();
+  EXPECT_NE(early.error().message().find("join --again"), std::string::npos);
+  const auto old = trust(let_in("b", {{"zone", "x"}}, 3s))->credentials();
+  const auto request = pki::make_request(old->key()).value();
+  std::this_thread::sleep_for(1100ms);
+  for (std::size_t i = 0; i < pki::most_newer; i++) {
+    const auto renewed = by.renew(request.get(), old->certificate(), 1h);
+    ASSERT_TRUE(renewed) << renewed.error().message();
+    EXPECT_EQ(pki::name_of(renewed->get()), "b");
+    EXPECT_EQ(pki::labels_of(renewed->get()), (Labels{{"zone", "x"}}));
+  }
+  const auto more = by.renew(request.get(), old->certificate(), 1h);
+  ASSERT_FALSE(more);
+  EXPECT_NE(more.error().message().find("newer certificates"), std::string::npos) << more.error().message();
+  // An operator's token is good all the same; and others have theirs.
+  pki::Subject subject;
+  const auto token = by.make_token({"b", {}}, "a:4070", 1min).value();
+  EXPECT_TRUE(by.let_in(request.get(), token.secret, 1h, subject));
+  const auto c = trust(let_in("c", {}, 3s))->credentials();
+  std::this_thread::sleep_for(1100ms);
+  EXPECT_TRUE(by.renew(pki::make_request(c->key()).value().get(), c->certificate(), 1h));
+  ASSERT_TRUE(by.expel("c"));
+  EXPECT_NE(by.renew(pki::make_request(c->key()).value().get(), c->certificate(), 1h).error().what.find("expelled"),
+            std::string::npos);
+}
+
+TEST_F(Pki, AListThatNobodyCouldReadIsNotWritten) {
+  let_in("b"), let_in("c");
+  const auto end = std::chrono::duration_cast<std::chrono::seconds>((pki::Clock::now() + 1h).time_since_epoch());
+  {
+    std::ofstream issued(base_ + "/first/issued", std::ios::app);
+    for (int i = 0; i < 30'000; i++) issued << fmt::format("4{:031X} {} b\n", i, end.count());
+  }
+  const std::string before = list();
+  const auto expelled = authority().expel("b");
+  ASSERT_FALSE(expelled);
+  EXPECT_EQ(expelled.error().kind, ErrorKind::refused);
+  EXPECT_EQ(list(), before);
+  EXPECT_TRUE(authority().expel("c"));
+}
+
+TEST_F(Pki, ACutLineIsNotPartOfTheNext) {
+  const std::string path = base_ + "/first/issued";
+  let_in("b");
+  std::ofstream(path, std::ios::app) << "4ABC 17";
+  let_in("c");
+  EXPECT_EQ(pki::serials_of(authority().expel("c").value().get()).size(), 1u);
+  // A disk that is full in the middle of a line.
+  const auto size = std::filesystem::file_size(path);
+  rlimit unlimited{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &unlimited), 0);
+  const auto action = ::signal(SIGXFSZ, SIG_IGN);
+  const rlimit full{size + 10, unlimited.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &full), 0);
+  const auto request = pki::make_request(pki::make_key().value().get()).value();
+  const auto certificate = authority().sign(request.get(), {"d", {}}, 1h);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &unlimited), 0);
+  ::signal(SIGXFSZ, action);
+  EXPECT_FALSE(certificate);
+  EXPECT_EQ(std::filesystem::file_size(path), size);
+  EXPECT_FALSE(authority().expel("d"));
+  let_in("d");
+  EXPECT_TRUE(authority().expel("d"));
 }
 
 TEST_F(Pki, FilesThatDontBelongTogetherAreNamed) {

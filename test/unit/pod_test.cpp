@@ -60,6 +60,51 @@ TEST_F(PodTest, HasIdsAndNamesOfItsOwn) {
             "2\nswan\n4\n/dev/pts/ptmx\ngodwit-init\n");
 }
 
+TEST_F(PodTest, KeepsMoreDescriptorsThanItsProgramMayHave) {
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  if (before.rlim_max < 4096) GTEST_SKIP() << "no more than " << before.rlim_max << " descriptors here";
+  const rlimit few{256, before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+  auto own = Zygote::start();
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  ASSERT_TRUE(own) << own.error().message();
+  site.zygote = &*own;
+  auto pod = run(create(shell("ulimit -Sn; ulimit -Hn; exec sleep 1000")));
+  ASSERT_TRUE(pod);
+  const Fd kept(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  for (int i = 0; i < 2000; ++i) {
+    const auto deposited = pod->deposit(fmt::format("test/{}", i), kept.get());
+    ASSERT_TRUE(deposited) << i << ": " << deposited.error().message();
+  }
+  EXPECT_TRUE(pod->withdraw("test/1999"));
+  await([&] { return output(*pod) == fmt::format("256\n{}\n", before.rlim_max); });
+  EXPECT_TRUE(pod->destroy());
+}
+
+TEST_F(PodTest, RefusesADescriptorThatItsInitHasNoRoomFor) {
+  auto pod = run(create(shell("exec sleep 1000")));
+  ASSERT_TRUE(pod);
+  const Fd kept(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  const auto limit = [&](rlim_t most) {
+    const rlimit soft{most, most};
+    ASSERT_EQ(prlimit(pod->init().value, RLIMIT_NOFILE, &soft, nullptr), 0);
+  };
+  // By its own rule, so that there is room for everything else.
+  limit(128);
+  int deposits = 0;
+  while (deposits < 128 && pod->deposit(fmt::format("test/{}", deposits), kept.get())) ++deposits;
+  EXPECT_EQ(deposits, 96);
+  // And by the kernel: the descriptor doesn't get through, its message does.
+  limit(8);
+  const auto refused = pod->deposit("test/one-more", kept.get());
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind, ErrorKind::refused) << refused.error().message();
+  EXPECT_TRUE(pod->life());
+  EXPECT_TRUE(pod->forget("test/0"));
+  EXPECT_TRUE(pod->destroy());
+}
+
 TEST_F(PodTest, WritesOnlyToItsUpperLayer) {
   auto pod =
       run(create(shell("echo mine > /etc/godwit-test-file; chmod 640 /etc/godwit-test-file; mkdir /godwit-test")));

@@ -96,6 +96,52 @@ TEST(Rules, ACertificateBoundsWhatTheConfigAllows) {
   EXPECT_EQ(rules.against({"b", {{"capabilities", "FLY"}}}, {.user = 4001, .capabilities = 1}).size(), 1u);
 }
 
+TEST(Rules, APeerGivesNobodyOtherGroupsThanThisMachine) {
+  const auto rules = rules_of(
+      "[[peers]]\nname = \"b\"\naddress = \"10.0.0.1\"\nusers = [\"4000-4999\", \"daemon\"]\n"
+      "[[peers]]\nname = \"c\"\naddress = \"10.0.0.2\"\n");
+  const Sender b{"b", {}}, c{"c", {}};
+  // Without an account: the group of its own number, and none that has a name here.
+  EXPECT_TRUE(rules.may_speak(b, {4000, 4000, {}}));
+  EXPECT_TRUE(rules.may_speak(b, alice));
+  EXPECT_FALSE(rules.may_speak(b, {4000, 0, {42, 6}}));
+  EXPECT_FALSE(rules.may_speak(b, {4000, 4000, {0}}));
+  EXPECT_FALSE(rules.may_speak(b, {4000, 4001, {}}));
+  // With one: what the machine's lists say.
+  const auto account = pod::user_named("daemon").value();
+  pod::User more = account, other = account;
+  more.groups.push_back(0);
+  other.gid = 0;
+  EXPECT_TRUE(rules.may_speak(b, account));
+  EXPECT_TRUE(rules.may_speak(b, {account.uid, account.gid, {}}));
+  EXPECT_FALSE(rules.may_speak(b, more));
+  EXPECT_FALSE(rules.may_speak(b, other));
+  // Whoever may speak for root may do that, too; as long as the certificate says so as well.
+  EXPECT_TRUE(rules.may_speak(c, more));
+  EXPECT_TRUE(rules.may_speak(c, {4000, 0, {42, 6}}));
+  EXPECT_FALSE(rules.may_speak({"c", {{"users", "4000-4999"}}}, {4000, 0, {42, 6}}));
+}
+
+TEST(Rules, APeersWordPutsNobodyIntoAGroup) {
+  const auto account = pod::user_named("daemon").value();
+  const std::string group = "@" + std::to_string(account.gid);
+  const auto rules =
+      rules_of("[[peers]]\nname = \"b\"\naddress = \"10.0.0.1\"\nusers = [\"@0\", \"@4100\", \"" + group + "\"]\n");
+  const Sender b{"b", {}};
+  EXPECT_TRUE(rules.may_speak(b, account));
+  EXPECT_TRUE(rules.may_speak(b, account.uid));
+  EXPECT_TRUE(rules.against(b, {.user = account.uid}).empty());
+  EXPECT_FALSE(rules.may_speak(b, alice));
+  // Root is named, or nobody's.
+  EXPECT_FALSE(rules.may_speak(b, root));
+  EXPECT_FALSE(rules.may_speak(b, {0, account.gid, {}}));
+  EXPECT_FALSE(rules.may_speak({"b", {{"users", group}}}, {0, account.gid, {}}));
+  EXPECT_FALSE(rules.against(b, {.user = 0}).empty());
+  // A number isn't in the group of the same number.
+  EXPECT_FALSE(rules.may_speak(b, {4100, 4100, {4100}}));
+  EXPECT_FALSE(rules.against(b, {.user = 4100}).empty());
+}
+
 TEST(Rules, ACallerIsReadBackAsWritten) {
   for (const auto& user : {root, alice, bob, pod::User{~0U, 1, {2, 3, 4}}})
     EXPECT_EQ(decode_user(encode_user(user)), user);

@@ -59,20 +59,21 @@ class Upper : public ::testing::Test {
   static std::map<std::string, std::string> describe(const std::string& top) {
     std::map<std::string, std::string> all;
     std::map<ino_t, std::string> names;
-    for (const auto& entry : fs::recursive_directory_iterator(top)) {
+    std::set<fs::path> entries;  // in order: which name of a file is its first decides what is said of the others
+    for (const auto& entry : fs::recursive_directory_iterator(top)) entries.insert(entry.path());
+    for (const auto& entry : entries) {
       struct stat status {};
-      EXPECT_EQ(::lstat(entry.path().c_str(), &status), 0);
-      const std::string name = entry.path().lexically_relative(top);
+      EXPECT_EQ(::lstat(entry.c_str(), &status), 0);
+      const std::string name = entry.lexically_relative(top);
       std::string text = fmt::format("{:o} {} {} {} {}.{}", status.st_mode, status.st_uid, status.st_gid,
                                      status.st_rdev, status.st_mtim.tv_sec, status.st_mtim.tv_nsec);
       if (S_ISREG(status.st_mode)) {
-        text +=
-            " " + std::to_string(status.st_size) + " " + std::to_string(std::hash<std::string>{}(read(entry.path())));
+        text += " " + std::to_string(status.st_size) + " " + std::to_string(std::hash<std::string>{}(read(entry)));
         text += " same as " + names.emplace(status.st_ino, name).first->second;
       }
-      if (S_ISLNK(status.st_mode)) text += " -> " + fs::read_symlink(entry.path()).string();
+      if (S_ISLNK(status.st_mode)) text += " -> " + fs::read_symlink(entry).string();
       if (S_ISREG(status.st_mode) || S_ISDIR(status.st_mode)) {
-        const Fd fd{::open(entry.path().c_str(), O_PATH | O_CLOEXEC)};
+        const Fd fd{::open(entry.c_str(), O_PATH | O_CLOEXEC)};
         const auto attributes = read_attributes(fd.get()).value();
         for (const auto& [key, value] : attributes) text += " " + key + "=" + std::string(value.begin(), value.end());
       }
@@ -80,8 +81,9 @@ class Upper : public ::testing::Test {
     }
     return all;
   }
-  void expect_equal() const {
-    const auto a = describe(from()), b = describe(to());
+  void expect_equal() const { expect_equal(from(), to()); }
+  static void expect_equal(const std::string& there, const std::string& here) {
+    const auto a = describe(there), b = describe(here);
     for (const auto& [path, text] : a) {
       const auto at = b.find(path);
       EXPECT_EQ(text, at == b.end() ? "missing" : at->second) << path;
@@ -328,14 +330,7 @@ TEST_F(Upper, MountedOverlaySeesEverything) {
   const auto path = [](const Fd& root, const std::string& name) {
     return "/proc/self/fd/" + std::to_string(root.get()) + "/" + name;
   };
-  const auto compare = [&] {
-    const auto a = describe(path(there, "")), b = describe(path(here, ""));
-    for (const auto& [name, text] : a) {
-      const auto at = b.find(name);
-      EXPECT_EQ(text, at == b.end() ? "missing" : at->second) << name;
-    }
-    for (const auto& [name, text] : b) EXPECT_TRUE(a.contains(name)) << name << " should be gone";
-  };
+  const auto compare = [&] { expect_equal(path(there, ""), path(here, "")); };
   compare();  // and the destination has looked at every name, and remembers
   EXPECT_FALSE(fs::exists(path(here, "etc/new")));
   target.emplace(UpperTarget::open(here.get(), UpperTarget::Kind::overlay).value());
@@ -376,6 +371,184 @@ TEST_F(Upper, RedirectedDirectoryIsRefusedByAMountedOverlay) {
   const auto refused = again.pass([&](BytesView message) { return overlay.apply(message); });
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().kind, ErrorKind::refused);
+}
+
+/// A pod's root at its destination: an overlay of base/lower and base/to, and a source that may lie.
+class UpperOverNode : public Upper {
+ protected:
+  void SetUp() override {
+    Upper::SetUp();
+    for (const char* name : {"work", "lower/etc", "lower/secret", "lower/home", "lower/var/lib/godwit/tls"})
+      fs::create_directories(base + "/" + name);
+    std::ofstream(lower("etc/shadow")) << "the node's own";
+    std::ofstream(lower("var/lib/godwit/tls/node.key")) << "key";
+    ::chmod(lower("etc/shadow").c_str(), 0600);
+    ::chmod(lower("secret").c_str(), 0700);
+    ::chmod(lower("home").c_str(), 0700);
+    ::chown(lower("home").c_str(), user, user);
+  }
+  void mount(UpperRights rights) {
+    root = mount_overlay(base + "/lower", to(), base + "/work");
+    target.emplace(UpperTarget::open(root.get(), UpperTarget::Kind::overlay, std::move(rights)).value());
+  }
+  void mount_for_user() { mount({.user = {.uid = user, .gid = user}, .hidden = "/var/lib/godwit"}); }
+  std::string lower(const std::string& path) const { return base + "/lower/" + path; }
+  std::string here(const std::string& path = "") const { return fmt::format("/proc/self/fd/{}/{}", root.get(), path); }
+  Result<void> apply(UpperRecord record) {
+    return target->apply(image::pack(std::vector<UpperRecord>{std::move(record)}));
+  }
+  void expect_refused(UpperRecord record) {
+    const std::string what = record.action + " " + record.path;
+    const auto result = apply(std::move(record));
+    ASSERT_FALSE(result) << what;
+    EXPECT_EQ(result.error().kind, ErrorKind::refused) << what << ": " << result.error().message();
+  }
+  static struct stat status_of(const std::string& path) {
+    struct stat status {};
+    EXPECT_EQ(::lstat(path.c_str(), &status), 0) << path;
+    return status;
+  }
+
+  static constexpr uid_t user = 4000;
+  Fd root;
+};
+
+TEST_F(UpperOverNode, TheNodesFilesAreReplacedAndNeverChanged) {
+  mount({});  // not even for root, with all capabilities
+  const std::vector<std::uint8_t> note{'x'};
+  expect_refused({.action = "seal", .path = "etc/shadow", .mode = S_IFREG | 0444, .uid = user});
+  expect_refused({.action = "seal", .path = "etc/shadow", .mode = S_IFCHR, .uid = user});
+  expect_refused({.action = "link", .path = "k", .target = "etc/shadow"});
+  expect_refused({.action = "data", .path = "etc/shadow", .bytes = note});
+  expect_refused({.action = "zero", .path = "etc/shadow", .size = 1});
+  expect_refused({.action = "make", .path = "etc/shadow", .mode = S_IFREG | 0600, .size = 1});
+  EXPECT_FALSE(fs::exists(to("etc/shadow")));
+  EXPECT_FALSE(fs::exists(here("k")));
+  EXPECT_EQ(read(here("etc/shadow")), "the node's own");
+
+  EXPECT_TRUE(apply({.action = "make", .path = "etc/shadow", .mode = S_IFREG | 0600, .fresh = true}));
+  EXPECT_TRUE(apply({.action = "data", .path = "etc/shadow", .bytes = note}));
+  EXPECT_TRUE(apply({.action = "make", .path = "etc/shadow", .mode = S_IFREG | 0600, .size = 1}));
+  EXPECT_TRUE(apply({.action = "link", .path = "k", .target = "etc/shadow"}));
+  EXPECT_TRUE(apply({.action = "seal", .path = "k", .mode = S_IFREG | 0444, .uid = user}));
+  EXPECT_EQ(read(here("etc/shadow")), "x");
+  EXPECT_EQ(status_of(here("etc/shadow")).st_uid, user);
+  EXPECT_EQ(read(lower("etc/shadow")), "the node's own");
+  EXPECT_EQ(status_of(lower("etc/shadow")).st_uid, 0u);
+}
+
+TEST_F(UpperOverNode, WhatWasRemovedIsNotMadeAnyMore) {
+  mount({});
+  EXPECT_TRUE(apply({.action = "make", .path = "d", .mode = S_IFDIR | 0755}));
+  EXPECT_TRUE(apply({.action = "make", .path = "d/f", .mode = S_IFREG | 0644}));
+  EXPECT_TRUE(apply({.action = "make", .path = "d0", .mode = S_IFREG | 0644}));
+  EXPECT_TRUE(apply({.action = "remove", .path = "d"}));
+  fs::create_directories(here("d"));
+  std::ofstream(here("d/f")) << "somebody else's";
+  expect_refused({.action = "seal", .path = "d/f", .mode = S_IFREG | 0444, .uid = user});
+  EXPECT_TRUE(apply({.action = "seal", .path = "d0", .mode = S_IFREG | 0444, .uid = user}));
+}
+
+TEST_F(UpperOverNode, DirectoriesChangeAsThePodCouldChangeThem) {
+  mount_for_user();
+  const auto seal = [&](const std::string& path, mode_t mode, uid_t uid, gid_t gid) {
+    EXPECT_TRUE(apply({.action = "seal", .path = path, .mode = S_IFDIR | mode, .uid = uid, .gid = gid})) << path;
+    const auto is = status_of(here(path));
+    return fmt::format("{:o} {} {}", is.st_mode & 07777, is.st_uid, is.st_gid);
+  };
+  EXPECT_EQ(seal("secret", 0755, 0, 0), "700 0 0");
+  EXPECT_EQ(seal("secret", 0700, user, user), "700 0 0");
+  EXPECT_EQ(seal("secret", 0700, 0, 0), "700 0 0");
+  EXPECT_EQ(seal("home", 0750, 0, 0), "700 4000 4000");
+  EXPECT_EQ(seal("home", 0750, user, 7), "700 4000 4000");
+  EXPECT_EQ(seal("home", 0750, user, user), "750 4000 4000");
+  EXPECT_TRUE(apply({.action = "make", .path = "secret/own", .mode = S_IFDIR | 0755}));
+  EXPECT_EQ(seal("secret/own", 0711, user, user), "711 4000 4000");
+
+  target.emplace(UpperTarget::open(root.get(), UpperTarget::Kind::overlay, {.capabilities = 0}).value());
+  EXPECT_EQ(seal("secret", 0711, user, user), "700 0 0");
+  EXPECT_EQ(seal("secret", 0711, 0, 0), "711 0 0");
+  target.emplace(UpperTarget::open(root.get(), UpperTarget::Kind::overlay).value());
+  EXPECT_EQ(seal("secret", 0755, user, user), "755 4000 4000");
+  EXPECT_EQ(status_of(lower("secret")).st_mode & 07777, 0700u);
+}
+
+TEST_F(UpperOverNode, TheNodesStateStaysHidden) {
+  mount({.hidden = "/var/lib/godwit"});
+  expect_refused({.action = "make", .path = "var/lib/godwit", .mode = S_IFDIR | 0755});
+  expect_refused({.action = "make", .path = "var/lib/godwit/tls/new", .mode = S_IFREG | 0644});
+  expect_refused({.action = "seal", .path = "var/lib/godwit/tls", .mode = S_IFDIR | 0755});
+  expect_refused({.action = "link", .path = "k", .target = "var/lib/godwit/tls/node.key"});
+  // What covers it would go with a directory above.
+  expect_refused({.action = "remove", .path = "var"});
+  expect_refused({.action = "make", .path = "var/lib", .mode = S_IFDIR | 0755, .fresh = true});
+  expect_refused({.action = "make", .path = "var/lib", .mode = S_IFREG | 0755});
+  EXPECT_EQ(read(here("var/lib/godwit/tls/node.key")), "key");
+  EXPECT_TRUE(apply({.action = "make", .path = "var/lib", .mode = S_IFDIR | 0755}));
+  EXPECT_TRUE(apply({.action = "make", .path = "var/lib/godwit2", .mode = S_IFREG | 0644}));
+}
+
+TEST_F(UpperOverNode, AnHonestUsersFilesArrive) {
+  fs::create_directories(base + "/lower-there");
+  fs::create_directories(base + "/work-there");
+  fs::copy(base + "/lower", base + "/lower-there", fs::copy_options::recursive);
+  ::chown((base + "/lower-there/home").c_str(), user, user);
+  ::chmod((base + "/lower-there/home").c_str(), 0700);
+  for (const auto& node : {base + "/lower", base + "/lower-there"}) {
+    fs::create_directories(node + "/home/old/deep");
+    for (const char* name : {"/home/mine", "/home/gone", "/home/old/file", "/home/old/deep/file"}) {
+      std::ofstream(node + name) << "of the node";
+      ::chown((node + name).c_str(), user, user);
+    }
+  }
+  // The nodes differ here, and each keeps its own.
+  ::chmod((base + "/lower-there/etc").c_str(), 0755);
+  ::chmod(lower("etc").c_str(), 0711);
+  const Fd other = mount_overlay(base + "/lower-there", from(), base + "/work-there");
+  const auto there = [&](const std::string& path) { return fmt::format("/proc/self/fd/{}/{}", other.get(), path); };
+  mount_for_user();
+
+  ASSERT_EQ(::chmod(there("home/mine").c_str(), 0640), 0);  // the metadata alone, of a file that is the node's
+  std::ofstream(there("home/new")) << "new";
+  std::ofstream(there("etc/new")) << "new";
+  fs::create_hard_link(there("home/new"), there("home/another"));
+  fs::create_symlink("new", there("home/link"));
+  fs::remove(there("home/gone"));
+  fs::remove_all(there("home/old"));
+  fs::create_directory(there("home/old"));
+  ASSERT_EQ(::chmod(there("home").c_str(), 0711), 0);
+  pass();
+  EXPECT_EQ(status_of(here("etc")).st_mode & 07777, 0711u);
+  EXPECT_EQ(read(here("etc/new")), "new");
+  expect_equal(there("home"), here("home"));
+  EXPECT_EQ(status_of(here("home")).st_mode & 07777, 0711u);
+
+  std::ofstream(there("home/mine"), std::ios::app) << " and more";
+  fs::rename(there("home/new"), there("home/renamed"));
+  fs::create_hard_link(there("home/another"), there("home/old/third"));
+  ASSERT_EQ(::lchown(there("home/link").c_str(), user, user), 0);
+  std::ofstream(there("home/gone")) << "back again";
+  fs::remove_all(there("home/old"));
+  pass();
+  expect_equal(there("home"), here("home"));
+
+  ASSERT_EQ(::chmod(there("home/renamed").c_str(), 0600), 0);
+  std::ofstream(there("home/old")) << "a file now";
+  pass();
+  expect_equal(there("home"), here("home"));
+}
+
+TEST_F(Upper, PathsThatNoSystemCallTakesAreRefused) {
+  Fd in{::open(from().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  const std::string name(255, 'n');
+  for (int i = 0; i < 17; ++i) {
+    ASSERT_EQ(::mkdirat(in.get(), name.c_str(), 0755), 0);
+    in = Fd{::openat(in.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  }
+  const auto refused = source->pass([](BytesView) -> Result<void> { return {}; });
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind, ErrorKind::refused);
+  EXPECT_LT(refused.error().message().size(), 512u);
 }
 
 TEST_F(Upper, ThousandUnchangedFilesCostLittle) {
