@@ -10,7 +10,6 @@ import signal
 import time
 
 from harness import BUILD, Case, Failure, wait_for
-from migration import proc
 from migration.cluster import CommandError, Migration
 from migration.matrix import Field, cluster_json
 

@@ -1,7 +1,8 @@
 // varies: processes
 // Forks all the time: children that end at once and look at a page that nobody has touched since it was filled, and a
-// few that stay and look at all of it. With a number: so many MiB, from the first SIGUSR2 on as fast as it can, with a dot
-// for each 100 forks, and few of the children look. Each may wait for a slow link even so: many are there at a time.
+// few that stay and look at all of it. With a number: so many MiB, from the first SIGUSR2 on as fast as it can, with a
+// dot for each 100 forks, and few of the children look. Each may wait for a slow link even so: many are there at a
+// time.
 #include "tracee.h"
 
 enum { STAYING = 8, PAGE = 4096 };

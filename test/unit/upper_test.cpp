@@ -378,14 +378,14 @@ class UpperOverNode : public Upper {
  protected:
   void SetUp() override {
     Upper::SetUp();
-    for (const char* name : {"work", "lower/etc", "lower/secret", "lower/home", "lower/var/lib/godwit/tls"})
+    for (const char* name : {"work", "lower/etc", "lower/secret", "lower/people", "lower/var/lib/godwit/tls"})
       fs::create_directories(base + "/" + name);
     std::ofstream(lower("etc/shadow")) << "the node's own";
     std::ofstream(lower("var/lib/godwit/tls/node.key")) << "key";
     ::chmod(lower("etc/shadow").c_str(), 0600);
     ::chmod(lower("secret").c_str(), 0700);
-    ::chmod(lower("home").c_str(), 0700);
-    ::chown(lower("home").c_str(), user, user);
+    ::chmod(lower("people").c_str(), 0700);
+    ::chown(lower("people").c_str(), user, user);
   }
   void mount(UpperRights rights) {
     root = mount_overlay(base + "/lower", to(), base + "/work");
@@ -459,9 +459,9 @@ TEST_F(UpperOverNode, DirectoriesChangeAsThePodCouldChangeThem) {
   EXPECT_EQ(seal("secret", 0755, 0, 0), "700 0 0");
   EXPECT_EQ(seal("secret", 0700, user, user), "700 0 0");
   EXPECT_EQ(seal("secret", 0700, 0, 0), "700 0 0");
-  EXPECT_EQ(seal("home", 0750, 0, 0), "700 4000 4000");
-  EXPECT_EQ(seal("home", 0750, user, 7), "700 4000 4000");
-  EXPECT_EQ(seal("home", 0750, user, user), "750 4000 4000");
+  EXPECT_EQ(seal("people", 0750, 0, 0), "700 4000 4000");
+  EXPECT_EQ(seal("people", 0750, user, 7), "700 4000 4000");
+  EXPECT_EQ(seal("people", 0750, user, user), "750 4000 4000");
   EXPECT_TRUE(apply({.action = "make", .path = "secret/own", .mode = S_IFDIR | 0755}));
   EXPECT_EQ(seal("secret/own", 0711, user, user), "711 4000 4000");
 
@@ -492,11 +492,11 @@ TEST_F(UpperOverNode, AnHonestUsersFilesArrive) {
   fs::create_directories(base + "/lower-there");
   fs::create_directories(base + "/work-there");
   fs::copy(base + "/lower", base + "/lower-there", fs::copy_options::recursive);
-  ::chown((base + "/lower-there/home").c_str(), user, user);
-  ::chmod((base + "/lower-there/home").c_str(), 0700);
+  ::chown((base + "/lower-there/people").c_str(), user, user);
+  ::chmod((base + "/lower-there/people").c_str(), 0700);
   for (const auto& node : {base + "/lower", base + "/lower-there"}) {
-    fs::create_directories(node + "/home/old/deep");
-    for (const char* name : {"/home/mine", "/home/gone", "/home/old/file", "/home/old/deep/file"}) {
+    fs::create_directories(node + "/people/old/deep");
+    for (const char* name : {"/people/mine", "/people/gone", "/people/old/file", "/people/old/deep/file"}) {
       std::ofstream(node + name) << "of the node";
       ::chown((node + name).c_str(), user, user);
     }
@@ -508,34 +508,34 @@ TEST_F(UpperOverNode, AnHonestUsersFilesArrive) {
   const auto there = [&](const std::string& path) { return fmt::format("/proc/self/fd/{}/{}", other.get(), path); };
   mount_for_user();
 
-  ASSERT_EQ(::chmod(there("home/mine").c_str(), 0640), 0);  // the metadata alone, of a file that is the node's
-  std::ofstream(there("home/new")) << "new";
+  ASSERT_EQ(::chmod(there("people/mine").c_str(), 0640), 0);  // the metadata alone, of a file that is the node's
+  std::ofstream(there("people/new")) << "new";
   std::ofstream(there("etc/new")) << "new";
-  fs::create_hard_link(there("home/new"), there("home/another"));
-  fs::create_symlink("new", there("home/link"));
-  fs::remove(there("home/gone"));
-  fs::remove_all(there("home/old"));
-  fs::create_directory(there("home/old"));
-  ASSERT_EQ(::chmod(there("home").c_str(), 0711), 0);
+  fs::create_hard_link(there("people/new"), there("people/another"));
+  fs::create_symlink("new", there("people/link"));
+  fs::remove(there("people/gone"));
+  fs::remove_all(there("people/old"));
+  fs::create_directory(there("people/old"));
+  ASSERT_EQ(::chmod(there("people").c_str(), 0711), 0);
   pass();
   EXPECT_EQ(status_of(here("etc")).st_mode & 07777, 0711u);
   EXPECT_EQ(read(here("etc/new")), "new");
-  expect_equal(there("home"), here("home"));
-  EXPECT_EQ(status_of(here("home")).st_mode & 07777, 0711u);
+  expect_equal(there("people"), here("people"));
+  EXPECT_EQ(status_of(here("people")).st_mode & 07777, 0711u);
 
-  std::ofstream(there("home/mine"), std::ios::app) << " and more";
-  fs::rename(there("home/new"), there("home/renamed"));
-  fs::create_hard_link(there("home/another"), there("home/old/third"));
-  ASSERT_EQ(::lchown(there("home/link").c_str(), user, user), 0);
-  std::ofstream(there("home/gone")) << "back again";
-  fs::remove_all(there("home/old"));
+  std::ofstream(there("people/mine"), std::ios::app) << " and more";
+  fs::rename(there("people/new"), there("people/renamed"));
+  fs::create_hard_link(there("people/another"), there("people/old/third"));
+  ASSERT_EQ(::lchown(there("people/link").c_str(), user, user), 0);
+  std::ofstream(there("people/gone")) << "back again";
+  fs::remove_all(there("people/old"));
   pass();
-  expect_equal(there("home"), here("home"));
+  expect_equal(there("people"), here("people"));
 
-  ASSERT_EQ(::chmod(there("home/renamed").c_str(), 0600), 0);
-  std::ofstream(there("home/old")) << "a file now";
+  ASSERT_EQ(::chmod(there("people/renamed").c_str(), 0600), 0);
+  std::ofstream(there("people/old")) << "a file now";
   pass();
-  expect_equal(there("home"), here("home"));
+  expect_equal(there("people"), here("people"));
 }
 
 TEST_F(Upper, PathsThatNoSystemCallTakesAreRefused) {
