@@ -13,7 +13,7 @@ using control::Time;
 /// The answering half: a yes is only ever a promise that is counted.
 void ask(const control::Ask& asked) {
   control::Admission admission("a", {.labels = {{"zone", "x"}}, .pods = 8});
-  const control::Room room{.memory = 8 * GiB, .processors = 4, .descriptors = 1000, .pods = 2};
+  const control::Room room{.memory = 8 * GiB, .processors = 4, .descriptors = 1000, .pods = {"one", "two"}};
   for (const Time now : {Time(0), Time(1)}) {
     const auto answer = admission.consider(asked, room, now);
     if (!control::plausible(asked)) fuzz::require(!answer.yes, "nothing is promised to who makes no sense");
@@ -21,11 +21,12 @@ void ask(const control::Ask& asked) {
     const std::size_t promised = answer.yes && !asked.probe ? 1 : 0;
     fuzz::require(admission.promises(now).size() == promised, "one promise for a yes, none for a no");
   }
-  (void)admission.decide(asked.move, asked.pod_id, asked.needs, room, Time(2));
-  admission.used(asked.move, UINT64_MAX);
+  const control::Incoming migration{asked.from, asked.move};
+  (void)admission.decide(migration, asked.pod_id, asked.needs, room, Time(2));
+  admission.used(migration, UINT64_MAX);
   (void)admission.consider(asked, room, Time(3));
-  admission.withdraw(asked.move, asked.from);
-  admission.end(asked.move);
+  admission.withdraw(migration);
+  admission.end(migration);
   fuzz::require(admission.promises(Time(4)).empty(), "nothing stays promised");
 }
 
