@@ -91,7 +91,9 @@ std::optional<std::chrono::milliseconds> time_in(const std::string& key) {
 /// The history is what the sources of moves say of them: nobody writes another's, nor over it.
 Result<void> permit_move(const store::Note& note, store::Store& store, const std::string& peer) {
   const auto began = time_in(note.key);
-  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  // In the unit of the key, which says what it likes: a finer one would overflow.
+  const auto now =
+      std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch());
   if (!began || *began > now + ahead_limit)
     return fail(ErrorKind::invalid, "store: {} '{}' is of no move", note.kind, note.key.substr(0, 100));
   const auto is_theirs = [&](const store::Note& of) { return text_in(of, "source") == peer; };
