@@ -55,7 +55,7 @@ class Tracee {
   /// For what takes microseconds: a machine that is out of breath stalls for seconds.
   static constexpr std::chrono::seconds patience{10};
   /// For a thread that has registers of ours: let go before it has its own again, it would run into nowhere.
-  static constexpr std::chrono::seconds patience_for_own{300};
+  static constexpr std::chrono::seconds patience_for_own{60};
 
   Tracee(const Tracee&) = delete;
   Tracee& operator=(const Tracee&) = delete;
