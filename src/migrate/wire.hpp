@@ -46,8 +46,7 @@
 ///     with the files. What programs beside the first have written that nobody has read yet
 ///            <------------------------------------ Rebuilt  complete, pinned by the freezer, silent
 ///     … commit: the store says the destination owns it …
-///     Go     ------------------------------------>          with the frames held so far, and whether the store has
-///     said so, or an operator
+///     Go     ------------------------------------>          with the frames held so far, and by whose word
 ///            <------------------------------------ Running
 ///     Frames … ---------------------------------->          what still comes to the old place
 ///            <------------------------------------ Drained  nothing is owed any more
