@@ -129,7 +129,6 @@ class Arrival {
   std::vector<kernel::RaisedPriority>
       raised_receivers_;  ///< until the last pages are there: a push must not keep others off the processors
   Stream reference_;
-  std::unique_ptr<PageReceiver> pages_;
   std::unique_ptr<Pager> pager_;
   RemoteAddress gadget_place_ = 0;
   static constexpr int builder_ = 0;               ///< number of our pidfd in every stub
@@ -152,6 +151,8 @@ class Arrival {
   std::vector<Bytes> held_;
   std::map<pid_t, pid_t>
       temporaries_;  ///< leaders of sessions and groups that have ended at the source: pod pid to host pid
+  /// Last, so that it goes first: until then its threads put what comes into the memory and the pager above.
+  std::unique_ptr<PageReceiver> pages_;
 };
 
 }  // namespace godwit::migrate
