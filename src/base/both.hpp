@@ -3,6 +3,7 @@
 #include <system_error>
 #include <thread>
 
+#include "base/caught.hpp"
 #include "base/result.hpp"
 
 namespace godwit {
@@ -14,7 +15,7 @@ Result<void> both(First first, Second second) {
   Result<void> outcome;
   std::jthread helper;
   try {
-    helper = std::jthread([&] { outcome = first(); });
+    helper = std::jthread([&] { outcome = caught(first); });
   } catch (const std::system_error&) {
     outcome = first();
   }

@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <atomic>
 #include <csignal>
+#include <memory>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -76,36 +78,59 @@ void Watch::run() {
   }
 }
 
-/// Enters this thread. A fork takes no threads along, so a child that comes here has a watch of its own made.
-void enter(Slot& slot) {
+/// The watching thread of this process, made if there is none. A fork takes no threads along, so a child that comes
+/// here has a watch of its own. Null where no thread can be had.
+Watch* watching() {
   static std::mutex making;
   static Watch* watch = nullptr;
   const std::lock_guard lock(making);
+  if (watch != nullptr && watch->process == ::getpid()) return watch;
+  struct sigaction nothing {};
+  nothing.sa_handler = [](int) {};
+  ::sigaction(limit_signal(), &nothing, nullptr);
   sigset_t all, before;
-  if (watch == nullptr || watch->process != ::getpid()) {
-    struct sigaction nothing {};
-    nothing.sa_handler = [](int) {};
-    ::sigaction(limit_signal(), &nothing, nullptr);
-    watch = new Watch;
-    ::sigfillset(&all);
-    ::pthread_sigmask(SIG_SETMASK, &all, &before);
-    std::thread([made = watch] { made->run(); }).detach();
-    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  try {
+    auto made = std::make_unique<Watch>();
+    std::thread([looking = made.get()] { looking->run(); }).detach();
+    watch = made.release();
+  } catch (const std::exception&) {
+    watch = nullptr;
   }
-  ::sigemptyset(&all);
-  ::sigaddset(&all, limit_signal());
-  ::pthread_sigmask(SIG_UNBLOCK, &all, nullptr);
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return watch;
+}
+
+/// Enters this thread, or leaves it without a limit: whoever waits for a tracee does so in destructors, too.
+void enter(Slot& slot) {
+  Watch* const watch = watching();
+  if (watch == nullptr) return;
+  sigset_t limit;
+  ::sigemptyset(&limit);
+  ::sigaddset(&limit, limit_signal());
+  ::pthread_sigmask(SIG_UNBLOCK, &limit, nullptr);
+  const std::lock_guard entering(watch->mutex);
+  try {
+    watch->slots.push_back(&slot);
+  } catch (const std::bad_alloc&) {
+    return;
+  }
   slot.tid = ::gettid();
   slot.watch = watch;
-  const std::lock_guard entering(watch->mutex);
-  watch->slots.push_back(&slot);
 }
 
 }  // namespace
 
+bool WaitLimit::prepare() {
+  return watching() != nullptr;
+}
+
 WaitLimit::WaitLimit(std::chrono::nanoseconds limit) : end_(Clock::now() + limit) {
-  if (own_slot.watch == nullptr || own_slot.watch->process != ::getpid()) enter(own_slot);
+  const auto entered = [] { return own_slot.watch != nullptr && own_slot.watch->process == ::getpid(); };
+  if (!entered()) enter(own_slot);
   own_slot.end = end_.time_since_epoch().count();
+  if (!entered()) return;
   std::atomic<bool>& asleep = own_slot.watch->asleep;
   if (!asleep) return;
   asleep = false;

@@ -18,6 +18,10 @@ class WaitLimit {
 
   [[nodiscard]] bool over() const;
 
+  /// Makes the thread that keeps the time, while there is memory for it: a thread that first needs it later, and can't
+  /// have it, has no limit. False when there is none now.
+  static bool prepare();
+
  private:
   std::chrono::steady_clock::time_point end_;
 };

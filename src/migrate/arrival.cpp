@@ -303,8 +303,9 @@ Result<void> Arrival::write(SpaceId space, std::uint64_t address, const void* da
   const std::uint64_t before = received_.fetch_add(size);
   if (before / step != (before + size) / step) site_.received(before + size);
   const std::shared_lock lock(spaces_mutex_);
+  if (pager_ && (space & object_space) == 0) return pager_->put(space, address, data, size);
+  if (complete_) return fail(ErrorKind::invalid, "pages of {:#x} that nobody owes", space);
   if ((space & object_space) != 0) return objects_.write(space, address, data, size);
-  if (pager_) return pager_->put(space, address, data, size);
   const auto process = processes_.find(static_cast<pid_t>(space));
   // A process that ended in this very round: its pages have nowhere to go.
   if (process == processes_.end() || !process->second.memory) return {};
@@ -449,6 +450,7 @@ Result<void> Arrival::apply_last(const wire::Last& last) {
     Arriving* process = find(ranges.process);
     std::vector<Range> gone;
     for (std::size_t i = 0; i + 1 < ranges.edges.size(); i += 2) gone.push_back({ranges.edges[i], ranges.edges[i + 1]});
+    const std::unique_lock lock(spaces_mutex_);
     TRY(process->memory->drop(gone, process->hand()));
   }
   watch_.lap("layout");
@@ -460,6 +462,9 @@ Result<void> Arrival::apply_last(const wire::Last& last) {
   }
   raised_receivers_.clear();
   watch_.lap("last pages");
+  // From here on processes come and go, and what they hold is closed.
+  const std::unique_lock lock(spaces_mutex_);
+  complete_ = true;
   return {};
 }
 

@@ -119,7 +119,8 @@ class Arrival {
   std::mutex rebuilding_mutex_;  ///< guards the two below: the pager's thread looks at them
   bool rebuilding_ = false;      ///< steps are done in the processes that may need an owed page
   std::optional<Error> starved_;
-  std::shared_mutex spaces_mutex_;  ///< guards the maps below against the page connections' threads
+  std::shared_mutex spaces_mutex_;  ///< guards the maps below, and the pager, against the page connections' threads
+  bool complete_ = false;           ///< all rounds are there: what comes from here on is owed, and the pager's
   std::map<pid_t, Arriving> processes_;
   std::vector<PodPid> order_;  ///< parents before children
   DestinationObjects objects_;

@@ -49,6 +49,18 @@ Result<std::size_t> receive_some(Stream& stream, void* data, std::size_t size, s
   }
 }
 
+Result<void> receive_all(Stream& stream, void* data, std::size_t size, Deadline deadline) {
+  auto* to = static_cast<std::uint8_t*>(data);
+  while (size > 0) {
+    const auto left = deadline - std::chrono::steady_clock::now();
+    if (left <= left.zero()) return fail(ErrorKind::unreachable, "the rest of a record hasn't come in time");
+    const std::size_t got = TRY(receive_some(stream, to, size, std::chrono::ceil<std::chrono::milliseconds>(left)));
+    to += got;
+    size -= got;
+  }
+  return {};
+}
+
 Result<void> receive_all(Stream& stream, void* data, std::size_t size, std::chrono::milliseconds limit) {
   auto* to = static_cast<std::uint8_t*>(data);
   while (size > 0) {

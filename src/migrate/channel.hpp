@@ -58,6 +58,8 @@ void notice_silence(int socket, std::chrono::seconds bound = patience);
 Result<void> send_all(Stream&, const void* data, std::size_t size);
 Result<void> send_all(Stream&, std::span<const iovec> parts);
 Result<void> receive_all(Stream&, void* data, std::size_t size, std::chrono::milliseconds limit);
+/// However it comes: all of it by then.
+Result<void> receive_all(Stream&, void* data, std::size_t size, Deadline);
 /// What is there, at least one byte.
 Result<std::size_t> receive_some(Stream&, void* data, std::size_t size, std::chrono::milliseconds limit);
 

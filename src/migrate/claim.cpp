@@ -1,5 +1,6 @@
 #include "migrate/claim.hpp"
 
+#include "base/caught.hpp"
 #include "base/fault.hpp"
 
 namespace godwit::migrate {
@@ -10,13 +11,14 @@ using control::Claim;
 Claim::Event swap(const Claim::Swap& wanted, store::Record expected, store::Store& store) {
   expected.owner = wanted.expected.node;
   expected.epoch = wanted.expected.epoch;
-  const auto moved = store.move(expected, wanted.to);
+  // Thrown or said: whether it was done can't be told from it.
+  const auto moved = caught([&] { return store.move(expected, wanted.to); });
   if (!moved) return Claim::NoAnswer{};
   return Claim::Swapped{*moved};
 }
 
 Claim::Event look(const std::string& pod, store::Store& store) {
-  const auto record = store.get(pod);
+  const auto record = caught([&] { return store.get(pod); });
   if (!record) return Claim::NoAnswer{};
   if (!*record) return Claim::Seen{};
   return Claim::Seen{owner_of(**record)};

@@ -119,7 +119,7 @@ class Departure {
   [[nodiscard]] bool owes() const { return !owed_.empty() || !owed_unseen_.empty(); }
   void begin_answering();
   void end_answering();
-  Result<Sent> push();
+  Result<Round> push();
   void begin_pushing();
   Result<void> finish_serving();
   std::size_t read(SpaceId space, std::span<const Range> ranges, std::uint8_t* to);
@@ -176,7 +176,7 @@ class Departure {
   std::int64_t stopped_at_ = 0;
   std::int64_t clock_difference_ = 0;  ///< destination's CLOCK_MONOTONIC minus ours, at least
   Result<Round> last_sent_;            ///< the pages of the freeze
-  Result<Sent> pushed_;
+  Result<Round> pushed_;
   std::jthread answering_;  ///< serves pages that are asked for, from the last scan on: rebuilding may need some
   std::jthread sending_;    ///< the pages of the freeze, beside what is still to be captured
   std::jthread pushing_;    ///< sends all that is owed, after the commit

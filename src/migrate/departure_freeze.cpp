@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "base/caught.hpp"
 #include "base/fault.hpp"
 #include "base/log.hpp"
 #include "migrate/departure.hpp"
@@ -335,12 +336,12 @@ Result<void> Departure::send_last_pages() {
     TRY(expect(wire::Type::ready, step_limit));
     // Beside what is still to be captured.
     sending_ = std::jthread([this, number = last.round.number, pieces = std::move(now)] {
-      last_sent_ = [&]() -> Result<Round> {
+      last_sent_ = caught([&]() -> Result<Round> {
         const Stopwatch watch;
         const Sent sent = TRY(pages_->send(pieces));
         TRY(pages_->end_round(number));
         return Round{sent.pages, sent.zero_pages, sent.bytes, watch.total_us()};
-      }();
+      });
     });
   }
   freeze_watch_.lap("last pages");
@@ -477,6 +478,8 @@ Result<void> Departure::pin() {
 }
 
 Result<void> Departure::commit() {
+  TRY(check_cancelled());
+  if (!site_.commits()) return fail(ErrorKind::cancelled, "the migration of {} was cancelled", report_.pod);
   committing_ = true;
   control::Claim claim({control::Claim::Role::source, site_.node, site_.destination, owner_of(record_)});
   const auto in_doubt = [this](control::Time pause) {
@@ -484,6 +487,8 @@ Result<void> Departure::commit() {
     by_word_ = event && std::holds_alternative<control::Claim::Resolved>(*event);
     return event;
   };
+  // Whatever happens in between: from here on only the claim knows.
+  report_.fate.reset();
   report_.fate = carry_out(claim, control::Claim::Commit{}, record_, site_.store, in_doubt);
   freeze_watch_.lap("commit");
   fault::reach("source.committed");

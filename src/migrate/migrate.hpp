@@ -47,6 +47,8 @@ struct SourceSite {
   std::string destination;  ///< the other's
   store::Store& store;
   std::atomic<bool>& cancelled;  ///< set from outside; honoured up to the commit
+  /// The commit begins, and from here on it is too late to cancel. False: it has been cancelled.
+  std::function<bool()> commits = [] { return true; };
   OnProgress progress;
   InDoubt in_doubt;                                               ///< after a commit whose answer is lost
   std::optional<std::chrono::steady_clock::time_point> deadline;  ///< cancelled by then, up to the commit

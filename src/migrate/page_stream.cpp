@@ -10,6 +10,7 @@
 #include <mutex>
 #include <thread>
 
+#include "base/caught.hpp"
 #include "migrate/channel.hpp"
 
 namespace godwit::migrate {
@@ -154,10 +155,17 @@ Result<Sent> PageSender::send(std::span<const Piece> pieces) {
     return sent;
   };
   {
+    const auto work_on = [&](std::size_t i) { outcomes[i] = caught([&] { return work(i); }); };
     std::vector<std::jthread> threads;
-    for (std::size_t i = 1; i < connections_.size(); ++i)
-      if (!hands[i].empty()) threads.emplace_back([&, i] { outcomes[i] = work(i); });
-    outcomes[0] = work(0);
+    std::size_t begun = 1;
+    try {
+      for (; begun < connections_.size(); ++begun)
+        if (!hands[begun].empty()) threads.emplace_back(work_on, begun);
+    } catch (const std::system_error&) {
+      // Where no thread can be had they are served one behind the other.
+    }
+    work_on(0);
+    for (; begun < connections_.size(); ++begun) work_on(begun);
   }
   Sent all;
   for (auto& outcome : outcomes) all += TRY(outcome);
@@ -234,8 +242,16 @@ struct PageReceiver::Parts {
   std::atomic<std::uint64_t> records = 0;  ///< that have come
   Result<void> outcome;
   bool stopping = false;
-  std::vector<HostPid> numbers;  ///< of the threads that have begun
+  std::vector<HostPid> numbers;  ///< of the threads that have begun, and haven't ended
   std::vector<std::jthread> threads;
+
+  void stop() {
+    {
+      const std::scoped_lock lock(mutex);
+      stopping = true;
+    }
+    for (const auto& connection : connections) ::shutdown(connection.fd(), SHUT_RDWR);
+  }
 
   Result<void> serve(std::size_t which) {
     {
@@ -278,22 +294,24 @@ PageReceiver::PageReceiver(std::vector<Stream> connections, WritePages write) : 
   for (const auto& connection : parts_->connections) notice_silence(connection.fd());
   parts_->write = std::move(write);
   parts_->ended.assign(parts_->connections.size(), 0);
-  for (std::size_t i = 0; i < parts_->connections.size(); ++i) {
-    parts_->threads.emplace_back([parts = parts_.get(), i] {
-      auto outcome = parts->serve(i);
-      const std::scoped_lock lock(parts->mutex);
-      if (!outcome && parts->outcome && !parts->stopping) parts->outcome = std::move(outcome);
-      parts->changed.notify_all();
-    });
+  try {
+    for (std::size_t i = 0; i < parts_->connections.size(); ++i) {
+      parts_->threads.emplace_back([parts = parts_.get(), i] {
+        auto outcome = caught([&] { return parts->serve(i); });
+        const std::scoped_lock lock(parts->mutex);
+        std::erase(parts->numbers, HostPid{::gettid()});
+        if (!outcome && parts->outcome && !parts->stopping) parts->outcome = std::move(outcome);
+        parts->changed.notify_all();
+      });
+    }
+  } catch (const std::system_error&) {
+    parts_->stop();
+    throw;
   }
 }
 
 PageReceiver::~PageReceiver() {
-  {
-    const std::scoped_lock lock(parts_->mutex);
-    parts_->stopping = true;
-  }
-  for (const auto& connection : parts_->connections) ::shutdown(connection.fd(), SHUT_RDWR);
+  parts_->stop();
 }
 
 std::vector<HostPid> PageReceiver::threads() const {

@@ -15,6 +15,7 @@
 #include <optional>
 #include <thread>
 
+#include "base/caught.hpp"
 #include "base/fault.hpp"
 #include "base/log.hpp"
 #include "kernel/priority.hpp"
@@ -356,8 +357,10 @@ struct Pager::Parts {
   /// Takes the answer to the oldest question, which stays asked when this fails: nothing but the whole page is put in
   /// place.
   Result<void> take_answer() {
+    // Its beginning is there. While the rest is waited for nobody else is served: the source sends it in one piece.
+    const Deadline deadline = std::chrono::steady_clock::now() + answer_limit;
     PageHeader header;
-    TRY(receive_all(reference, &header, sizeof header, std::chrono::minutes(10)));
+    TRY(receive_all(reference, &header, sizeof header, deadline));
     if (pending.empty()) return fail(ErrorKind::invalid, "an answer to no question");
     const Pending& asked = pending.front();
     if (header.kind > PageHeader::zero || header.space != asked.source || header.address != asked.origin)
@@ -369,8 +372,7 @@ struct Pager::Parts {
     }
     if (header.size != page_size) return fail(ErrorKind::invalid, "{} bytes for a page", header.size);
     std::array<std::uint8_t, page_size> data{};
-    if (header.kind == PageHeader::data)
-      TRY(receive_all(reference, data.data(), data.size(), std::chrono::minutes(10)));
+    if (header.kind == PageHeader::data) TRY(receive_all(reference, data.data(), data.size(), deadline));
     const std::scoped_lock lock(mutex);
     if (Space* const space = find(asked.space)) {
       TRY(place(*space, {asked.origin, asked.origin + page_size}, data.data()));
@@ -575,11 +577,13 @@ Result<void> Pager::add(SpaceId source, kernel::Userfaultfd fault, PageSet owed)
 
 Result<void> Pager::begin(Starving starving) {
   parts_->starving = std::move(starving);
-  parts_->thread = std::jthread([parts = parts_.get()] {
-    auto outcome = parts->run();
-    if (!outcome) log::error("page faults are no longer served: {}", outcome.error().message());
+  return caught([this]() -> Result<void> {
+    parts_->thread = std::jthread([parts = parts_.get()] {
+      if (const auto outcome = caught([&] { return parts->run(); }); !outcome)
+        log::error("page faults are no longer served: {}", outcome.error().message());
+    });
+    return {};
   });
-  return {};
 }
 
 Result<void> Pager::put(SpaceId space, std::uint64_t address, const void* data, std::size_t size) {
@@ -622,6 +626,7 @@ Result<void> Pager::fetch(const Source& source) {
       parts_->lost.reset();
     }
     parts_->nudge();
+    fault::reach("pager.resumed");
     TRY(parts_->fetch_all(bulk));
     // That it has heard is its own affair: it asks, when it hasn't.
     PageHeader word{.kind = PageHeader::drained};

@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "base/both.hpp"
+#include "base/caught.hpp"
 #include "base/fault.hpp"
 #include "base/log.hpp"
 #include "migrate/arrival.hpp"
@@ -26,14 +27,9 @@ Result<void> until_rebuilt(Arrival& arrival) {
 }
 
 Result<void> until_ours(Arrival& arrival) {
-  Result<void> outcome;
-  try {
-    outcome = until_rebuilt(arrival);
-  } catch (const std::exception& problem) {
-    // No memory, or a word of the peer's that was taken for granted: it costs this migration, and leaves nothing.
-    outcome = fail(ErrorKind::failed, "receive {}: {}", arrival.report().pod, problem.what());
-  }
-  TRY(outcome);
+  // No memory, or a word of the peer's that was taken for granted: it costs this migration, and leaves nothing.
+  if (auto outcome = caught([&] { return until_rebuilt(arrival); }); !outcome)
+    return std::unexpected(std::move(outcome).error().within("receive " + arrival.report().pod));
   // Every process, thread and descriptor is as it was; all threads are stopped with the program's own registers.
   TRY(arrival.pin());
   // The freezer holds them; nothing has been sent or acknowledged.
@@ -66,6 +62,9 @@ void Arrival::give_up(const Error& why) {
   (void)control_.send(wire::Type::abort, wire::Text{why.message()});
   if (descriptors_) descriptors_->dismiss();
   workshop_.reset();
+  // Nothing at that priority is taken down, and a thread that has ended has no number any more.
+  raised_receivers_.clear();
+  raised_.clear();
   pages_.reset();
   pager_.reset();
   descriptors_.reset();

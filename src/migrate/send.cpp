@@ -7,6 +7,7 @@
 #include <array>
 #include <thread>
 
+#include "base/caught.hpp"
 #include "base/fault.hpp"
 #include "base/log.hpp"
 #include "migrate/departure.hpp"
@@ -51,7 +52,7 @@ Result<void> until_commit(Departure& departure, const Options& options) {
 Result<Report> send(pod::Pod& pod, const Options& options, const Connect& connect, const SourceSite& site,
                     Report& report) {
   Departure departure(pod, options, connect, site, report);
-  auto outcome = until_commit(departure, options);
+  auto outcome = caught([&] { return until_commit(departure, options); });
   if (!outcome) {
     if (report.fate == control::Fate::here)
       departure.give_up(outcome.error());
@@ -61,9 +62,11 @@ Result<Report> send(pod::Pod& pod, const Options& options, const Connect& connec
   }
   if (options.dry_run) return report;
   // The destination owns the pod. Whatever goes wrong from here, it never runs here again.
-  auto handed = departure.hand_over();
-  // It runs there.
-  if (handed) handed = departure.release();
+  const auto handed = caught([&]() -> Result<void> {
+    TRY(departure.hand_over());
+    // It runs there.
+    return departure.release();
+  });
   if (!handed) {
     departure.let_lie(handed.error());
     return std::unexpected(handed.error());
@@ -139,15 +142,18 @@ Result<void> Departure::send_logs() {
 void Departure::begin_answering() {
   answering_ = std::jthread([this] {
     // It ends with the connection: ours when all is there, or broken. Then the destination asks elsewhere.
-    (void)answer_pages(reference_, [this](SpaceId space, std::span<const Range> ranges, std::uint8_t* to) {
-      return read(space, ranges, to);
+    (void)caught([this] {
+      return answer_pages(reference_, [this](SpaceId space, std::span<const Range> ranges, std::uint8_t* to) {
+        return read(space, ranges, to);
+      });
     });
   });
 }
 
 /// Sends all that is owed. What isn't there of memory that is owed as a whole is zeros, by the kernel's own hand, as
 /// soon as the destination has been told that this was all.
-Result<Sent> Departure::push() {
+Result<Round> Departure::push() {
+  const Stopwatch watch;
   std::vector<Piece> pieces = owed_;
   for (const auto& piece : owed_unseen_)
     for (const auto& [host, leaving] : processes_)
@@ -158,18 +164,14 @@ Result<Sent> Departure::push() {
   if (sent.pages + sent.zero_pages < pages)
     return fail(ErrorKind::failed, "{} pages of {} can't be read", pages - sent.pages - sent.zero_pages, report_.pod);
   TRY(pages_->end_round(round_ + 2));
-  return sent;
+  return Round{sent.pages, sent.zero_pages, sent.bytes, watch.total_us()};
 }
 
 void Departure::begin_pushing() {
   const auto work = [this] {
     // Begun in the freeze, it would inherit its priority, and keep off the processors who answers faults.
     kernel::work_in_background(HostPid{::gettid()});
-    const Stopwatch watch;
-    pushed_ = push();
-    if (!pushed_) return;
-    report_.rounds.push_back({pushed_->pages, pushed_->zero_pages, pushed_->bytes, watch.total_us()});
-    report_.bytes_sent += pushed_->bytes;
+    pushed_ = caught([this] { return push(); });
   };
   try {
     pushing_ = std::jthread(work);
@@ -207,6 +209,8 @@ Result<void> Departure::finish_serving() {
   tell("drain");
   if (pushing_.joinable()) pushing_.join();
   if (!pushed_) return std::unexpected(std::move(pushed_).error().within("push pages"));
+  report_.rounds.push_back(*pushed_);
+  report_.bytes_sent += pushed_->bytes;
   auto drained = expect(wire::Type::drained, std::chrono::minutes(30));
   end_answering();
   if (!drained) return std::unexpected(std::move(drained).error());

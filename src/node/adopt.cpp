@@ -61,9 +61,10 @@ Result<std::optional<Ended>> read_ended(const std::string& directory) {
 Result<void> Pods::adopt() {
   auto found = TRY(pod::Pod::adopt_all(site_));
   for (auto& pod : found) adopt_one(std::move(pod));
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(site_.state_dir + "/pods", error)) {
-    if (entry.is_directory(error) && !find(entry.path().filename())) adopt_ended(entry.path());
+  for (const auto& name : TRY(pod::Directory::all(site_.state_dir))) {
+    const std::string directory = site_.state_dir + "/pods/" + name;
+    std::error_code error;
+    if (std::filesystem::is_directory(directory, error) && !find(name)) adopt_ended(directory);
   }
   adopted_ = true;
   return {};

@@ -58,7 +58,11 @@ std::map<std::string, Result<Json>> ask_all(const Api& api, const std::vector<st
   for (const std::string& peer : peers)
     pending[peer] = std::async(std::launch::async, [&, peer] { return get_json(api, peer, target, limit); });
   std::map<std::string, Result<Json>> all;
-  for (auto& [peer, answer] : pending) all.emplace(peer, answer.get());
+  for (auto& [peer, answer] : pending) {
+    auto said = answer.get();
+    if (said && !said->is_object()) said = fail(ErrorKind::invalid, "node {} answers with no object", peer);
+    all.emplace(peer, std::move(said));
+  }
   return all;
 }
 
@@ -97,6 +101,7 @@ Json node_json(const Api& api) {
   if (!api.caller.is_root()) return json;
   json["doubts"] = doubts_json(api);
   json["remainders"] = remainders_json(api);
+  json["promises"] = api.starter.promises();
   return json;
 }
 
@@ -138,8 +143,9 @@ void serve_pods_without_store(const Api& api, Stream& client, Json list, const E
   Json warnings = Json::array({why.message() + ": these are the pods of the nodes that answer"});
   for (const auto& [peer, found] : ask_all(api, peers, "/v1/pods?local")) {
     if (!found) warnings.push_back(found.error().message());
-    if (found && found->contains("pods"))
-      for (const Json& pod : (*found)["pods"]) list.push_back(pod);
+    if (!found || !found->contains("pods")) continue;
+    for (const Json& pod : (*found)["pods"])
+      if (pod.is_object()) list.push_back(pod);
   }
   for (Json& pod : list) pod["store"] = store_word(false);
   answer(client, Json{{"pods", std::move(list)}, {"store", store_word(false)}, {"warnings", std::move(warnings)}});

@@ -1,6 +1,8 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include "base/caught.hpp"
+#include "base/log.hpp"
 #include "node/api_parts.hpp"
 #include "node/follow.hpp"
 
@@ -75,7 +77,11 @@ Result<std::unique_ptr<PodStream>> PodStream::open(const Api& api, const std::st
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) return fail_errno("socketpair");
     stream->stream_ = Stream(Fd(pair[0]));
     stream->server_ = std::thread([pod = std::move(place.pod), options, served = Stream(Fd(pair[1]))]() mutable {
-      serve_stream(served, *pod, options);
+      const auto done = caught([&]() -> Result<void> {
+        serve_stream(served, *pod, options);
+        return {};
+      });
+      if (!done) log::error("the streams of pod {}: {}", pod->spec.name, done.error().message());
     });
     return stream;
   }

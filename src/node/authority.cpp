@@ -305,10 +305,11 @@ Result<Expelled> Authority::expel(const std::string& name) {
                           serials.size(), pem.size(), list_limit),
               0, "what runs out leaves it; before that only a new cluster keeps it out: godwit pki init"});
   std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(directory_ + "/tokens", error)) {
-    std::istringstream words(read_whole(entry.path(), token_limit).value_or(""));
+  for (std::filesystem::directory_iterator entry(directory_ + "/tokens", error), last; !error && entry != last;
+       entry.increment(error)) {
+    std::istringstream words(read_whole(entry->path(), token_limit).value_or(""));
     std::string end, node;
-    if (words >> end >> node && node == name) ::unlink(entry.path().c_str());
+    if (words >> end >> node && node == name) ::unlink(entry->path().c_str());
   }
   TRY(replace_file(path, pem, 0644));
   return list;

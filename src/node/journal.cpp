@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/caught.hpp"
 #include "base/log.hpp"
 
 namespace godwit::node {
@@ -28,7 +29,8 @@ bool may_read(const pod::User& reader, const Json& move) {
 
 }  // namespace
 
-Journal::Journal(store::Store& store) : store_(store), thread_([this] { work(); }) {}
+Journal::Journal(store::Store& store)
+    : store_(store), thread_([this] { keep_going("the history", [this] { work(); }); }) {}
 
 Journal::~Journal() {
   {

@@ -14,6 +14,7 @@
 
 #include "base/log.hpp"
 #include "base/names.hpp"
+#include "kernel/wait_limit.hpp"
 #include "node/daemon.hpp"
 #include "node/privileges.hpp"
 #include "node/version.hpp"
@@ -146,6 +147,10 @@ int main(int count, char** values) {
   // Inherited by every thread: only this one hears them.
   ::pthread_sigmask(SIG_BLOCK, &ending, nullptr);
 
+  if (!kernel::WaitLimit::prepare()) {
+    log::error("no thread can be had");
+    return 1;
+  }
   const std::string where = config->socket.path;
   const std::string name = config->node;
   auto daemon = node::Daemon::start(std::move(*config), *zygote);

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <future>
 
+#include "base/caught.hpp"
 #include "base/log.hpp"
 #include "image/codec.hpp"
 #include "node/authority.hpp"
@@ -115,7 +116,7 @@ Membership::Membership(Links& links, Trust& trust) : links_(links), trust_(trust
     newer_at_.insert(peer);
     wake_.notify_all();
   };
-  thread_ = std::thread([this] { work(); });
+  thread_ = std::thread([this] { keep_going("the certificates", [this] { work(); }); });
 }
 
 Membership::~Membership() {

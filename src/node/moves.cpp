@@ -2,6 +2,9 @@
 
 #include <poll.h>
 
+#include <cstdlib>
+
+#include "base/caught.hpp"
 #include "base/log.hpp"
 #include "base/random.hpp"
 
@@ -51,6 +54,18 @@ Move::View Move::next(std::uint64_t after, Deadline deadline) const {
   return view_;
 }
 
+bool Move::cancel() {
+  const std::lock_guard lock(mutex_);
+  if (!committing_) cancelled_ = true;
+  return !committing_;
+}
+
+bool Move::commits() {
+  const std::lock_guard lock(mutex_);
+  committing_ = !cancelled_;
+  return committing_;
+}
+
 void Move::change(const std::function<void(View&)>& edit) {
   const std::lock_guard lock(mutex_);
   edit(view_);
@@ -86,7 +101,14 @@ Result<std::shared_ptr<Move>> Moves::begin(const std::shared_ptr<LocalPod>& pod,
   move->view_.progress.phase = "negotiate";
   try {
     move->thread_ = std::thread([this, move, held = std::move(held), candidates = std::move(candidates)]() mutable {
-      send(move, held, candidates);
+      const auto done = caught([&]() -> Result<void> {
+        send(move, held, candidates);
+        return {};
+      });
+      if (!done) {
+        log::error("pod {}: {}", move->pod->spec.name, done.error().message());
+        move->change([&](Move::View& view) { view.error = done.error(); });
+      }
       // The last handle goes before anybody hears that it is over.
       held.reset();
       if (const auto end = move->view(); !move->options.dry_run)
@@ -119,7 +141,7 @@ Result<std::string> Moves::agree(const Move& move, pod::Pod& pod, const std::vec
 
 void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::Pod>& pod,
                  const std::vector<std::string>& candidates) {
-  const auto agreed = agree(*move, *pod, candidates);
+  const auto agreed = caught([&] { return agree(*move, *pod, candidates); });
   if (!agreed) {
     move->change([&](Move::View& view) {
       view.report.pod = pod->spec().name;
@@ -174,6 +196,7 @@ void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::P
                                  .destination = destination,
                                  .store = store_,
                                  .cancelled = move->cancelled_,
+                                 .commits = [&] { return move->commits(); },
                                  .progress = progress,
                                  .in_doubt = in_doubt,
                                  .deadline = move->deadline,
@@ -228,7 +251,9 @@ Result<void> Moves::cancel(const std::string& pod) {
   const std::lock_guard lock(mutex_);
   for (const auto& [id, move] : outgoing_) {
     if (move->pod->spec.name != pod || move->view().over) continue;
-    move->cancel();
+    if (!move->cancel())
+      return fail(ErrorKind::refused, "pod {} is about to be {}'s: what is committed isn't called off", pod,
+                  move->view().destination);
     return {};
   }
   return fail(ErrorKind::not_found, "pod {} is in no migration", pod);
@@ -291,8 +316,10 @@ void Moves::incoming(Stream connection, const Sender& sender, const std::string&
       .lost = [&](const std::string& why) { pods_.lose(*arrived, why); },
       .received = [&](std::uint64_t bytes) { starter_.used(id, sender, bytes); },
   };
-  const auto result = migrate::receive(
-      std::move(connection), [&](std::chrono::milliseconds limit) { return mine->next(limit); }, site);
+  const auto result = caught([&] {
+    return migrate::receive(
+        std::move(connection), [&](std::chrono::milliseconds limit) { return mine->next(limit); }, site);
+  });
   starter_.end(id, sender);
   if (!result) log::warn("migration {} from {}: {}", id, peer, result.error().message());
   // Nothing is owed any more, or never will be paid: either way nobody else works on the pod now.
@@ -315,22 +342,20 @@ void Moves::collect() {
 void Moves::stop(std::chrono::seconds patience) {
   std::unique_lock lock(mutex_);
   stopping_ = true;
-  for (const auto& [id, move] : outgoing_) move->cancel();
+  for (const auto& [id, move] : outgoing_) (void)move->cancel();
   doubts_.stop();
   const auto over = [this] {
     for (const auto& [id, move] : outgoing_)
       if (!move->view().over) return false;
     return true;
   };
-  if (!ended_.wait_for(lock, patience, over))
-    log::error("a migration is not over after {} s: it is left as it is", patience.count());
-  for (const auto& [id, move] : outgoing_) {
-    if (!move->thread_.joinable()) continue;
-    if (move->view().over)
-      move->thread_.join();
-    else
-      move->thread_.detach();
+  if (!ended_.wait_for(lock, patience, over)) {
+    log::error("a migration is not over after {} s: the next daemon goes on with it", patience.count());
+    // Its thread uses everything that would be taken down now.
+    std::_Exit(EXIT_SUCCESS);
   }
+  for (const auto& [id, move] : outgoing_)
+    if (move->thread_.joinable()) move->thread_.join();
   outgoing_.clear();
 }
 

@@ -39,15 +39,19 @@ class Move {
   [[nodiscard]] View view() const;
   /// The view as soon as it is newer than `after`, or at the deadline as it is.
   View next(std::uint64_t after, Deadline) const;
-  /// Asks it to stop; honoured up to the commit.
-  void cancel() { cancelled_ = true; }
+  /// Calls it off. False when its commit has begun: that nothing takes back.
+  bool cancel();
 
  private:
   friend class Moves;
   Move(std::string id, std::shared_ptr<LocalPod>, std::string to, migrate::Options, std::optional<Deadline>);
   void change(const std::function<void(View&)>& edit);
 
+  /// Its commit begins, unless it has been called off.
+  bool commits();
+
   std::atomic<bool> cancelled_ = false;
+  bool committing_ = false;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   View view_;

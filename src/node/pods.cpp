@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "base/caught.hpp"
 #include "base/log.hpp"
 #include "base/random.hpp"
 #include "base/remove_tree.hpp"
@@ -68,7 +69,7 @@ Pods::Pods(const Links& links, pod::Site site, store::Store& store, Doubts& doub
       doubts_(doubts),
       remainders_(remainders),
       wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
-  watcher_ = std::thread([this] { watch(); });
+  watcher_ = std::thread([this] { keep_going("the watch over the pods", [this] { watch(); }); });
 }
 
 Pods::~Pods() {
@@ -170,7 +171,7 @@ Result<std::shared_ptr<LocalPod>> Pods::create(NewPod wanted) {
     const std::lock_guard lock(mutex_);
     being_made_.insert(wanted.name);
   }
-  auto made = make(wanted);
+  auto made = caught([&] { return make(wanted); });
   const std::lock_guard lock(mutex_);
   being_made_.erase(being_made_.find(wanted.name));
   return made;
@@ -184,7 +185,7 @@ Result<std::shared_ptr<LocalPod>> Pods::make(const NewPod& wanted) {
       log::warn("pod {}: its record could not be removed again: {}", spec.name, removed.error().message());
     return std::unexpected(std::move(error).within("run " + spec.name));
   };
-  auto created = pod::Pod::create(site_, spec);
+  auto created = caught([&] { return pod::Pod::create(site_, spec); });
   if (!created) return undo(created.error());
   if (const auto started = (*created)->start(spec.program); !started) {
     if (const auto destroyed = (*created)->destroy(); !destroyed)

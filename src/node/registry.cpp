@@ -5,6 +5,7 @@
 
 #include <fstream>
 
+#include "base/caught.hpp"
 #include "node/starter.hpp"
 #include "node/version.hpp"
 
@@ -57,7 +58,10 @@ Json describe_node(const Config& config, const Pods& pods, const Starter& starte
 }
 
 Registry::Registry(store::Store& store, std::string node, std::function<Json()> describe)
-    : store_(store), node_(std::move(node)), describe_(std::move(describe)), thread_([this] { work(); }) {}
+    : store_(store),
+      node_(std::move(node)),
+      describe_(std::move(describe)),
+      thread_([this] { keep_going("the registry", [this] { work(); }); }) {}
 
 Registry::~Registry() {
   {

@@ -1,11 +1,12 @@
 #include "node/remainders.hpp"
 
-#include <filesystem>
-
+#include "base/caught.hpp"
+#include "base/fault.hpp"
 #include "base/log.hpp"
 #include "migrate/channel.hpp"
 #include "migrate/recover.hpp"
 #include "node/ended.hpp"
+#include "pod/directory.hpp"
 
 namespace godwit::node {
 namespace {
@@ -16,11 +17,11 @@ constexpr std::chrono::seconds answer_time{5};
 /// A pod on this node that is in the middle of this move, by what stands in its directory: whatever daemon wrote it.
 /// One whose program has ended is in none any more, its directory is kept for its exit code.
 std::optional<migrate::Journal> journal_of(const std::string& state_dir, const std::string& move, bool arriving) {
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(state_dir + "/pods", error)) {
-    auto journal = migrate::read_journal(entry.path());
+  for (const auto& name : pod::Directory::all(state_dir).value_or(std::vector<std::string>())) {
+    const std::string directory = state_dir + "/pods/" + name;
+    auto journal = migrate::read_journal(directory);
     if (!journal || !*journal || (*journal)->move != move || (*journal)->arriving != arriving) continue;
-    if (const auto ended = read_ended(entry.path()); ended && *ended) continue;
+    if (const auto ended = read_ended(directory); ended && *ended) continue;
     return std::move(**journal);
   }
   return {};
@@ -30,7 +31,7 @@ std::optional<migrate::Journal> journal_of(const std::string& state_dir, const s
 
 Remainders::Remainders(const Links& links, store::Store& store, std::string state_dir)
     : links_(links), store_(store), state_dir_(std::move(state_dir)) {
-  watcher_ = std::thread([this] { watch(); });
+  watcher_ = std::thread([this] { keep_going("what pods have left here", [this] { watch(); }); });
 }
 
 Remainders::~Remainders() {
@@ -103,12 +104,14 @@ void Remainders::serve(Stream& connection, const std::string& peer, const std::s
     const std::lock_guard lock(mutex_);
     entry->serving++;
   }
+  fault::reach("remainder.serving");
   const auto drained = (*memory)->serve(connection);
   {
     const std::lock_guard lock(mutex_);
     entry->serving--;
   }
   if (!drained || !*drained) return;
+  fault::reach("remainder.drained");
   end(entry);
   const migrate::PageHeader word{.kind = migrate::PageHeader::drained};
   (void)migrate::send_all(connection, &word, sizeof word);

@@ -11,6 +11,7 @@
 
 #include <filesystem>
 
+#include "base/caught.hpp"
 #include "base/log.hpp"
 
 namespace godwit::node {
@@ -20,7 +21,7 @@ Server::Server(Fd listener, std::size_t strangers, std::size_t most, Tasks::Work
       wake_(::eventfd(0, EFD_CLOEXEC)),
       serve_(std::move(serve)),
       tasks_(strangers, most) {
-  thread_ = std::thread([this] { accept_all(); });
+  thread_ = std::thread([this] { keep_going("the listener", [this] { accept_all(); }); });
 }
 
 void Server::stop() {

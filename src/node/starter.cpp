@@ -11,6 +11,7 @@
 #include <set>
 #include <thread>
 
+#include "base/fault.hpp"
 #include "base/log.hpp"
 #include "kernel/netlink.hpp"
 #include "kernel/procfs.hpp"
@@ -201,6 +202,7 @@ std::variant<Negotiation::MoveOut, Negotiation::GiveUp> Starter::carry_out(Negot
             admission_.asking(send->ask.move, send->ask.pod_id, send->to);
         }
         auto answer = ask(send->to, send->ask);
+        fault::reach("starter.asked");
         {
           const std::lock_guard lock(mutex_);
           admission_.asked(send->ask.move);
@@ -306,6 +308,7 @@ void Starter::serve(Stream& asking, const Sender& sender) {
   const control::Answer answer = answer_to(request->ask, sender);
   log::info("pod {} of {}: {}", request->ask.pod, request->ask.from,
             answer.yes ? "may come to " + answer.node : "not taken: " + answer.text);
+  fault::reach("starter.promised");
   (void)write_frame(asking, image::pack(answer), in(answer_time));
 }
 
@@ -317,6 +320,11 @@ std::vector<std::string> Starter::decide(const std::string& move, const Sender& 
   for (auto& refusal : admission_.decide({peer.name, move}, spec.id, needs, room, now()))
     texts.push_back(std::move(refusal.text));
   return texts;
+}
+
+std::size_t Starter::promises() {
+  const std::lock_guard lock(mutex_);
+  return admission_.promises(now()).size();
 }
 
 void Starter::end(const std::string& move, const Sender& peer) {

@@ -46,6 +46,8 @@ class Starter {
   /// Messages 5 and 6: reasons against taking in this pod of `peer` now; none: its room is kept until `end`.
   std::vector<std::string> decide(const std::string& move, const Sender& peer, const pod::Spec&, const control::Needs&);
   void end(const std::string& move, const Sender& peer);
+  /// Migrations that room is kept for, those under way among them.
+  std::size_t promises();
   /// Bytes of the arriving pod that are here by now.
   void used(const std::string& move, const Sender& peer, std::uint64_t bytes);
 

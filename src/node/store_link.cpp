@@ -8,6 +8,7 @@
 #include <mutex>
 #include <thread>
 
+#include "base/caught.hpp"
 #include "base/log.hpp"
 #include "image/codec.hpp"
 #include "kernel/priority.hpp"
@@ -173,7 +174,7 @@ Answer answer_to(const Request& request, store::Store& store, const Asking& aski
 class StoreLink final : public store::Store {
  public:
   StoreLink(const Links& links, std::string peer) : links_(links), peer_(std::move(peer)) {
-    warmer_ = std::thread([this] { keep_warm(); });
+    warmer_ = std::thread([this] { keep_going("the connections to the store", [this] { keep_warm(); }); });
   }
   ~StoreLink() override {
     {

@@ -18,8 +18,16 @@ std::uint64_t units(const pod::Frame& frame) {
 
 }  // namespace
 
-Upstream::Upstream(Stream& client, bool input)
-    : client_(client), input_(input), reader_([this] { read(); }), sender_([this] { send(); }) {}
+Upstream::Upstream(Stream& client, bool input) : client_(client), input_(input), reader_([this] { read(); }) {
+  try {
+    sender_ = std::thread([this] { send(); });
+  } catch (const std::system_error&) {
+    // A thread that is not joined would end the daemon.
+    ::shutdown(client_.fd(), SHUT_RD);
+    reader_.join();
+    throw;
+  }
+}
 
 Upstream::~Upstream() {
   use(nullptr);

@@ -9,6 +9,7 @@
 
 #include <array>
 #include <memory>
+#include <mutex>
 
 #include "base/fd.hpp"
 
@@ -103,6 +104,9 @@ Result<void> HashCache::save() {
   for (const auto& [key, hash] : known_) lines.push_back({key, hash});
   const Bytes bytes = image::pack(lines);
   const std::string next = path_ + ".new";
+  // Migrations have a cache each, and one file for all of them.
+  static std::mutex saving;
+  const std::lock_guard one_at_a_time(saving);
   const Fd file{::open(next.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)};
   if (!file) return fail_errno("create {}", next);
   for (std::size_t done = 0; done < bytes.size();) {

@@ -4,6 +4,7 @@
 #include <map>
 #include <thread>
 
+#include "base/caught.hpp"
 #include "base/log.hpp"
 #include "store/etcd_gateway.hpp"
 
@@ -81,7 +82,8 @@ struct Outcome {
 class EtcdStore final : public Store {
  public:
   explicit EtcdStore(std::unique_ptr<EtcdGateway> gateway)
-      : gateway_(std::move(gateway)), warmer_([this] { keep_warm(); }) {}
+      : gateway_(std::move(gateway)),
+        warmer_([this] { keep_going("the connections to etcd", [this] { keep_warm(); }); }) {}
   ~EtcdStore() override {
     {
       const std::lock_guard lock(mutex_);
@@ -241,15 +243,22 @@ class EtcdStore final : public Store {
   }
 
   Result<Outcome> transact(Json compare, Json success, Json failure) {
+    const std::size_t operations[] = {failure.size(), success.size()};
     const auto answer = TRY(gateway_->call(
         "/v3/kv/txn",
         {{"compare", std::move(compare)}, {"success", std::move(success)}, {"failure", std::move(failure)}}));
-    Outcome outcome{answer.json.value("succeeded", false), answer.unsure, {}};
-    for (const Json& response : answer.json.value("responses", Json::array())) {
-      const auto range = response.find("response_range");
-      outcome.ranges.push_back(range == response.end() ? std::vector<KeyValue>() : TRY(values_in(*range)));
-    }
-    return outcome;
+    // A Json of another type than expected throws.
+    return caught([&]() -> Result<Outcome> {
+      Outcome outcome{answer.json.value("succeeded", false), answer.unsure, {}};
+      for (const Json& response : answer.json.value("responses", Json::array())) {
+        const auto range = response.find("response_range");
+        outcome.ranges.push_back(range == response.end() ? std::vector<KeyValue>() : TRY(values_in(*range)));
+      }
+      if (outcome.ranges.size() != operations[outcome.succeeded ? 1 : 0])
+        return fail(ErrorKind::failed, "store: etcd answers {} of {} operations", outcome.ranges.size(),
+                    operations[outcome.succeeded ? 1 : 0]);
+      return outcome;
+    });
   }
 
   /// Carries out what `change` makes of the record, if that is still `expected`: the operations, and the record after

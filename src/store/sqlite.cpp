@@ -5,6 +5,7 @@
 #include <mutex>
 #include <thread>
 
+#include "base/caught.hpp"
 #include "base/log.hpp"
 #include "store/sqlite_database.hpp"
 #include "store/store.hpp"
@@ -46,7 +47,7 @@ class Checkpointer {
   /// `alone` keeps others from writing.
   Checkpointer(sqlite3* watched, Database own, std::mutex& alone) : own_(std::move(own)), alone_(alone) {
     sqlite3_wal_hook(watched, &committed, this);
-    thread_ = std::thread([this] { work(); });
+    thread_ = std::thread([this] { keep_going("the store's checkpoints", [this] { work(); }); });
   }
   ~Checkpointer() {
     {

@@ -5,7 +5,8 @@
 //   loadclient redis|memcached|http|echo --host H --port P [options]     (--help)
 //
 // Says "ready" on stderr when all connections stand and the keys are there. Ends after --seconds, at SIGTERM, or, with
-// --until-eof, when its stdin ends; then prints one JSON object. Exit code 1 if anything was wrong.
+// --until-eof, when its stdin ends and what was asked is answered; then prints one JSON object. Exit code 1 if anything
+// was wrong.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -245,29 +246,35 @@ class Load {
       if (epoll_ctl(epoll_, EPOLL_CTL_ADD, 0, &event) != 0) die("--until-eof needs a pipe as stdin");
     }
     std::array<epoll_event, 256> events{};
-    while (told_to_end == 0 && broken_ < options_.connections) {
+    while (told_to_end == 0 && broken_ < options_.connections && (!ending_ || any_busy())) {
       std::int64_t now = nanoseconds(CLOCK_MONOTONIC);
       if (now >= end) break;
-      while (!due_.empty() && due_.top().first <= now) {
+      while (!ending_ && !due_.empty() && due_.top().first <= now) {
         Connection& connection = connections_[due_.top().second];
         due_.pop();
         if (connection.fd >= 0) ask(connection);
         now = nanoseconds(CLOCK_MONOTONIC);
       }
       std::int64_t wait = std::min<std::int64_t>(100'000'000, end - now);
-      if (!due_.empty()) wait = std::clamp<std::int64_t>(due_.top().first - now, 0, wait);
+      if (!ending_ && !due_.empty()) wait = std::clamp<std::int64_t>(due_.top().first - now, 0, wait);
       const timespec limit{wait / 1'000'000'000, wait % 1'000'000'000};
       const int count = epoll_pwait2(epoll_, events.data(), events.size(), &limit, nullptr);
       for (int i = 0; i < count; i++) {
         if (events[i].data.u32 == UINT32_MAX) {
           char bytes[64];
-          if (read(0, bytes, sizeof bytes) == 0) told_to_end = 1;
+          if (read(0, bytes, sizeof bytes) != 0) continue;
+          ending_ = true;
+          epoll_ctl(epoll_, EPOLL_CTL_DEL, 0, nullptr);
         } else {
           take(connections_[events[i].data.u32]);
         }
       }
       look_for_silence();
     }
+  }
+
+  [[nodiscard]] bool any_busy() const {
+    return std::any_of(connections_.begin(), connections_.end(), [](const Connection& one) { return one.busy; });
   }
 
   void ask(Connection& connection) {
@@ -464,6 +471,7 @@ class Load {
   std::int64_t started_ = 0, started_realtime_ = 0, last_answer_ = 0, longest_quiet_ = 0, looked_ = 0;
   std::uint64_t requests_ = 0;
   int broken_ = 0;
+  bool ending_ = false;  ///< nothing more is asked
   std::vector<std::string> errors_;
   std::vector<std::uint64_t> latencies_ = std::vector<std::uint64_t>(2'000'000);
   std::vector<Bin> bins_;

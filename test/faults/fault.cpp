@@ -10,8 +10,8 @@
 #include <fstream>
 #include <string>
 
-/// The test daemon's fault points. The file /run/godwit/fault holds "POINT:ACTION", or isn't there; it is read anew at
-/// every point. Actions:
+/// The test daemon's fault points. The file /run/godwit/fault holds "POINT:ACTION", one in a line, or isn't there; it
+/// is read anew at every point. The environment's GODWIT_FAULT is one more, for as long as the daemon lives. Actions:
 ///   kill    the daemon dies at once (SIGKILL)
 ///   wait    makes fault.reached beside it and goes on when fault.go is there, after a minute at most
 /// The file /run/godwit/clock holds seconds by which this daemon's wall clock is wrong.
@@ -29,11 +29,17 @@ time_t clock_error() {
   return std::strtol(text, nullptr, 10);
 }
 
-std::string armed() {
+/// What is to happen at this point; empty: nothing.
+std::string armed(std::string_view point) {
+  const auto action_at = [point](std::string_view line) -> std::string_view {
+    const bool meant = line.starts_with(point) && line.substr(point.size()).starts_with(':');
+    return meant ? line.substr(point.size() + 1) : std::string_view();
+  };
   std::string line;
-  std::ifstream file(file_name);
-  std::getline(file, line);
-  return line;
+  for (std::ifstream file(file_name); std::getline(file, line);)
+    if (const auto action = action_at(line); !action.empty()) return std::string(action);
+  const char* lasting = std::getenv("GODWIT_FAULT");
+  return std::string(lasting == nullptr ? std::string_view() : action_at(lasting));
 }
 
 void wait_here() {
@@ -47,10 +53,7 @@ void wait_here() {
 }  // namespace
 
 void reach(std::string_view point) {
-  const std::string line = armed();
-  const auto colon = line.find(':');
-  if (colon == std::string::npos || line.compare(0, colon, point) != 0) return;
-  const std::string action = line.substr(colon + 1);
+  const std::string action = armed(point);
   if (action == "kill") ::kill(::getpid(), SIGKILL);
   if (action == "wait") wait_here();
 }

@@ -108,6 +108,9 @@ class Cluster:
             self._pids = {host["name"]: host["pid"] for host in self.status()["hosts"]}
         return self._pids[node]
 
+    def daemon_pid(self, node: str) -> int:
+        return next(host["daemon"]["pid"] for host in self.status()["hosts"] if host["name"] == node)
+
     def daemon_state(self, node: str) -> str:
         return next(host["daemon"]["state"] for host in self.status()["hosts"] if host["name"] == node)
 

@@ -24,7 +24,7 @@ class Faults(Suite):
                     Case(f"link-cut-in-{phase}", lambda p=phase, y=strategy: self._cut(p, y)) for phase, strategy in (("precopy", "precopy"), ("freeze", "freeze"))
                 ] + [Case(f"source-killed-in-{phase}-with-tcp", lambda p=phase, y=strategy: self._kill_with_tcp(p, y))
                      for phase, strategy in (("precopy", "precopy"), ("freeze", "freeze"))
-                ] + [Case("daemon-restarts-under-a-pod", self._restart)]
+                ] + [Case("daemon-restarts-under-a-pod", self._restart), Case("no-more-threads", self._no_more_threads, exclusive=True)]
 
     def setup(self):
         self.cluster = Cluster("faults", nodes=3)
@@ -164,6 +164,37 @@ class Faults(Suite):
                 cluster.daemon("start", "b")
             cluster.migrate(pod, "c", "precopy", node="b")
             self._finish(pod, self._runs(pod, ("c",)))
+        finally:
+            cluster.heal()
+            cluster.remove(pod)
+
+    def _no_more_threads(self) -> dict:
+        """A node without room for one more thread: its daemon and its pod live on, a move says why it can't be, and all is well afterwards."""
+        cluster, pod = self.cluster, "crowded"
+        try:
+            self._start(pod)
+            marks = self._marks(pod)
+            daemon = cluster.daemon_pid("b")
+            limit = proc.pids_limit(daemon)
+            before = limit.read_text()
+            limit.write_text((limit.parent / "pids.current").read_text())
+            try:
+                last = Migration(cluster, pod, "c", "postcopy").finish(60)
+                if "error" not in last:
+                    raise Failure(f"it moved without threads: {last}")
+                # Longer than from one round of all that the daemon does by itself to the next.
+                for _ in range(25):
+                    time.sleep(1)
+                    if cluster.daemon_pid("b") != daemon or cluster.daemon_state("b") != "running":
+                        raise Failure(f"the daemon has ended: {cluster.daemon_log('b')}")
+            finally:
+                limit.write_text(before)
+            self._runs(pod, ("b",))
+            if (left := self._marks(pod)) != marks:
+                raise Failure(f"something of the migration is left: {marks} became {left}")
+            cluster.migrate(pod, "c", "postcopy")
+            self._finish(pod, self._runs(pod, ("c",)))
+            return {"error": last["error"]["message"]}
         finally:
             cluster.heal()
             cluster.remove(pod)

@@ -32,8 +32,8 @@ class Load:
         return "ready\n" in self._said()
 
     def finish(self) -> dict:
-        """What it has seen."""
-        output, _ = self.popen.communicate(timeout=60)
+        """What it has seen, when all that it has asked is answered."""
+        output, _ = self.popen.communicate(timeout=100)
         try:
             return json.loads(output)
         except json.JSONDecodeError:

@@ -17,9 +17,8 @@ import time
 
 import servers
 from harness import BUILD, Case, Failure, Suite, wait_for
-from migration import load
+from migration import inventory, load
 from migration.cluster import STRATEGIES, Cluster, Migration
-from migration.soak import ALLOWED, COUNT
 
 HONEST = ("a", "b")
 STEPS = 6     # moves of one pod's life, at most
@@ -132,18 +131,6 @@ class Mutated(Suite):
             return not left and not self.cluster.processes(pod)
 
         wait_for(f"nothing of {pod} to be left", clean, 60, step=0.1)
-
-    def _counted(self) -> dict[str, dict[str, int]]:
-        found = {}
-        for node in HONEST:
-            script = COUNT.replace("$(pgrep -xo godwitd)", self.cluster.exec(node, "pgrep", "-xo", "godwitd").stdout.strip())
-            words = (line.split() for line in self.cluster.exec(node, "sh", "-c", script).stdout.splitlines())
-            found[node] = {one if two.isdigit() else two: int(two if two.isdigit() else one) for one, two in words}
-        return found
-
-    def _grown(self, before: dict) -> list[str]:
-        return [f"{node}: {name} {before[node].get(name, 0)} -> {count}" for node, counts in self._counted().items() for name, count in counts.items()
-                if count > before[node].get(name, 0) + ALLOWED.get(name, 0) and name != "memory"]
 
     def _said(self) -> None:
         for node in HONEST:
@@ -275,12 +262,14 @@ class Mutated(Suite):
                     return self._life(self.life, self.liars[0])
                 life = WARM_UP * len(self.liars)
                 self._round(range(life))
-                before, begin = self._counted(), time.monotonic()
+                before, begin = inventory.take(cluster, HONEST), time.monotonic()
                 while self.counts["mutated"] < self.moves:
                     self._round(range(life, life := life + ROUND))
-                    wait_for("everything to be as before: " + "; ".join(self._grown(before)), lambda: beside.done() or not self._grown(before), 60, step=1)
-                    if beside.done():
-                        beside.result()
+                    try:
+                        inventory.wait_same(cluster, before, 60, without=("memory",))
+                    finally:
+                        if beside.done():
+                            beside.result()
                     self._said()
                     if self._daemons() != self.daemons:
                         raise Failure("a daemon is another one")

@@ -56,6 +56,17 @@ def pod_processes(playground: str, pod: str) -> list[int]:
     return found
 
 
+def pids_limit(pid: int) -> pathlib.Path:
+    """pids.max of the cgroup that a process is in, with whichever version of cgroups this machine has it."""
+    groups = dict(line.split(":", 2)[1:] for line in _read(PROC / str(pid) / "cgroup").splitlines())
+    kinds = {"cgroup": "pids" in groups, "cgroup2": "pids" not in groups}
+    for line in _read(PROC / "mounts").splitlines():
+        _, where, kind, options, *_ = line.split()
+        if kinds.get(kind) and (kind == "cgroup2" or "pids" in options.split(",")):
+            return pathlib.Path(where) / groups["pids" if kind == "cgroup" else ""].lstrip("/") / "pids.max"
+    raise Gone(f"no pids.max for {pid}")
+
+
 def inner_pid(pid: int) -> int:
     """The pid of a process (or thread) in the innermost namespace that it is in."""
     found = re.search(r"^NSpid:.*?(\d+)$", _read(PROC / str(pid) / "status"), re.M)
