@@ -29,6 +29,8 @@ Arrival::Arrival(Stream control, const Accept& accept, const DestinationSite& si
 Arrival::~Arrival() {
   if (reference_) ::shutdown(reference_.fd(), SHUT_RDWR);
   if (descriptors_) descriptors_->dismiss();
+  // What it has been given to do uses what goes before it.
+  workshop_.reset();
 }
 
 Arriving* Arrival::find(PodPid pid) {
