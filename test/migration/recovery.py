@@ -24,7 +24,7 @@ class Recovery(Field):
 
     def cases(self):
         return [Case(name, getattr(self, "_" + name.replace("-", "_")), exclusive=True)
-                for name in ("store-away-at-the-commit", "doubt-resolved-here", "doubt-of-both-resolved", "word-outlives-the-daemons", "word-goes-along",
+                for name in ("store-away-at-the-commit", "doubt-outlives-the-daemons", "doubt-resolved-here", "doubt-of-both-resolved", "word-outlives-the-daemons", "word-goes-along",
                              "remainder-by-an-operators-word", "rm-spares-what-runs", "link-lost-in-drain", "upgraded-in-drain", "pages-lost", "frozen-killed-in-drain",
                              "frozen-killed-and-daemon-restarted", "forks-in-drain", "remainder-dropped")]
 
@@ -35,14 +35,17 @@ class Recovery(Field):
         self.cluster.daemon("stop", "c")
         self.cluster.daemon("start", "c")
 
-    def _at_the_commit(self, pod: str, strategy: str = "precopy", rate: str = "none") -> Migration:
-        """A move that stands still just before its commit, and a store that is away."""
+    def _at_the_commit(self, pod: str, strategy: str = "precopy", rate: str = "none", cut: bool = False) -> Migration:
+        """A move that stands still just before its commit, and a store that is away: its daemon has died, or nobody reaches it."""
         self._start(pod)
         self.cluster.link("c", f"rate={rate}")
         self._arm("b", "source.pinned", "wait")
         moving = Migration(self.cluster, pod, "c", strategy, node="b")
         self._reached("b", "wait", moving)
-        self.cluster.daemon("kill", "a")
+        if cut:
+            self.cluster.link("a", "down")
+        else:
+            self.cluster.daemon("kill", "a")
         return moving
 
     def _doubt(self, node: str, pod: str) -> dict:
@@ -52,14 +55,15 @@ class Recovery(Field):
 
         return wait_for(f"{pod} to be in doubt on {node}", seen, 30)
 
-    def _frozen(self, pod: str) -> None:
+    def _frozen(self, pod: str, seconds: float = 1) -> None:
         before = self._ticks(pod)
-        time.sleep(1)
+        time.sleep(seconds)
         if self._ticks(pod) != before:
             raise Failure(f"{pod} runs while it is in doubt")
 
     def _end(self, pod: str) -> None:
         self._disarm()
+        self.cluster.link("a", "up")
         self.cluster.link("c", "up")
         self.cluster.link("c", "rate=none")
         self.cluster.heal()
@@ -77,6 +81,35 @@ class Recovery(Field):
             self._frozen(pod)
             self._disarm()
             self.cluster.daemon("start", "a")
+            node = self._runs(pod, ("b", "c"))
+            self._nothing_left(pod)
+            self._finish(pod, node)
+            return {"node": node}
+        finally:
+            self._end(pod)
+
+    def _doubt_outlives_the_daemons(self) -> dict:
+        """Both have a complete copy and can't read whose it is: neither their next daemons nor time let one run."""
+        pod = "unread"
+        try:
+            self._at_the_commit(pod, cut=True)
+            self._go("b")
+            self._doubt("b", pod)
+            self._disarm()
+            for node in ("b", "c"):
+                self.cluster.daemon("kill", node)
+            for node in ("b", "c"):
+                self.cluster.daemon("start", node)
+            for node in ("b", "c"):
+                self._doubt(node, pod)
+                if (state := self._state(node, pod)) != "in doubt":
+                    raise Failure(f"{pod} is {state or 'not there'} on {node}")
+            listed = [line.split()[:2] for line in self.cluster.godwit("c", "resolve").stdout.splitlines()[1:]]
+            if listed != [["b", pod], ["c", pod]]:
+                raise Failure(f"resolve lists {listed}")
+            # Longer than a daemon waits before it asks again.
+            self._frozen(pod, 4)
+            self.cluster.link("a", "up")
             node = self._runs(pod, ("b", "c"))
             self._nothing_left(pod)
             self._finish(pod, node)
