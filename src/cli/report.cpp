@@ -50,13 +50,19 @@ void print_report(const Json& report) {
 
 namespace {
 
+/// "moved"; "interrupted, on b": by it alone nobody could tell where the pod is.
+std::string outcome_text(const Json& move) {
+  const std::string outcome = text_of(move, "outcome"), node = text_of(move, "node");
+  return outcome == "interrupted" && !node.empty() ? fmt::format("{}, on {}", outcome, node) : outcome;
+}
+
 /// The report of a move that is over, whatever came of it.
 void print_past(const Json& report) {
   fmt::print("{}  began {}\n", text_of(report, "id"),
              local_time(static_cast<std::int64_t>(number_of(report, "began_ms"))));
   if (text_of(report, "outcome") == "moved" && !report.contains("cut")) return print_report(report);
   fmt::print("{} from {} to {} by {}: {}\n", text_of(report, "pod"), text_of(report, "source"),
-             text_of(report, "destination"), text_of(report, "strategy"), text_of(report, "outcome"));
+             text_of(report, "destination"), text_of(report, "strategy"), outcome_text(report));
   if (const std::string error = text_of(report, "error"); !error.empty()) fmt::print("  {}\n", error);
   for (const Json& refusal : report.value("refusals", Json::array()))
     fmt::print("  {}\n", refusal.is_string() ? refusal.get<std::string>() : refusal.dump());
@@ -94,7 +100,7 @@ int history(const Common& common, const HistoryOptions& options) {
     const auto time = [&](const char* name) { return moved ? human_time(number_of(move, name)) : "-"; };
     rows.push_back({local_time(static_cast<std::int64_t>(number_of(move, "began_ms"))), text_of(move, "pod"),
                     text_of(move, "source"), text_of(move, "destination"), text_of(move, "strategy"), time("freeze_us"),
-                    time("total_us"), text_of(move, "outcome"), text_of(move, "id")});
+                    time("total_us"), outcome_text(move), text_of(move, "id")});
   }
   print_table(rows);
   return exit_code::ok;

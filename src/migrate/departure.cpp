@@ -282,6 +282,11 @@ Result<void> Departure::align_clocks() {
 Result<void> Departure::prepare() {
   tell("prepare");
   TRY(check_cancelled());
+  // From here on the next daemon can tell of it, if this one dies; soon something of ours is in the pod's processes.
+  auto journal = Journal::begin(false, site_.move, site_.destination, record_);
+  journal.strategy = options_.strategy;
+  journal.began_ms = std::chrono::duration_cast<std::chrono::milliseconds>(site_.began.time_since_epoch()).count();
+  TRY(write_journal(pod_, journal));
   const auto life = TRY(pod_.life());
   if (!life.first) return fail(ErrorKind::refused, "{} has no first program", report_.pod);
   first_ = *life.first;
@@ -522,8 +527,6 @@ Result<void> Departure::send_objects_ahead() {
 
 Result<void> Departure::copy_while_running() {
   tell("precopy");
-  // From here on something of ours may be in the pod's processes.
-  TRY(write_journal(pod_, Journal::begin(false, site_.move, site_.destination, record_)));
   trees_.push_back(TRY(pod::UpperSource::open(pod_.upper())));
   trees_.push_back(TRY(pod::UpperSource::open(facts_.root + std::string(wire::trees[1]))));
   TRY(send_files());

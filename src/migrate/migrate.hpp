@@ -45,6 +45,7 @@ struct SourceSite {
   std::string move;         ///< the migration's id
   std::string node;         ///< our name
   std::string destination;  ///< the other's
+  std::chrono::system_clock::time_point began;
   store::Store& store;
   std::atomic<bool>& cancelled;  ///< set from outside; honoured up to the commit
   /// The commit begins, and from here on it is too late to cancel. False: it has been cancelled.

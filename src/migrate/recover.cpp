@@ -108,6 +108,7 @@ Journal Journal::begin(bool arriving, const std::string& move, const std::string
   return {.arriving = arriving,
           .move = move,
           .peer = peer,
+          .strategy = {},
           .record = record,
           .gadget = Bytes(code.begin(), code.end()),
           .gadget_size = kernel::Gadget::full_size()};

@@ -19,10 +19,12 @@ struct Journal {
   bool arriving = false;          ///< to this node
   std::string move;               ///< the migration's id
   std::string peer;               ///< the other node
+  std::string strategy;           ///< as asked for; at the source, for the history
+  std::int64_t began_ms = 0;      ///< since 1970; the same
   store::Record record;           ///< before the commit
   Bytes gadget;                   ///< its code, by which its pages are known again
   std::uint64_t gadget_size = 0;  ///< of all its pages
-  MSGPACK_DEFINE_MAP(arriving, move, peer, record, gadget, gadget_size)
+  MSGPACK_DEFINE_MAP(arriving, move, peer, strategy, began_ms, record, gadget, gadget_size)
 
   /// With this program's gadget.
   static Journal begin(bool arriving, const std::string& move, const std::string& peer, const store::Record&);

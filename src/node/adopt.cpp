@@ -7,6 +7,7 @@
 #include "migrate/recover.hpp"
 #include "node/ended.hpp"
 #include "node/interrupted.hpp"
+#include "node/journal.hpp"
 #include "node/pods.hpp"
 #include "pod/directory.hpp"
 
@@ -95,6 +96,7 @@ void Pods::adopt_one(std::unique_ptr<pod::Pod> pod) {
       local->interrupted_ =
           std::make_unique<Interrupted>(std::move(*journal), std::move(claim), std::move(doubt), false);
     } else if (journal) {
+      note_interrupted(*local, *journal, control::Fate::here);
       go_on(local, journal);
     }
   }
@@ -122,6 +124,35 @@ std::optional<control::Fate> Pods::fate_of(LocalPod& pod) {
                               if (event && std::holds_alternative<control::Claim::Tick>(*event)) return {};
                               return event;
                             });
+}
+
+/// What the source's daemon would have told the history of this move, had it lived.
+void Pods::note_interrupted(const LocalPod& pod, const migrate::Journal& journal, control::Fate fate) {
+  if (journal.arriving) return;
+  const auto became = [&] {
+    switch (fate) {
+      case control::Fate::here:
+        return "the pod has stayed";
+      case control::Fate::there:
+        return "the pod has moved";
+      case control::Fate::gone:
+        return "the pod is neither node's any more";
+    }
+    return "";
+  };
+  migrate::Report report;
+  report.pod = pod.spec.name;
+  report.source = config_.node;
+  report.destination = journal.peer;
+  report.strategy = report.asked = journal.strategy;
+  report.moved = fate == control::Fate::there;
+  report.error = fmt::format("the daemon of node {} ended under way; {}", config_.node, became());
+  report.fate = fate;
+  history_.add({.id = journal.move,
+                .began = std::chrono::system_clock::time_point(std::chrono::milliseconds(journal.began_ms)),
+                .user = pod.spec.user.uid,
+                .outcome = Journal::Outcome::interrupted,
+                .report = std::move(report)});
 }
 
 /// A pod of ours that an earlier daemon had in a migration: whatever was done to it for that is undone. With `use_`.
@@ -172,6 +203,7 @@ void Pods::settle(const std::shared_ptr<LocalPod>& pod) {
   fault::reach("adopt.decided");
   const auto interrupted = std::move(pod->interrupted_);
   const auto journal = interrupted ? std::optional(interrupted->journal) : std::nullopt;
+  if (journal) note_interrupted(*pod, *journal, *fate);
   if (*fate == control::Fate::here) {
     log::info("pod {} is ours and goes on", name);
     pod->unclaimed_ = pod::read_word(pod->directory) == true;

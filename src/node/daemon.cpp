@@ -73,9 +73,9 @@ struct Daemon::Parts {
   std::unique_ptr<store::Store> store;
   Doubts doubts;
   std::unique_ptr<Remainders> remainders;
+  std::unique_ptr<Journal> journal;
   std::unique_ptr<Pods> pods;
   std::unique_ptr<Starter> starter;
-  std::unique_ptr<Journal> journal;
   std::unique_ptr<Moves> moves;
   std::unique_ptr<Registry> registry;
   std::unique_ptr<Api> api;
@@ -164,9 +164,9 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, pod::Zygote& zygote
   if (p.trust) p.membership = std::make_unique<Membership>(p.links, *p.trust);
   p.store = TRY(open_store(p.config, p.links));
   p.remainders = std::make_unique<Remainders>(p.links, *p.store, p.config.state_dir);
-  p.pods = std::make_unique<Pods>(p.links, p.site, *p.store, p.doubts, *p.remainders);
-  p.starter = std::make_unique<Starter>(p.config, p.links, p.rules, *p.pods, *p.store);
   p.journal = std::make_unique<Journal>(*p.store);
+  p.pods = std::make_unique<Pods>(p.links, p.site, *p.store, p.doubts, *p.remainders, *p.journal);
+  p.starter = std::make_unique<Starter>(p.config, p.links, p.rules, *p.pods, *p.store);
   p.moves =
       std::make_unique<Moves>(p.links, *p.starter, *p.pods, *p.store, p.doubts, *p.remainders, *p.journal, p.site);
   p.registry = std::make_unique<Registry>(*p.store, p.config.node,
@@ -202,10 +202,10 @@ Daemon::~Daemon() {
   p.commands.reset();
   p.peers.reset();
   p.moves.reset();
-  p.journal.reset();
   p.registry.reset();
   p.starter.reset();
   p.pods.reset();
+  p.journal.reset();
   p.remainders.reset();
   // What pods are in stays; the rest would be left for nobody.
   for (const std::string& directory : {p.site.cgroup + "/pods", p.site.cgroup}) ::rmdir(directory.c_str());

@@ -12,10 +12,26 @@ constexpr const char* summary_kind = "move";
 constexpr const char* report_kind = "report";
 constexpr std::chrono::seconds retry_interval{2};
 
-const char* outcome_of(const Journal::Entry& entry) {
-  if (!entry.error) return "moved";
-  return *entry.error == ErrorKind::refused || *entry.error == ErrorKind::cancelled ? to_string(*entry.error)
-                                                                                    : "failed";
+const char* to_string(Journal::Outcome outcome) {
+  switch (outcome) {
+    case Journal::Outcome::moved:
+      return "moved";
+    case Journal::Outcome::refused:
+      return "refused";
+    case Journal::Outcome::cancelled:
+      return "cancelled";
+    case Journal::Outcome::failed:
+      return "failed";
+    case Journal::Outcome::interrupted:
+      return "interrupted";
+  }
+  return "?";
+}
+
+/// Where the pod was then; empty when neither node had it.
+std::string place_of(const migrate::Report& report) {
+  if (report.fate == control::Fate::here) return report.source;
+  return report.fate == control::Fate::there ? report.destination : "";
 }
 
 /// Sorted by it, moves are in the order in which they began, as far as the nodes' clocks agree.
@@ -42,6 +58,12 @@ Journal::~Journal() {
   if (!waiting_.empty()) log::warn("the history lacks {} moves: the store is away", waiting_.size());
 }
 
+Journal::Outcome Journal::outcome_of(const std::optional<Error>& error) {
+  if (!error) return Outcome::moved;
+  if (error->kind == ErrorKind::refused) return Outcome::refused;
+  return error->kind == ErrorKind::cancelled ? Outcome::cancelled : Outcome::failed;
+}
+
 void Journal::add(const Entry& entry) {
   const std::int64_t began =
       std::chrono::duration_cast<std::chrono::milliseconds>(entry.began.time_since_epoch()).count();
@@ -53,16 +75,18 @@ void Journal::add(const Entry& entry) {
                      {"source", report.source},
                      {"destination", report.destination},
                      {"strategy", report.strategy},
-                     {"outcome", outcome_of(entry)},
+                     {"outcome", to_string(entry.outcome)},
+                     {"node", place_of(report)},
                      {"freeze_us", report.freeze_us},
                      {"total_us", report.total_us},
                      {"bytes_sent", report.bytes_sent},
                      {"error", report.error.substr(0, error_limit)}};
   Json whole = to_json(report);
-  for (const char* name : {"id", "began_ms", "uid", "outcome"}) whole[name] = summary[name];
+  for (const char* name : {"id", "began_ms", "uid", "outcome", "node"}) whole[name] = summary[name];
   const std::string key = key_of(entry.id, began);
   Waiting waiting{.report = {.kind = report_kind, .key = key, .value = dump(whole)},
-                  .summary = {.kind = summary_kind, .key = key, .value = dump(summary)}};
+                  .summary = {.kind = summary_kind, .key = key, .value = dump(summary)},
+                  .belated = entry.outcome == Outcome::interrupted};
   if (const std::size_t size = waiting.report.value.size(); size > store::value_limit) {
     Json cut = summary;
     cut["cut"] = fmt::format("the report had {} bytes, {} are kept: this is its summary", size, store::value_limit);
@@ -79,6 +103,7 @@ void Journal::add(const Entry& entry) {
 
 /// The list last: what stands in it has a report. Written twice it is the same.
 Result<void> Journal::write(const Waiting& waiting) {
+  if (waiting.belated && !TRY(store_.notes(summary_kind, waiting.summary.key)).empty()) return {};
   TRY(store_.put(waiting.report, {.most = most}));
   return store_.put(waiting.summary, {.most = most});
 }

@@ -14,19 +14,29 @@ namespace godwit::node {
 /// from. Two notes for each: "move", a line of a list, and "report", the whole. The cluster's newest are kept.
 ///
 /// Written by a thread of its own when a move is over, so that no freeze and no command ever waits for it. What the
-/// store can't take just now is kept, within limits, as long as this daemon lives.
+/// store can't take just now is kept, within limits, as long as this daemon lives. What an ended one didn't come to
+/// write of a move that it was in the middle of, the next one does.
 class Journal {
  public:
   static constexpr std::uint64_t most = 1000;       ///< moves in the store
   static constexpr std::size_t most_waiting = 256;  ///< moves that the store hasn't taken yet; the oldest go
   static constexpr std::size_t error_limit = 2048;  ///< of an error's text in a list
 
+  enum class Outcome : std::uint8_t {
+    moved,
+    refused,
+    cancelled,
+    failed,
+    interrupted,  ///< the source's daemon ended under way; the next one says so, unless something is written already
+  };
+  static Outcome outcome_of(const std::optional<Error>&);
+
   struct Entry {
     std::string id;  ///< of the move
     std::chrono::system_clock::time_point began;
     std::uint32_t user = 0;  ///< whose pod
+    Outcome outcome = Outcome::moved;
     migrate::Report report;
-    std::optional<ErrorKind> error;  ///< none: it moved
   };
 
   explicit Journal(store::Store&);
@@ -38,6 +48,7 @@ class Journal {
  private:
   struct Waiting {
     store::Note report, summary;
+    bool belated;  ///< counts only where there is none
   };
   void work();
   Result<void> write(const Waiting&);

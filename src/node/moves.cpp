@@ -112,8 +112,7 @@ Result<std::shared_ptr<Move>> Moves::begin(const std::shared_ptr<LocalPod>& pod,
       // The last handle goes before anybody hears that it is over.
       held.reset();
       if (const auto end = move->view(); !move->options.dry_run)
-        journal_.add({move->id, move->began, move->pod->spec.user.uid, end.report,
-                      end.error.transform([](const Error& e) { return e.kind; })});
+        journal_.add({move->id, move->began, move->pod->spec.user.uid, Journal::outcome_of(end.error), end.report});
       const std::lock_guard over(mutex_);
       move->change([](Move::View& view) { view.over = true; });
       ended_.notify_all();
@@ -194,6 +193,7 @@ void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::P
   const migrate::SourceSite site{.move = move->id,
                                  .node = site_.node,
                                  .destination = destination,
+                                 .began = move->began,
                                  .store = store_,
                                  .cancelled = move->cancelled_,
                                  .commits = [&] { return move->commits(); },

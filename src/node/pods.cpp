@@ -61,13 +61,15 @@ Fd first_program(pod::Pod& pod) {
 
 }  // namespace
 
-Pods::Pods(const Links& links, pod::Site site, store::Store& store, Doubts& doubts, Remainders& remainders)
+Pods::Pods(const Links& links, pod::Site site, store::Store& store, Doubts& doubts, Remainders& remainders,
+           Journal& history)
     : links_(links),
       config_(links.config()),
       site_(std::move(site)),
       store_(store),
       doubts_(doubts),
       remainders_(remainders),
+      history_(history),
       wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   watcher_ = std::thread([this] { keep_going("the watch over the pods", [this] { watch(); }); });
 }

@@ -35,6 +35,7 @@ enum class PodState {
 };
 const char* to_string(PodState);
 
+class Journal;
 struct Interrupted;
 
 /// One pod on this node. The table and whoever works on the pod share it; `here` tells whether it is still this node's.
@@ -115,7 +116,7 @@ struct NewPod {
 /// The pods of this node. Thread-safe.
 class Pods {
  public:
-  Pods(const Links&, pod::Site, store::Store&, Doubts&, Remainders&);
+  Pods(const Links&, pod::Site, store::Store&, Doubts&, Remainders&, Journal&);
   ~Pods();
 
   /// Takes back what an earlier daemon left. A pod whose record names another owner is destroyed: it runs there. One
@@ -178,6 +179,7 @@ class Pods {
   void settle(const std::shared_ptr<LocalPod>&);
   std::optional<control::Fate> fate_of(LocalPod&);
   void go_on(const std::shared_ptr<LocalPod>&, const std::optional<migrate::Journal>&);
+  void note_interrupted(const LocalPod&, const migrate::Journal&, control::Fate);
   void claim(LocalPod&);
   void fetch_rest(const std::shared_ptr<LocalPod>&, std::unique_ptr<migrate::Pager>, const migrate::Journal&);
   void watch();
@@ -192,6 +194,7 @@ class Pods {
   store::Store& store_;
   Doubts& doubts_;
   Remainders& remainders_;
+  Journal& history_;
   mutable std::mutex mutex_;
   std::map<std::string, std::shared_ptr<LocalPod>> pods_;
   std::multiset<std::string> being_made_;

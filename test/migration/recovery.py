@@ -26,7 +26,8 @@ class Recovery(Field):
         return [Case(name, getattr(self, "_" + name.replace("-", "_")), exclusive=True)
                 for name in ("store-away-at-the-commit", "doubt-outlives-the-daemons", "doubt-resolved-here", "doubt-of-both-resolved", "word-outlives-the-daemons", "word-goes-along",
                              "remainder-by-an-operators-word", "rm-spares-what-runs", "link-lost-in-drain", "upgraded-in-drain", "pages-lost", "frozen-killed-in-drain",
-                             "frozen-killed-and-daemon-restarted", "forks-in-drain", "remainder-dropped")]
+                             "frozen-killed-and-daemon-restarted", "forks-in-drain", "remainder-dropped",
+                             "history-of-the-interrupted", "history-of-a-remainder")]
 
     def setup(self):
         super().setup()
@@ -412,3 +413,70 @@ class Recovery(Field):
             raise Failure("dropped twice")
         finally:
             self._end(pod)
+
+    def _told(self, pod: str) -> list[dict]:
+        return json.loads(self.cluster.godwit("a", "history", pod, "--json").stdout)
+
+    def _interrupted(self, pod: str, strategy: str, node: str) -> None:
+        """The history has this one move, as interrupted, and says where the pod is."""
+        moves = wait_for(f"the history of {pod}", lambda: self._told(pod), 20, step=0.1)
+        seen = [(move["outcome"], move["source"], move["destination"], move["strategy"], move["node"]) for move in moves]
+        if seen != [("interrupted", "b", "c", strategy, node)]:
+            raise Failure(f"the history of a move that ended with its source's daemon: {moves}")
+        if f"interrupted, on {node} " not in self.cluster.godwit("c", "history", pod).stdout:
+            raise Failure(f"the table doesn't say it: {self.cluster.godwit('a', 'history', pod).stdout}")
+        whole = json.loads(self.cluster.godwit("a", "history", "--show", moves[0]["id"], "--json").stdout)
+        if "the daemon of node b ended" not in whole["error"] or whole["node"] != node:
+            raise Failure(f"its report: {whole}")
+
+    def _history_of_the_interrupted(self) -> None:
+        """The source's daemon dies under way: the next one writes down what became of the move, once."""
+        for number, (point, strategy, node) in enumerate((("source.prepared", "precopy", "b"), ("source.frozen", "precopy", "b"),
+                                                          ("claim.swapped", "precopy", "c"), ("source.owing", "postcopy", "c"))):
+            pod = f"broken-off-{number}"
+            try:
+                self._start(pod)
+                self._arm("b", point, "kill")
+                self._reached("b", "kill", Migration(self.cluster, pod, "c", strategy))
+                self._disarm()
+                self.cluster.daemon("start", "b")
+                self._runs(pod, (node,))
+                self._nothing_left(pod)
+                self._interrupted(pod, strategy, node)
+                self._finish(pod, node)
+            finally:
+                self._end(pod)
+
+    def _history_of_a_remainder(self) -> None:
+        """What a source has left is another daemon's, and the next one's again: the move is in the history once. What the first has come to write stays."""
+        for pod, cut in (("left-by-a-killed", False), ("left-by-the-link", True)):
+            try:
+                self._draining(pod)
+                # It takes longer than all that follows.
+                self.cluster.link("c", "rate=1mbit")
+                if cut:
+                    self.cluster.link("c", "down")
+                    wait_for("the source to give up", lambda: cluster_json(self.cluster, "b")["remainders"], 60)
+                    wait_for("its word in the history", lambda: self._told(pod), 20)
+                    self.cluster.link("c", "up")
+                first = self._told(pod)
+                for _ in range(2):
+                    self.cluster.daemon("kill", "b")
+                    self.cluster.daemon("start", "b")
+                    wait_for("the remainder", lambda: cluster_json(self.cluster, "b")["remainders"], 30)
+                    told = wait_for("the history", lambda: self._told(pod), 20)
+                    # A line that is written anew is written within this time.
+                    time.sleep(2)
+                    if (now := self._told(pod)) != (first or told):
+                        raise Failure(f"the history has become {now}, it was {first or told}")
+                    first = now
+                self.cluster.link("c", "rate=none")
+                self._runs(pod, ("c",))
+                self._nothing_left(pod)
+                if cut and ([move["outcome"] for move in first] != ["failed"] or "daemon of node b" in first[0]["error"]):
+                    raise Failure(f"the first daemon's word is lost: {first}")
+                if not cut:
+                    self._interrupted(pod, "postcopy", "c")
+                self._finish(pod, "c")
+            finally:
+                self._end(pod)

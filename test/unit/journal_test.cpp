@@ -17,6 +17,7 @@ Journal::Entry move(int number, const std::string& pod = "redis") {
   entry.report.source = "a";
   entry.report.destination = "b";
   entry.report.moved = true;
+  entry.report.fate = control::Fate::there;
   entry.report.freeze_us = static_cast<std::uint64_t>(number);
   return entry;
 }
@@ -41,7 +42,8 @@ TEST_F(JournalTest, MovesAreListedNewestFirstWithTheirReports) {
   journal.add(move(1));
   journal.add(move(2, "nginx"));
   auto failed = move(3);
-  failed.error = ErrorKind::refused;
+  failed.outcome = Journal::outcome_of(Error{ErrorKind::refused, "", 0, {}});
+  failed.report.fate = control::Fate::here;
   failed.report.moved = false;
   failed.report.error = "too little memory";
   journal.add(failed);
@@ -49,7 +51,9 @@ TEST_F(JournalTest, MovesAreListedNewestFirstWithTheirReports) {
   const Json all = *list_moves(store_, root, "", 10);
   EXPECT_EQ(all[0]["outcome"], "refused");
   EXPECT_EQ(all[0]["error"], "too little memory");
+  EXPECT_EQ(all[0]["node"], "a");
   EXPECT_EQ(all[1]["pod"], "nginx");
+  EXPECT_EQ(all[1]["node"], "b");
   EXPECT_EQ(all[2]["outcome"], "moved");
   EXPECT_EQ(list_moves(store_, root, "", 2)->size(), 2u);
   EXPECT_EQ(list_moves(store_, root, "redis", 10)->size(), 2u);
@@ -96,6 +100,40 @@ TEST_F(JournalTest, WhatWaitsIsWrittenAtTheEnd) {
   }
   store_.away = false;
   EXPECT_EQ(list_moves(store_, root, "", 100)->size(), 20u) << "its end doesn't wait for the store";
+}
+
+Journal::Entry interrupted(int number) {
+  auto entry = move(number);
+  entry.outcome = Journal::Outcome::interrupted;
+  entry.report.error = "its daemon ended";
+  return entry;
+}
+
+TEST_F(JournalTest, AnInterruptedMoveIsToldOnceHoweverOften) {
+  for (int times = 0; times < 3; times++) {
+    Journal journal(store_);
+    journal.add(interrupted(1));
+  }
+  const auto moves = *list_moves(store_, root, "", 10);
+  ASSERT_EQ(moves.size(), 1u);
+  EXPECT_EQ(moves[0]["outcome"], "interrupted");
+  EXPECT_EQ(moves[0]["node"], "b");
+  EXPECT_EQ(find_report(store_, root, interrupted(1).id)->at("node"), "b");
+}
+
+TEST_F(JournalTest, WhatTheEndedDaemonHasWrittenStays) {
+  {
+    Journal journal(store_);
+    journal.add(move(1));
+  }
+  {
+    Journal journal(store_);
+    journal.add(interrupted(1));
+  }
+  const auto moves = *list_moves(store_, root, "", 10);
+  ASSERT_EQ(moves.size(), 1u);
+  EXPECT_EQ(moves[0]["outcome"], "moved");
+  EXPECT_EQ(find_report(store_, root, move(1).id)->at("outcome"), "moved");
 }
 
 TEST_F(JournalTest, TheNewestAreKept) {
