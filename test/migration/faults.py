@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import time
 
-from harness import BUILD, Case, Failure, Suite, wait_for
-from migration import proc
+import servers
+from harness import BUILD, Case, Failure, Suite, expect, wait_for
+from migration import load, proc
 from migration.cluster import Cluster, Migration
 
 # Phase, and the strategy with which it is long enough to be met on a slow link.
@@ -24,7 +26,8 @@ class Faults(Suite):
                     Case(f"link-cut-in-{phase}", lambda p=phase, y=strategy: self._cut(p, y)) for phase, strategy in (("precopy", "precopy"), ("freeze", "freeze"))
                 ] + [Case(f"source-killed-in-{phase}-with-tcp", lambda p=phase, y=strategy: self._kill_with_tcp(p, y))
                      for phase, strategy in (("precopy", "precopy"), ("freeze", "freeze"))
-                ] + [Case("daemon-restarts-under-a-pod", self._restart), Case("no-more-threads", self._no_more_threads, exclusive=True)]
+                ] + [Case("daemon-restarts-under-a-pod", self._restart), Case("limits-and-connections-stay", self._stay),
+                     Case("no-more-threads", self._no_more_threads, exclusive=True)]
 
     def setup(self):
         self.cluster = Cluster("faults", nodes=3)
@@ -196,5 +199,46 @@ class Faults(Suite):
             self._finish(pod, self._runs(pod, ("c",)))
             return {"error": last["error"]["message"]}
         finally:
+            cluster.heal()
+            cluster.remove(pod)
+
+    def _stay(self) -> None:
+        """A restart of its daemon, and a move, change neither a pod's limits nor its address: an old connection goes on, and new ones are let in."""
+        cluster, pod, server = self.cluster, "bounded", servers.python()
+        # Sends each line of its stdin over one connection, and prints the answer.
+        ask = "import socket, sys\nstream = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20).makefile('rw')\n" \
+              "for line in sys.stdin:\n    print(line, end='', file=stream, flush=True)\n    print(stream.readline(), end='', flush=True)"
+        client = None
+        try:
+            address = load.start(cluster, server, pod, "b", "--memory", "64M", "--cpus", "0.5")
+            words = cluster.exec_words("client", "python3", "-c", ask, address, server.port)
+            client = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+            asked = 0
+
+            def unchanged(node: str) -> None:
+                nonlocal asked
+                limits = {tuple(sorted(proc.cgroup_limits(pid).items())) for pid in cluster.processes(pod)}
+                expect(f"the limits on {node}", limits, {(("cpu", "50000 100000"), ("memory", str(64 << 20)))})
+                asked += 1
+                client.stdin.write("still there\n")
+                expect(f"the answer from {node}, and the number of questions", client.stdout.readline(), f"still there {asked}\n")
+                load.listening(cluster, pod, address, server.port)
+                expect("its address", cluster.address(pod), address)
+
+            unchanged("b")
+            for action in ("kill", "stop"):
+                cluster.daemon(action, "b")
+                cluster.daemon("start", "b")
+                unchanged("b")
+            cluster.migrate(pod, "c", node="b")
+            cluster.drained(pod, "c")
+            unchanged("c")
+            cluster.daemon("kill", "c")
+            cluster.daemon("start", "c")
+            unchanged("c")
+        finally:
+            if client:
+                client.kill()
+                client.wait()
             cluster.heal()
             cluster.remove(pod)

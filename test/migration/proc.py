@@ -67,6 +67,26 @@ def pids_limit(pid: int) -> pathlib.Path:
     raise Gone(f"no pids.max for {pid}")
 
 
+def cgroup_limits(pid: int) -> dict[str, str]:
+    """What the cgroups of a process, of either version, let it have: {"memory": BYTES, "cpu": "QUOTA PERIOD"}; only what is limited."""
+    mounts = [line.split() for line in _read(PROC / "mounts").splitlines()]
+    found = {}
+    for line in _read(PROC / str(pid) / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        files = {"": {"memory": ["memory.max"], "cpu": ["cpu.max"]}, "memory": {"memory": ["memory.limit_in_bytes"]},
+                 "cpu": {"cpu": ["cpu.cfs_quota_us", "cpu.cfs_period_us"]}}
+        for controller in controllers.split(","):
+            kind = "cgroup" if controller else "cgroup2"
+            root = next((mount[1] for mount in mounts if mount[2] == kind and (not controller or controller in mount[3].split(","))), None)
+            for limit, names in files.get(controller, {}).items():
+                with contextlib.suppress(OSError):
+                    value = " ".join(pathlib.Path(f"{root}{path}/{name}").read_text().strip() for name in names)
+                    # Without a limit of its own: v2's word, v1's -1, or as many pages as there are addresses.
+                    if not value.startswith(("max", "-1")) and int(value.split()[0]) < 1 << 60:
+                        found[limit] = value
+    return found
+
+
 def inner_pid(pid: int) -> int:
     """The pid of a process (or thread) in the innermost namespace that it is in."""
     found = re.search(r"^NSpid:.*?(\d+)$", _read(PROC / str(pid) / "status"), re.M)
