@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import pathlib
 import socket
 import subprocess
@@ -206,6 +207,13 @@ class Cluster:
             with contextlib.suppress(proc.Gone):
                 inner.append(proc.inner_pid(pid))
         return bool(inner) and len(inner) == len(set(inner))
+
+    def traces(self, node: str, pod: str) -> list[str]:
+        """What a node has of a pod: directory, socket, cgroups with what is in them, network ports (of any pod: their names don't tell whose)."""
+        root = f"/proc/{self.host_pid(node)}/root"
+        found = [place for place in (f"/var/lib/godwit/pods/{pod}", f"/run/godwit/pods/{pod}.sock") if os.path.lexists(root + place)]
+        script = f"find /sys/fs/cgroup -path '*/godwit/{node}/pods/{pod}*' -type d -o -name 'godwit-{node}-{pod}-*' -type d; ls /sys/class/net | grep '^gw-'"
+        return found + self.exec(node, "sh", "-c", script, check=False).stdout.split()
 
     def drained(self, pod: str, node: str, seconds: float = 60) -> None:
         """Waits until a pod is in one place only, and thawed there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import tempfile
 import threading
@@ -22,7 +23,7 @@ class Sessions(Suite):
 
     def cases(self):
         return [Case("logs_wait_and_run", self._output), Case("input", self._input), Case("terminal", self._terminal),
-                Case("commands_meanwhile", self._meanwhile), Case("daemons_killed", self._killed), Case("followers_outlive_daemons", self._followers), Case("input_ended", self._input_ended),
+                Case("commands_meanwhile", self._meanwhile), Case("interrupted", self._interrupted), Case("daemons_killed", self._killed), Case("followers_outlive_daemons", self._followers), Case("input_ended", self._input_ended),
                 Case("exec_output", self._exec_output), Case("exec_input", self._exec_input), Case("exec_both_ways", self._exec_both_ways), Case("exec_terminal", self._exec_terminal),
                 Case("exec_daemons_killed", self._exec_killed), Case("exec_ends_on_its_way", self._exec_ends), Case("exec_hangs_up", self._exec_hangs_up)]
 
@@ -211,6 +212,7 @@ class Sessions(Suite):
             moving.join(60)
             expect("exit code, and whether it moved", cancelled, [(1, False)])
             expect("node", self.cluster.pod(pod)["node"], "b")
+            self._left_nothing("c", pod)
             expect("it runs", self.cluster.godwit("a", "exec", pod, "--", "echo", "here").stdout, "here\n")
             try:
                 self.cluster.migrate(pod, "nowhere")
@@ -227,6 +229,58 @@ class Sessions(Suite):
         finally:
             self.cluster.link("b", "rate=none")
             self.cluster.remove(pod)
+
+    def _left_nothing(self, node: str, pod: str) -> None:
+        wait_for(f"nothing of {pod} to be left on {node}: {self.cluster.traces(node, pod)}", lambda: not self.cluster.traces(node, pod), 10, step=0.1)
+        if not self.cluster.alone(pod):
+            raise Failure(f"{pod} runs twice, or not at all")
+
+    def _interrupted(self):
+        """Ctrl-C of `migrate` cancels the move: the pod runs on where it was, the other node keeps neither anything of it nor a place for it."""
+        pod, config = "recalled", "/etc/godwit/godwitd.toml"
+        program = ("import os, time\nwaste = bytearray(os.urandom(1 << 20)) * 100\nn = 0\nwhile True:\n n += 1\n waste[n * 4096 % len(waste)] = n % 256\n"
+                   " print(n, flush=True)\n time.sleep(0.002)")
+        plain = self.cluster.exec("c", "cat", config).stdout
+
+        def configure(text: str) -> None:
+            self.cluster.exec("c", "sh", "-c", f"cat > {config}", input=text)
+            self.cluster.daemon("stop", "c")
+            self.cluster.daemon("start", "c")
+
+        try:
+            # With a place that is kept for a move that isn't, the next one has none.
+            configure("most_pods = 1\n" + plain)
+            self.cluster.run("a", pod, ["python3", "-c", program])
+            self.cluster.wait_logs(pod, "5\n")
+            self.cluster.link("c", "rate=100mbit")
+            for number in (signal.SIGINT, signal.SIGTERM):
+                move = self._start("move", "a", "migrate", pod, "c", "--strategy", "precopy")
+                move.wait_output("precopy round 1")
+                wait_for("the copy on c", lambda: self.cluster.traces("c", pod), step=0.05)
+                move.signal(number)
+                expect("exit code", move.wait(), 1)
+                said = move.output()
+                if "asking for the migration to be cancelled" not in said or "cancelled" not in said.split("to be cancelled")[-1]:
+                    raise Failure(f"the command doesn't say that it was cancelled: {said}")
+                state = self.cluster.pod(pod)
+                expect("where, and how it is", (state["node"], state["state"]), ("a", "running"))
+                seen = len(self.cluster.logs(pod).splitlines())
+                wait_for("the pod to go on", lambda: len(self.cluster.logs(pod).splitlines()) > seen + 20)
+                self._left_nothing("c", pod)
+                history = lambda: json.loads(self.cluster.godwit("b", "history", pod, "--limit", "1", "--json").stdout)  # noqa: E731
+                wait_for("the history", lambda: [move["outcome"] for move in history()] == ["cancelled"])
+            self.cluster.link("c", "rate=none")
+            begin = time.monotonic()
+            self.cluster.migrate(pod, "c", "precopy")
+            if (took := time.monotonic() - begin) > 9:
+                raise Failure(f"the next move took {took:.1f} s: as long as a promise lasts")
+            expect("node", self.cluster.pod(pod)["node"], "c")
+            numbers = self.cluster.logs(pod).split()
+            expect("its output", numbers, [str(number + 1) for number in range(len(numbers))])
+        finally:
+            self.cluster.link("c", "rate=none")
+            self.cluster.remove(pod)
+            configure(plain)
 
     def _input_ended(self):
         """The end of the input is the same wherever it is read."""
