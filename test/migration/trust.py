@@ -22,7 +22,7 @@ class Trust(Suite):
 
     def cases(self):
         names = ("join", "token-once", "no-certificate", "other-cluster", "plain-here", "plain-there", "expired", "expelled", "renewed-while-moving",
-                 "labels", "users-by-certificate", "nobody-reads-along", "check")
+                 "labels", "users-by-certificate", "nobody-reads-along", "check", "check-privileges")
         return [Case(name, getattr(self, "_" + name.replace("-", "_")), exclusive=True) for name in names]
 
     def setup(self):
@@ -350,3 +350,21 @@ print(seen, hits)
                     raise Failure(f"check says nothing of its config: {done.stdout}")
             finally:
                 self._configure("d", self._plain["d"])
+
+    def _check_privileges(self) -> None:
+        """`godwit check` names what the daemon wouldn't have, and tells what it can't do without from the rest."""
+        items = ("capabilities", "useful capabilities", "capabilities for pods")
+
+        def named(code: int, *words) -> dict[str, set]:
+            done = self.cluster.exec("d", *words, "godwit", "check", "--json", check=False)
+            expect(f"exit code of {' '.join(words)} godwit check", done.returncode, code)
+            found = {one["name"]: one for one in json.loads(done.stdout)["checks"]}
+            names = {item: set(re.findall(r"CAP_\w+", found[item]["error"])) for item in items}
+            expect("what is said to be there", {item: found[item]["ok"] for item in items}, {item: not names[item] for item in items})
+            return names
+
+        # This machine itself may lack some that are only useful.
+        whole = named(0)
+        for names, item, code in ((["sys_ptrace"], items[0], 3), (["mknod", "kill"], items[0], 3), (["ipc_lock"], items[1], 0), (["lease"], items[2], 0)):
+            without = "--bounding-set=" + ",".join(f"-{name}" for name in names)
+            expect(without, named(code, "setpriv", without), whole | {item: whole[item] | {f"CAP_{name.upper()}" for name in names}})
