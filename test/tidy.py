@@ -15,6 +15,20 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 OUTSIDE = {"sim": {"base", "control"}}
 # Beside each other on purpose, although one stands above the other in the list.
 STRANGERS = {("pod", "objects")}
+# What the unit may not have (systemd.exec(5), systemd.resource-control(5)), and why.
+UNIT_REFUSES = {
+    "a system call filter, or no_new_privs, which pods inherit":
+        "NoNewPrivileges DynamicUser LockPersonality MemoryDenyWriteExecute PrivateDevices ProtectClock ProtectHostname ProtectKernelLogs "
+        "ProtectKernelModules ProtectKernelTunables RestrictAddressFamilies RestrictNamespaces RestrictRealtime RestrictSUIDSGID "
+        "SystemCallArchitectures SystemCallErrorNumber SystemCallFilter SystemCallLog",
+    "namespaces other than the machine's": "BindPaths BindReadOnlyPaths ExecPaths ExtensionDirectories ExtensionImages IPCNamespacePath InaccessiblePaths "
+        "JoinsNamespaceOf LogNamespace MountAPIVFS MountFlags MountImages NetworkNamespacePath NoExecPaths PrivateBPF PrivateIPC PrivateMounts PrivateNetwork "
+        "PrivatePIDs PrivateTmp PrivateUsers ProcSubset ProtectControlGroups ProtectHome ProtectProc ProtectSystem ReadOnlyPaths ReadWritePaths RootDirectory "
+        "RootImage TemporaryFileSystem",
+    "rules on its cgroup, which hold for what it makes for pods there": "BPFProgram DeviceAllow DevicePolicy IPAddressAllow IPAddressDeny IPEgressFilterPath "
+        "IPIngressFilterPath RestrictFileSystems RestrictNetworkInterfaces SocketBindAllow SocketBindDeny",
+    "something else that pods inherit": "AmbientCapabilities CoredumpFilter LimitCORE OOMScoreAdjust Personality SecureBits",
+}
 MACHINE_PATH = re.compile(r"(?<![\w.}])/(?:home/\w+|root/\w+|work/\w+|Users/\w+)")
 
 
@@ -97,9 +111,17 @@ def capabilities() -> list[str]:
             for where, names in (("packaging/godwitd.service", unit), ("ARCHITECTURE.md", written)) if names != kept]
 
 
+def unit() -> list[str]:
+    """packaging/godwitd.service has nothing that the pods would suffer from."""
+    why = {name: reason for reason, names in UNIT_REFUSES.items() for name in names.split()}
+    lines = enumerate((ROOT / "packaging/godwitd.service").read_text().splitlines(), 1)
+    found = [(number, line.split("=")[0].strip()) for number, line in lines if re.match(r"\s*\w+\s*=", line)]
+    return [f"packaging/godwitd.service:{number}: {name}= gives the daemon {why[name]}" for number, name in found if name in why]
+
+
 def main() -> int:
     files = tracked()
-    wrong = imports(rooms(), files) + outside(files) + paths(files) + capabilities()
+    wrong = imports(rooms(), files) + outside(files) + paths(files) + capabilities() + unit()
     for line in wrong:
         print(line)
     print(f"tidy: {len(files)} files, {len(wrong)} wrong")
