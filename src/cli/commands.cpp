@@ -58,6 +58,17 @@ std::string number_text(const Json& json, const char* name) {
   return number && *number >= 0 ? std::to_string(*number) : "-";
 }
 
+/// "secure,zone=x"
+std::string labels_text(const Json& node) {
+  const Json labels = node.value("labels", Json::object());
+  std::string text;
+  for (const auto& [name, value] : labels.items()) {
+    text += (text.empty() ? "" : ",") + name;
+    if (value.is_string() && value != "") text += "=" + value.get<std::string>();
+  }
+  return text.empty() ? "-" : text;
+}
+
 /// "ok", "draining", "away since 2026-11-26 14:03:05".
 std::string node_state(const Json& node) {
   const std::string state = text_of(node, "state");
@@ -204,13 +215,13 @@ Result<Shown> show_nodes(const Common& common, const NodesOptions& options) {
     shown = shown_json(list, options.watch);
   } else {
     std::vector<std::vector<std::string>> rows{
-        {"NAME", "STATE", "PODS", "CPUS", "LOAD", "MEMORY", "FREE", "KERNEL", "ADDRESS"}};
+        {"NAME", "STATE", "PODS", "CPUS", "LOAD", "MEMORY", "FREE", "KERNEL", "LABELS", "ADDRESS"}};
     for (const Json& node : list) {
       const bool ok = text_of(node, "state") == "ok";
       rows.push_back({text_of(node, "name"), node_state(node), ok ? number_text(node, "pods") : "-",
                       number_text(node, "cpus"), ok ? fmt::format("{:.2f}", node.value("load", 0.0)) : "-",
                       bytes_of(node, "memory_total"), ok ? bytes_of(node, "memory_available") : "-",
-                      text_of(node, "kernel").empty() ? "-" : text_of(node, "kernel"),
+                      text_of(node, "kernel").empty() ? "-" : text_of(node, "kernel"), labels_text(node),
                       node.value("self", false) ? "(this node)" : text_of(node, "address")});
     }
     shown.text = table(rows);

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import time
 
-from harness import Case, Failure, Suite
+from harness import Case, Failure, Suite, expect, wait_for
 from migration.cluster import Cluster, CommandError, Migration
 
 CONFIG = "/etc/godwit/godwitd.toml"
@@ -23,7 +25,7 @@ class Negotiation(Suite):
     name = "negotiation"
 
     def cases(self):
-        names = ("draining", "label", "group", "any", "quota", "owner", "two-movers", "crossing", "drain-empties", "deadline", "dry-run", "promise-is-given-back")
+        names = ("draining", "label", "group", "any", "quota", "owner", "two-movers", "crossing", "drain-empties", "deadline", "dry-run", "promise-is-given-back", "nodes")
         return [Case(name, getattr(self, "_" + name.replace("-", "_")), exclusive=True) for name in names]
 
     def setup(self):
@@ -280,3 +282,20 @@ class Negotiation(Suite):
         finally:
             for pod in pods:
                 cluster.remove(pod)
+
+    def _nodes(self) -> None:
+        """Any node tells the labels, the load and the pods of the others."""
+        cluster = self.cluster
+        self._start("counted", node="b")
+        try:
+            for asked in cluster.nodes:
+                about = lambda: {one["name"]: one for one in json.loads(cluster.godwit(asked, "nodes", "--json").stdout)}  # noqa: B023, E731
+                expect("labels", {name: one["labels"] for name, one in about().items()}, {"a": {}, "b": {"zone": "x"}, "c": {"secure": ""}})
+                # All nodes are this machine here. Each says it anew every 3 s.
+                wait_for(f"the load of all nodes on {asked}", lambda: all(abs(one["load"] - os.getloadavg()[0]) < 0.5 for one in about().values()), 20, step=0.3)
+                wait_for(f"b's pod on {asked}", lambda: {name: one["pods"] for name, one in about().items()} == {"a": 0, "b": 1, "c": 0}, 10, step=0.3)
+                header, *rows = [re.split(r"  +", line) for line in cluster.godwit(asked, "nodes").stdout.splitlines()]
+                shown = {row[0]: row[header.index("LABELS")] for row in rows}
+                expect("the labels in the table", shown, {"a": "-", "b": "zone=x", "c": "secure"})
+        finally:
+            cluster.remove("counted")
