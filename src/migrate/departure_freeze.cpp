@@ -101,6 +101,7 @@ Result<void> Departure::freeze_once() {
   const FreezeHooks hooks{
       .last_pid = [this]() -> Result<PodPid> { return last_pid_ = TRY(pod_.last_pid()); },
       .begin = [this]() -> Result<void> {
+        fault::reach("source.stopping");
         freeze_watch_.restart();
         // What the threads and the kernel still answer goes out until they have stopped.
         TRY(pod_.gate().set(pod::Gate::State::pause));

@@ -26,7 +26,8 @@ OWING = ("postcopy", "hybrid")  # eager-dirty sends in the freeze what no file h
 BEFORE, AFTER, EITHER = ("b",), ("c",), ("b", "c")
 POINTS = {
     "starter.asked": ("b", BEFORE), "starter.promised": ("c", BEFORE),
-    "source.negotiated": ("b", BEFORE), "source.prepared": ("b", BEFORE), "source.copied": ("b", BEFORE), "source.frozen": ("b", BEFORE),
+    "source.negotiated": ("b", BEFORE), "source.prepared": ("b", BEFORE), "source.copied": ("b", BEFORE), "source.stopping": ("b", BEFORE),
+    "source.frozen": ("b", BEFORE),
     "source.state": ("b", BEFORE), "source.pinned": ("b", BEFORE), "claim.swap": ("b", BEFORE), "claim.swapped": ("b", AFTER),
     "gate.half-kept": ("b", BEFORE), "gate.half-forgotten": ("c", AFTER), "pager.half-forgotten": ("c", AFTER), "source.committed": ("b", AFTER), "source.said-go": ("b", AFTER), "source.owing": ("b", AFTER), "source.released": ("b", AFTER),
     "destination.negotiated": ("c", BEFORE), "destination.prepared": ("c", BEFORE), "destination.copied": ("c", BEFORE),

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <deque>
 #include <filesystem>
@@ -14,11 +15,63 @@
 #include <sstream>
 #include <thread>
 
+#include "fault_points.hpp"
 #include "pod/log_segments.hpp"
 #include "pod/zygote.hpp"
 
 namespace godwit::migrate {
 namespace {
+
+/// What happens, in its order, on whatever thread.
+class Story {
+ public:
+  void tell(std::string_view what) {
+    const std::scoped_lock lock(mutex_);
+    told_.emplace_back(what);
+  }
+  /// Between these two, each told once. Nothing when they weren't told in this order.
+  std::optional<std::vector<std::string>> between(std::string_view first, std::string_view last) {
+    const std::scoped_lock lock(mutex_);
+    const auto begin = std::ranges::find(told_, first), end = std::ranges::find(told_, last);
+    if (begin >= end || end == told_.end()) return {};
+    return std::vector<std::string>(begin + 1, end);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::string> told_;
+};
+
+/// Tells of every call.
+class ToldStore final : public store::Store {
+ public:
+  ToldStore(store::Store& store, Story& story) : store_(store), story_(story) {}
+  Result<void> create(const store::Record& record) override { return told("create").create(record); }
+  Result<std::optional<store::Record>> get(const std::string& pod) override { return told("get").get(pod); }
+  Result<std::vector<store::Record>> list() override { return told("list").list(); }
+  Result<bool> move(const store::Record& expected, const std::string& owner) override {
+    return told("move").move(expected, owner);
+  }
+  Result<bool> remove(const store::Record& expected) override { return told("remove").remove(expected); }
+  Result<std::uint64_t> changed(std::uint64_t since, std::chrono::milliseconds limit) override {
+    return told("changed").changed(since, limit);
+  }
+  Result<void> put(const store::Note& note, const store::Keep& keep) override { return told("put").put(note, keep); }
+  Result<std::vector<store::Note>> notes(const std::string& kind, const std::string& key) override {
+    return told("notes").notes(kind, key);
+  }
+  Result<void> erase(const std::string& kind, const std::string& key) override {
+    return told("erase").erase(kind, key);
+  }
+
+ private:
+  store::Store& told(const std::string& call) {
+    story_.tell("store: " + call);
+    return store_;
+  }
+  store::Store& store_;
+  Story& story_;
+};
 
 /// Two nodes in one process: directories and cgroups of their own, and socket pairs between them.
 class MigrateTest : public ::testing::TestWithParam<std::string> {
@@ -65,10 +118,13 @@ class MigrateTest : public ::testing::TestWithParam<std::string> {
     }
     auto opened = store::open_sqlite(base + "/store");
     ASSERT_TRUE(opened) << opened.error().message();
-    store = std::move(*opened);
+    sqlite = std::move(*opened);
+    store = std::make_unique<ToldStore>(*sqlite, story);
+    fault::seen = [this](std::string_view point) { story.tell(point); };
   }
 
   void TearDown() override {
+    fault::seen = {};
     if (base.empty()) return;
     for (auto& [name, node] : nodes) {
       if (node.pod) {
@@ -179,7 +235,8 @@ class MigrateTest : public ::testing::TestWithParam<std::string> {
   static std::unique_ptr<pod::Zygote> zygote;
   std::string base;
   std::map<std::string, Node> nodes;
-  std::unique_ptr<store::Store> store;
+  std::unique_ptr<store::Store> sqlite, store;  ///< the second tells of what it asks the first
+  Story story;
 };
 
 std::unique_ptr<pod::Zygote> MigrateTest::zygote;
@@ -199,6 +256,20 @@ TEST_P(MigrateTest, AShellGoesThereAndBack) {
   ASSERT_TRUE(end);
   EXPECT_EQ(WEXITSTATUS(*end), 7);
   EXPECT_EQ(output("a"), "ready\ncounted 60\n");
+}
+
+/// From before the first thread is stopped until all run at the new place. Both sides ask the same store.
+TEST_P(MigrateTest, OneSwapIsAllThatTheStoreIsAskedInTheFreeze) {
+  start({"/bin/sleep", "1000"});
+  const auto moved = move("a", "b", GetParam());
+  ASSERT_TRUE(moved) << moved.error().message();
+  auto told = story.between("source.stopping", "destination.restarted");
+  ASSERT_TRUE(told);
+  // What is known to lie in a freeze does.
+  for (const char* point : {"source.frozen", "source.pinned", "destination.pinned", "source.committed"})
+    EXPECT_EQ(std::ranges::count(*told, point), 1) << point;
+  std::erase_if(*told, [](const std::string& what) { return !what.starts_with("store: "); });
+  EXPECT_EQ(*told, std::vector<std::string>{"store: move"});
 }
 
 class SilentDestinationTest : public MigrateTest {};
