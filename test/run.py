@@ -14,10 +14,10 @@ import daemons  # noqa: E402
 import harness  # noqa: E402
 import local  # noqa: E402
 import simulator  # noqa: E402
-from migration import faults, matrix, mutated, negotiation, playground, programs, recovery, refusals, sessions, soak, store, tracees, trust, users  # noqa: E402
+from migration import faults, hostile, matrix, mutated, negotiation, playground, programs, recovery, refusals, sessions, soak, store, tracees, trust, users  # noqa: E402
 
 
-KINDS = (local.Tidy, local.Unit, local.Sanitized, simulator.Simulator, local.Fuzz, local.Tracees, local.Clients, daemons.Daemons, playground.Playground, sessions.Sessions, tracees.Moved, programs.Programs, refusals.Refusals, negotiation.Negotiation, users.Users, trust.Trust, store.Store, faults.Faults, matrix.Matrix, recovery.Recovery, mutated.Mutated, soak.Soak)
+KINDS = (local.Tidy, local.Unit, local.Sanitized, simulator.Simulator, local.Fuzz, local.Tracees, local.Clients, daemons.Daemons, playground.Playground, sessions.Sessions, tracees.Moved, programs.Programs, refusals.Refusals, negotiation.Negotiation, users.Users, hostile.Hostile, trust.Trust, store.Store, faults.Faults, matrix.Matrix, recovery.Recovery, mutated.Mutated, soak.Soak)
 
 
 def suites(options) -> list[harness.Suite]:

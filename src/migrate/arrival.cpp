@@ -210,6 +210,12 @@ Result<void> Arrival::check_rights(PodPid thread, const objects::ThreadSettings&
   return fail(ErrorKind::refused, "thread {} of {}: {}", thread.value, hello_.spec.name, beyond);
 }
 
+/// Whether the pod's user could open all of these (open(2)), asked on the workshop.
+Result<void> Arrival::check_paths(const std::set<std::string>& paths, int flags) const {
+  for (const auto& path : paths) TRY(objects::check_permission(opener_ ? &*opener_ : nullptr, path, flags));
+  return {};
+}
+
 /// What needn't be done while the pod stands still. Said once more when the source has had to let the pod go on for a
 /// moment.
 Result<void> Arrival::expect_freeze(const wire::Freezing& freezing) {
@@ -323,7 +329,7 @@ Result<void> Arrival::apply_round(const wire::Round& round) {
         file = TRY(objects::make_deleted_file(path));
         return {};
       }
-      TRY(objects::check_permission(opener_ ? &*opener_ : nullptr, path, flags));
+      TRY(check_paths({path}, flags));
       file.reset(::open(path.c_str(), flags | O_NONBLOCK | O_CLOEXEC));
       if (!file) return fail_errno("open {} in the pod", path);
       return {};
@@ -343,6 +349,10 @@ Result<void> Arrival::apply_round(const wire::Round& round) {
     for (const auto& process : round.processes) layouts.push_back(&process.layout);
     gadget_place_ = quiet_place(layouts, 1 * MiB);
   }
+  const CheckFiles check_files = [this](const std::set<std::string>& paths) -> Result<void> {
+    if (paths.empty()) return {};
+    return workshop_->run([&] { return check_paths(paths, O_RDONLY); });
+  };
   for (const auto& wanted : round.processes) {
     order_.push_back(wanted.pid);
     const bool known = find(wanted.pid) != nullptr;
@@ -367,7 +377,7 @@ Result<void> Arrival::apply_round(const wire::Round& round) {
     if (begin_anew) process.memory = TRY(DestinationMemory::empty(process.host, wanted.pid, process.hand()));
     Result<void> applied;
     if (!known || begin_anew || !wanted.unchanged)
-      applied = process.memory->apply(process.wanted.layout, objects_, builder_, process.hand());
+      applied = process.memory->apply(process.wanted.layout, objects_, builder_, process.hand(), check_files);
     if (applied) applied = make_threads(process);
     if (!applied)
       return std::unexpected(std::move(applied).error().within(fmt::format("lay out process {}", wanted.pid.value)));

@@ -3,6 +3,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <shared_mutex>
 #include <vector>
 
@@ -96,6 +97,9 @@ class Arrival {
   Result<void> begin_descriptors();
   void serve(const std::function<bool()>& until);
   Result<void> match_said();
+  [[nodiscard]] Result<void> check_complete() const;
+  [[nodiscard]] Result<void> check_places() const;
+  [[nodiscard]] Result<void> check_paths(const std::set<std::string>& paths, int flags) const;
   [[nodiscard]] Result<void> check_rights(PodPid thread, const objects::ThreadSettings&) const;
   Result<void> restore_process(const wire::ProcessImage&, int builder);
   Result<void> restore_threads(const wire::ProcessImage&, Arriving&, objects::ProcessRestore&, kernel::Batch);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "base/both.hpp"
@@ -71,6 +72,7 @@ Result<void> Arrival::rebuild_all() {
   state_ = TRY(image::unpack<wire::State>(message.payload));
   TRY(check(state_));
   TRY(match_said());
+  TRY(check_complete());
   TRY(make_groups());
   TRY(begin_references(last_));
   watch_.lap("threads");
@@ -79,7 +81,10 @@ Result<void> Arrival::rebuild_all() {
   TRY(workshop_->wait());
   for (const auto& image : state_.processes) descriptors_->set_close_on_exec(image.process.pid, image.close_on_exec);
   watch_.lap("objects");
-  workshop_->begin([this] { return pod_->set_last_pid(state_.last_pid); });
+  workshop_->begin([this]() -> Result<void> {
+    TRY(check_places());
+    return pod_->set_last_pid(state_.last_pid);
+  });
 
   for (const auto& image : state_.processes) {
     auto restored = restore_process(image, highest_number_ + 1);
@@ -119,6 +124,37 @@ Result<void> Arrival::match_said() {
   }
   raise_threads();
   return {};
+}
+
+/// Who isn't given credentials would keep those that it was made with, which are root's.
+Result<void> Arrival::check_complete() const {
+  for (const auto pid : order_) {
+    const Arriving& process = processes_.at(pid.value);
+    if (process.ended) continue;
+    const auto image = std::ranges::find(state_.processes, pid, [](const auto& each) { return each.process.pid; });
+    if (image == state_.processes.end()) return fail(ErrorKind::invalid, "process {} comes without a state", pid.value);
+    std::set<PodPid> told;
+    for (const auto& thread : image->threads)
+      if (!told.insert(thread.tid).second)
+        return fail(ErrorKind::invalid, "thread {} comes with two states", thread.tid.value);
+    for (const auto& thread : process.threads) {
+      const bool ends = process.wanted.leader_exited && &thread == &process.threads.front();
+      if (!ends && !told.contains(thread.pod))
+        return fail(ErrorKind::invalid, "thread {} comes without a state", thread.pod.value);
+    }
+  }
+  return {};
+}
+
+/// The stubs, which may go anywhere, take programs and working directories by name: their user must be able to.
+Result<void> Arrival::check_places() const {
+  std::set<std::string> programs, directories;
+  for (const auto& image : state_.processes) {
+    programs.insert(image.process.exe);
+    directories.insert({image.process.cwd, image.process.root});
+  }
+  TRY(check_paths(programs, O_RDONLY));
+  return check_paths(directories, O_PATH);
 }
 
 void Arrival::serve(const std::function<bool()>& until) {

@@ -302,13 +302,18 @@ Result<void> DestinationMemory::move_kernel_pages(const Layout& wanted, Hand han
   return {};
 }
 
-Result<void> DestinationMemory::apply(const Layout& wanted, const DestinationObjects& objects, int builder, Hand hand) {
+Result<void> DestinationMemory::apply(const Layout& wanted, const DestinationObjects& objects, int builder, Hand hand,
+                                      const CheckFiles& check) {
   Layout target;
   for (const auto& area : wanted)
     if (area.backing != Backing::vdso) target.push_back(area);
   TRY(move_kernel_pages(wanted, hand));
   const auto changes = difference(layout_, target);
   if (changes.empty()) return {};
+  std::set<std::string> files;
+  for (const auto& [kind, area] : changes)
+    if (kind == Change::Kind::map && area.backing == Backing::file && area.object == 0) files.insert(area.path);
+  TRY(check(files));
   auto batch = hand.gadget.batch();
   std::vector<Area> fresh;
   for (const auto& change : changes) {

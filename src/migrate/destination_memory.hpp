@@ -1,9 +1,11 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "base/fd.hpp"
@@ -59,6 +61,9 @@ class DestinationObjects {
   std::vector<Object> objects_;  ///< position = space id without the top bit
 };
 
+/// Paths in the pod's root, each once.
+using CheckFiles = std::function<Result<void>(const std::set<std::string>& paths)>;
+
 /// One process's address space at the destination.
 class DestinationMemory {
  public:
@@ -72,7 +77,8 @@ class DestinationMemory {
   [[nodiscard]] const Layout& layout() const { return layout_; }
 
   /// Turns the address space into `wanted`. `builder` is the number, in the stub's table, of a pidfd of this daemon.
-  Result<void> apply(const Layout& wanted, const DestinationObjects&, int builder, Hand);
+  /// The stub may open any file: `check` is asked first whether the pod's user may read those that are to be mapped.
+  Result<void> apply(const Layout& wanted, const DestinationObjects&, int builder, Hand, const CheckFiles& check);
   /// Of the final layout: the kernel's own pages are as many as this node gives. A process in the middle of exec, which
   /// `apply` may meet while the pod runs, doesn't have all of them yet.
   [[nodiscard]] Result<void> check_kernel_pages(const Layout& wanted) const;

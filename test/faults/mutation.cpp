@@ -10,6 +10,7 @@
 #include <map>
 #include <mutex>
 #include <random>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -20,10 +21,18 @@
 #include "migrate/page_stream.hpp"
 #include "migrate/wire.hpp"
 
-/// The test daemon's lies. The file /run/godwit/lie holds "SEED NUMBER SIDE", or isn't there: while move NUMBER is
-/// under way, of which this daemon is SIDE (source or destination), something that it says to the other one isn't what
-/// it should be. Seed and number decide which message that is, and what becomes of it. What was told is written to
-/// lie.told beside the file, a line for each lie.
+/// The test daemon's lies. What was told is written to lie.told beside the file /run/godwit/lie, a line for each lie.
+/// That file isn't there, or holds one of two things.
+///
+/// "SEED NUMBER SIDE": while move NUMBER is under way, of which this daemon is SIDE (source or destination), something
+/// that it says to the other one isn't what it should be. Seed and number decide which message that is, and what
+/// becomes of it.
+///
+/// "MESSAGE PATH = VALUE", in any number of lines: wherever such a message has something at the path, it is VALUE. All
+/// lines for a message are obeyed in their order. MESSAGE is "ask", "answer", or a type of the control connection by
+/// its name. PATH is made of steps, each with a dot before it: a key, the number of an element, or {KEY=TEXT}, the
+/// first element whose KEY is TEXT. What the last step names is added if it isn't there: a key, or the element behind
+/// the last one. VALUE is a number, true, false, "gone" (it is taken away), or else a text.
 namespace godwit::fault {
 namespace {
 
@@ -466,6 +475,98 @@ std::string change_records(Bytes& bytes, Chance& chance) {
   return done;
 }
 
+// ---- told what to say
+// ------------------------------------------------------------------------------------------------
+
+/// A line of the file's second form.
+struct Order {
+  std::string message, path, value;
+};
+
+bool is_number(std::string_view text) {
+  return !text.empty() && text.size() < 20 &&
+         std::ranges::all_of(text, [](char one) { return one >= '0' && one <= '9'; });
+}
+
+Value as_text(std::string_view text) {
+  return {.kind = Value::Kind::text, .bytes = Bytes(text.begin(), text.end())};
+}
+
+Value as_value(std::string_view text) {
+  if (is_number(text)) return {.kind = Value::Kind::natural, .number = std::stoull(std::string(text))};
+  if (text == "true" || text == "false") return {.kind = Value::Kind::boolean, .number = text == "true" ? 1U : 0U};
+  return as_text(text);
+}
+
+/// Where a step leads from an array or a map: a position among its parts, past the end when nothing is there.
+std::size_t position_of(const Value& value, std::string_view step) {
+  const auto& parts = value.parts;
+  if (value.kind == Value::Kind::map) {
+    for (std::size_t i = 0; i < parts.size(); i += 2)
+      if (std::ranges::equal(parts[i].bytes, step)) return i + 1;
+    return parts.size();
+  }
+  if (is_number(step)) return std::stoull(std::string(step));
+  const auto equals = step.find('=');
+  if (!step.starts_with('{') || !step.ends_with('}') || equals == std::string_view::npos) return parts.size();
+  const auto key = step.substr(1, equals - 1), text = step.substr(equals + 1, step.size() - equals - 2);
+  const auto found = std::ranges::find_if(parts, [&](const Value& part) {
+    if (part.kind != Value::Kind::map) return false;
+    const auto at = position_of(part, key);
+    return at < part.parts.size() && std::ranges::equal(part.parts[at].bytes, text);
+  });
+  return static_cast<std::size_t>(found - parts.begin());
+}
+
+/// What a blob holds, or the value itself.
+Value& held(Value& value) {
+  return value.kind == Value::Kind::blob && !value.parts.empty() ? held(value.parts.front()) : value;
+}
+
+/// ".a.{b=c.d}.0": "a", "{b=c.d}" and "0".
+std::vector<std::string_view> steps_of(std::string_view path) {
+  std::vector<std::string_view> steps;
+  while (path.starts_with('.')) {
+    path.remove_prefix(1);
+    const auto dot = path.find('.', path.starts_with('{') ? std::min(path.find('}'), path.size()) : 0);
+    steps.push_back(path.substr(0, dot));
+    path.remove_prefix(std::min(dot, path.size()));
+  }
+  return steps;
+}
+
+/// Whether there is such a place, or may be.
+bool put(Value& into, std::string_view step, const std::string& value) {
+  auto& parts = into.parts;
+  const bool map = into.kind == Value::Kind::map, gone = value == "gone";
+  const std::size_t position = position_of(into, step);
+  if (position < parts.size()) {
+    const auto place = parts.begin() + static_cast<std::ptrdiff_t>(position);
+    if (gone)
+      parts.erase(map ? place - 1 : place, place + 1);
+    else
+      *place = as_value(value);
+    return true;
+  }
+  const bool behind_last = into.kind == Value::Kind::array && is_number(step) && position == parts.size();
+  if (gone || (!map && !behind_last)) return false;
+  if (map) parts.push_back(as_text(step));
+  parts.push_back(as_value(value));
+  return true;
+}
+
+bool obey(Value& root, const Order& order) {
+  const auto steps = steps_of(order.path);
+  if (steps.empty()) return false;
+  Value* at = &held(root);
+  for (const auto step : std::span(steps).first(steps.size() - 1)) {
+    const std::size_t position = position_of(*at, step);
+    if (position >= at->parts.size()) return false;
+    at = &held(at->parts[position]);
+  }
+  return put(*at, steps.back(), order.value);
+}
+
 // ---- which ----------------------------------------------------------------------------------------------------------
 
 /// What a frame is: a type of the control connection, or one of these.
@@ -542,18 +643,32 @@ int what_is(Flow flow, const Bytes& frame) {
   return has_key(*value, "nonce") || has_key(*value, "mac") ? static_cast<int>(greeting) : -1;
 }
 
+/// The types of the control connection, from 1.
+constexpr std::array<std::string_view, 26> types{
+    "hello", "welcome", "refused",  "clock",       "prepare", "ready",         "files",        "round",    "done",
+    "last",  "state",   "objects",  "rebuilt",     "go",      "running",       "frames",       "log",      "drained",
+    "bye",   "abort",   "freezing", "streams_end", "probe",   "objects_ahead", "objects_kept", "execution"};
+static_assert(types.size() == static_cast<std::size_t>(Type::execution));
+
+/// As lines of the file's second form have it.
+std::string_view name_of(int what) {
+  if (what == asking) return "ask";
+  if (what == answering) return "answer";
+  return what >= 1 && what <= static_cast<int>(types.size()) ? types[static_cast<std::size_t>(what) - 1] : "";
+}
+
 class Liar {
  public:
   std::optional<Bytes> frame(Flow flow, int socket, std::span<const iovec> parts) {
-    std::string line;
     std::ifstream file(file_name);
+    const std::string text(std::istreambuf_iterator<char>(file), {});
     const std::scoped_lock lock(mutex_);
-    if (!std::getline(file, line)) {
+    if (text.empty()) {
       armed_.clear();
       held_.clear();
       return {};
     }
-    if (line != armed_) arm(line);
+    if (text != armed_) arm(text);
     Bytes whole;
     for (const auto& part : parts) {
       const auto* begin = static_cast<const std::uint8_t*>(part.iov_base);
@@ -561,6 +676,7 @@ class Liar {
     }
     const int what = what_is(flow, whole);
     if (what < 0) return {};
+    if (!orders_.empty()) return obeyed(what, flow == Flow::control ? 5 : 4, flow != Flow::control, std::move(whole));
     const int ordinal = said_[{flow, what}]++;
     const auto lie = std::ranges::find_if(
         lies_, [&](const Lie& one) { return one.flow == flow && one.what == what && one.ordinal == ordinal; });
@@ -568,8 +684,7 @@ class Liar {
     if (lie == lies_.end() && held == held_.end()) return {};
     if (lie != lies_.end()) {
       const std::string done = tell(flow, what, socket, whole);
-      std::ofstream(file_name + ".told", std::ios::app)
-          << fmt::format("{} {} #{}: {}\n", flow == Flow::control ? "message" : "record", what, ordinal, done);
+      note(fmt::format("{} {} #{}: {}", flow == Flow::control ? "message" : "record", what, ordinal, done));
     }
     if (held != held_.end()) {
       whole.insert(whole.end(), held->second.begin(), held->second.end());
@@ -579,17 +694,51 @@ class Liar {
   }
 
  private:
-  void arm(const std::string& line) {
-    armed_ = line;
+  static void note(const std::string& told) { std::ofstream(file_name + ".told", std::ios::app) << told << "\n"; }
+
+  void arm(const std::string& text) {
+    armed_ = text;
     said_.clear();
     held_.clear();
     lies_.clear();
+    orders_.clear();
+    if (!is_number(text.substr(0, 1))) return take_orders(text);
     std::uint64_t seed = 0, number = 0;
     char side[16] = "";
-    if (std::sscanf(line.c_str(), "%lu %lu %15s", &seed, &number, side) != 3) return;
+    if (std::sscanf(text.c_str(), "%lu %lu %15s", &seed, &number, side) != 3) return;
     chance_ = Chance(seed, number);
     do plan(std::string_view(side) == "source" ? std::span<const Choice>(source_says) : destination_says);
     while (chance_.one_in(4) && lies_.size() < 4);
+  }
+
+  void take_orders(const std::string& text) {
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) {
+      const auto space = line.find(" ."), equals = line.find(" = ");
+      if (space >= equals || equals == std::string::npos) {
+        note("not understood: " + line);
+        continue;
+      }
+      orders_.push_back({line.substr(0, space), line.substr(space + 1, equals - space - 1), line.substr(equals + 3)});
+    }
+  }
+
+  std::optional<Bytes> obeyed(int what, std::size_t head, bool big_endian, Bytes frame) {
+    const auto name = name_of(what);
+    if (frame.size() < head || std::ranges::find(orders_, name, &Order::message) == orders_.end()) return {};
+    auto value = parse(BytesView(frame).subspan(head), false);
+    bool any = false;
+    for (const auto& order : orders_) {
+      if (!value || order.message != name || !obey(*value, order)) continue;
+      note(fmt::format("{} {} = {}", order.message, order.path, order.value));
+      any = true;
+    }
+    if (!any) return {};
+    const Bytes payload = bytes_of(*value);
+    frame.resize(head);
+    frame.insert(frame.end(), payload.begin(), payload.end());
+    set_length(frame, static_cast<std::uint32_t>(payload.size()), big_endian);
+    return frame;
   }
 
   void plan(std::span<const Choice> choices) {
@@ -660,6 +809,7 @@ class Liar {
   std::string armed_;
   Chance chance_;
   std::vector<Lie> lies_;
+  std::vector<Order> orders_;
   std::map<std::pair<Flow, int>, int> said_;
   std::map<int, Bytes> held_;  ///< by socket: what comes behind the next frame
 };
