@@ -23,8 +23,8 @@ std::invoke_result_t<Work> caught(Work&& work) {
   }
 }
 
-/// For a thread that lasts as long as its daemon: runs `work` until it returns. Thrown out of it, it begins anew after a
-/// second, and the log says so.
+/// For a thread that lasts as long as its daemon: runs `work` until it returns. Thrown out of it, it begins anew after
+/// a second, and the log says so.
 void keep_going(std::string_view what, const std::function<void()>& work);
 
 }  // namespace godwit

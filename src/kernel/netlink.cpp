@@ -277,6 +277,19 @@ Result<void> Netlink::set_master(int index, int bridge) const {
   return request(std::move(message), fmt::format("put network device {} into bridge {}", index, bridge));
 }
 
+Result<void> Netlink::set_port_forwarding(int index, bool forwarding) const {
+  Message message(nlmsg_alloc_simple(RTM_SETLINK, 0));
+  ifinfomsg header{};
+  header.ifi_family = AF_BRIDGE;
+  header.ifi_index = index;
+  nlmsg_append(message.get(), &header, sizeof header, NLMSG_ALIGNTO);
+  nlattr* port = nla_nest_start(message.get(), IFLA_PROTINFO | NLA_F_NESTED);
+  nla_put_u8(message.get(), IFLA_BRPORT_STATE, forwarding ? BR_STATE_FORWARDING : BR_STATE_DISABLED);
+  nla_nest_end(message.get(), port);
+  return request(std::move(message), fmt::format("let the bridge of network device {} {}", index,
+                                                 forwarding ? "forward" : "forward nothing"));
+}
+
 Result<void> Netlink::move(int index, int netns, const std::string& new_name) const {
   Message message = link_message(RTM_NEWLINK, 0, index);
   nla_put_u32(message.get(), IFLA_NET_NS_FD, static_cast<std::uint32_t>(netns));

@@ -73,6 +73,9 @@ class Netlink {
   Result<void> set_queue_length(int index, int frames) const;
   /// Master bridge; 0 takes it out.
   Result<void> set_master(int index, int bridge) const;
+  /// Whether the device's bridge lets anything through to and from it. Only of a device that is up, in a bridge whose
+  /// STP isn't the kernel's. Stays whoever lives (IFLA_BRPORT_STATE: disabled or forwarding).
+  Result<void> set_port_forwarding(int index, bool forwarding) const;
   /// Moves the device (it goes down) and gives it another name on the way.
   Result<void> move(int index, int netns, const std::string& new_name) const;
   /// No link-local IPv6 address made by the kernel, so no frame is sent by itself when the device comes up.

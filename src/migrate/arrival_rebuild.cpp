@@ -313,6 +313,7 @@ Result<void> Arrival::pin() {
   // store says whose it is it stays frozen.
   TRY(pod_->deposit_gate());
   TRY(pod_->keep());
+  TRY(pod_->connect());
   watch_.lap("keep");
   // Whether it was heard can't be told: if it was, the source may have committed. Whoever waits for its answer finds
   // out.

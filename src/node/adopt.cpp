@@ -176,6 +176,8 @@ void Pods::go_on(const std::shared_ptr<LocalPod>& pod, const std::optional<migra
   if (const auto opened = held.gate().release(); !opened) log::error("pod {}: {}", name, opened.error().message());
   (void)held.forget_gate();
   const bool clean = recover(held, journal);
+  if (const auto connected = held.connect(); !connected) log::error("pod {}: {}", name, connected.error().message());
+  pod->announce_again_.begin();
   if (const auto announced = held.announce(); !announced) log::warn("pod {}: {}", name, announced.error().message());
   pod->change([&](LocalPod::View& view) {
     view.state = PodState::running;

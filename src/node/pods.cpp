@@ -349,6 +349,7 @@ std::shared_ptr<LocalPod> Pods::arrived(std::shared_ptr<pod::Pod> pod) {
   log::info("pod {} has arrived", pod->spec().name);
   auto local = local_of(std::move(pod), PodState::running);
   local->view_.settling = true;
+  local->announce_again_.begin();
   insert(local);
   return local;
 }
@@ -414,15 +415,15 @@ void Pods::watch() {
         running.push_back(pod);
       }
     }
-    bool unclaimed = false;
+    int pause_ms = doubtful.empty() ? look_interval_ms : doubt_interval_ms;
     for (const auto& pod : running) {
       const std::lock_guard alone(pod->use_);
-      unclaimed = unclaimed || pod->unclaimed_;
+      if (pod->unclaimed_) pause_ms = std::min(pause_ms, doubt_interval_ms);
+      pause_ms = std::min(pause_ms, pod->announce_again_.within_ms());
       const bool usable = pod->pod_ && pod->view().state == PodState::running;
       polls.push_back({usable ? pod->pod_->events_fd() : -1, POLLIN, 0});
     }
-    if (::poll(polls.data(), polls.size(), doubtful.empty() && !unclaimed ? look_interval_ms : doubt_interval_ms) < 0 &&
-        errno != EINTR) {
+    if (::poll(polls.data(), polls.size(), pause_ms) < 0 && errno != EINTR) {
       log::error("poll: {}", std::strerror(errno));
       continue;
     }
@@ -433,7 +434,9 @@ void Pods::watch() {
     for (const auto& pod : doubtful) settle(pod);
     for (const auto& pod : running) {
       const std::lock_guard alone(pod->use_);
-      if (pod->pod_ && pod->unclaimed_ && pod->view().state == PodState::running) claim(*pod);
+      if (!pod->pod_ || pod->view().state != PodState::running) continue;
+      if (pod->announce_again_.due()) (void)pod->pod_->announce();
+      if (pod->unclaimed_) claim(*pod);
     }
     for (const auto& pod : running) end_forsaken(*pod);
   }

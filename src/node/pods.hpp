@@ -21,6 +21,7 @@
 #include "node/io.hpp"
 #include "node/links.hpp"
 #include "node/remainders.hpp"
+#include "node/repetition.hpp"
 #include "pod/network.hpp"
 #include "pod/pod.hpp"
 #include "store/store.hpp"
@@ -97,7 +98,8 @@ class LocalPod {
   bool frozen_ = false;            ///< leaving, and whatever comes from outside has to wait
   std::mutex use_;                 ///< held while somebody works on the pod; taken before mutex_
   std::shared_ptr<pod::Pod> pod_;  ///< null once its program has ended; only touched with `use_`
-  bool unclaimed_ = false;  ///< here by an operator's word; the record has yet to be told. Only touched with `use_`
+  bool unclaimed_ = false;     ///< here by an operator's word; the record has yet to be told. Only touched with `use_`
+  Repetition announce_again_;  ///< where it is. Only touched with `use_`
   std::unique_ptr<Interrupted> interrupted_;  ///< taken over in doubt; only touched with `use_`
 };
 

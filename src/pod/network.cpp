@@ -211,6 +211,7 @@ Result<void> remove_device(const Netlink& netlink, const std::string& name) {
 
 struct Port::Parts {
   std::string device;
+  bool connected = false;  ///< to a bridge
   std::optional<Gate> gate;
   std::optional<Inside> inside;
   std::vector<Bytes> announcements;
@@ -256,7 +257,7 @@ Result<Port> Port::create(const std::string& bridge, const std::string& id, cons
                           Gate::State state) {
   auto parts = std::make_unique<Parts>();
   parts->device = device_for(id);
-  const bool connected = !bridge.empty();
+  const bool connected = parts->connected = !bridge.empty();
   Identity identity;
   if (connected) identity = TRY(identity_of(network));
   const auto netlink = TRY(Netlink::open());
@@ -277,10 +278,13 @@ Result<Port> Port::create(const std::string& bridge, const std::string& id, cons
     }));
     if (!connected) return {};
     parts->announcements = announcements_of(identity);
-    TRY(netlink.set_master(device, bridge_index));
     TRY(netlink.set_up(device, true));
     // Until the kernel's link watch has run, both ends drop what they are given.
     TRY(netlink.wait_until_it_carries(device, start_limit));
+    TRY(netlink.set_master(device, bridge_index));
+    // A gate is as good as whoever holds it. Were we to die, the pod's addresses would be there without the pod's
+    // sockets, and answer its peers with resets.
+    if (state == Gate::State::shut) TRY(netlink.set_port_forwarding(device, false));
     return inside(pod_netns, []() -> Result<void> {
       const auto netlink = TRY(Netlink::open());
       return netlink.wait_until_it_carries(TRY(netlink.index("eth0")), start_limit);
@@ -304,7 +308,8 @@ Result<Port> Port::adopt(const std::string& id, const Network& network, int pod_
     parts->inside = TRY(open_inside());
     return {};
   }));
-  if (!network.mac.empty()) parts->announcements = announcements_of(TRY(identity_of(network)));
+  parts->connected = !network.mac.empty();
+  if (parts->connected) parts->announcements = announcements_of(TRY(identity_of(network)));
   return Port(std::move(parts));
 }
 
@@ -324,6 +329,12 @@ Result<void> Port::add_neighbours(const std::vector<Neighbour>& neighbours) cons
   for (const auto& [address, mac, permanent] : neighbours)
     TRY(netlink.add_neighbour(device, {TRY(kernel::parse_prefix(address)), TRY(kernel::parse_mac(mac)), permanent}));
   return {};
+}
+
+Result<void> Port::connect() {
+  if (!parts_->connected) return {};
+  const auto netlink = TRY(Netlink::open());
+  return netlink.set_port_forwarding(TRY(netlink.index(parts_->device)), true);
 }
 
 Result<void> Port::announce() {

@@ -18,6 +18,7 @@ class Port {
   /// Makes the port of the pod `id` and brings it and `lo` up. The gate is in `state` before the device is up, so that
   /// a pod that arrives (`shut`) makes no frame and the bridge learns nothing. With an empty `bridge` the pod has only
   /// loopback: the port exists, without addresses and down. A port of that name left by a crash is replaced.
+  /// With `shut` the bridge lets nothing through, either, until `connect`: a gate goes with whoever holds it.
   static Result<Port> create(const std::string& bridge, const std::string& id, const Network&, int pod_netns,
                              Gate::State state);
   /// The port that an earlier daemon made. `gate` as that daemon left it with the pod's init; without descriptors the
@@ -26,6 +27,9 @@ class Port {
 
   [[nodiscard]] const std::string& device() const;  ///< the node's end
   [[nodiscard]] Gate& gate();
+
+  /// The bridge lets frames through, as the gate does. Not before somebody holds the gate who outlives this process.
+  Result<void> connect();
 
   /// Tells the neighbours where the pod's addresses are: gratuitous ARP (request and reply) and unsolicited neighbour
   /// advertisements, by a socket inside the pod's namespace that was opened at creation. The gate must let frames out

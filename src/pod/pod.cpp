@@ -289,6 +289,10 @@ const Port& Pod::port() const {
   return *parts_->port;
 }
 
+Result<void> Pod::connect() {
+  return parts_->port->connect();
+}
+
 Result<void> Pod::announce() {
   return parts_->port->announce();
 }

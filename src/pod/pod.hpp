@@ -159,6 +159,8 @@ class Pod {
   /// Leaves the gate with the init, so that its state outlives us; an adopted pod gets it back.
   Result<void> deposit_gate();
   Result<void> forget_gate();
+  /// Lets the bridge forward for it. Until then one that arrives is silent whatever becomes of its gate.
+  Result<void> connect();
   /// Tells the neighbours where the pod is now: gratuitous ARP and unsolicited neighbour advertisement, from inside the
   /// pod, with a socket that was opened at creation.
   Result<void> announce();

@@ -139,7 +139,10 @@ class World : public testing::Test {
   }
 
   void arrive(State state) {
-    in(b, [&] { second = must(Port::create("br0", "pod-1", pod_network, pod_again.get(), state)); });
+    in(b, [&] {
+      second = must(Port::create("br0", "pod-1", pod_network, pod_again.get(), state));
+      must(second->connect());
+    });
   }
 
   /// What the source still holds, to the pod where it is now. Frames for a group come there by themselves.
@@ -575,6 +578,24 @@ TEST_F(World, TheGateOutlivesItsFirstHolder) {
   ASSERT_TRUE(readable(receiving.get(), patience));
   ASSERT_EQ(recv(receiving.get(), &number, 1, 0), 1);
   EXPECT_EQ(number, 4);
+}
+
+TEST_F(World, WhoArrivesIsSilentWhateverBecomesOfItsGate) {
+  const Fd receiving = listen_in(pod_again, SOCK_DGRAM);
+  ASSERT_OK(first->gate().set(State::shut));
+  in(b, [&] { second = must(Port::create("br0", "pod-1", pod_network, pod_again.get(), State::shut)); });
+  second.reset();  // and the gate's programs with it
+  const Fd sending = connect_to_pod(SOCK_DGRAM);
+  check(send(sending.get(), "x", 1, 0) == 1, "send");
+  EXPECT_FALSE(readable(receiving.get(), 300));
+
+  in(b, [&] {
+    second = must(Port::adopt("pod-1", pod_network, pod_again.get()));
+    ASSERT_OK(second->connect());
+  });
+  ASSERT_OK(second->announce());
+  check(send(sending.get(), "x", 1, 0) == 1, "send");
+  EXPECT_TRUE(readable(receiving.get(), patience));
 }
 
 TEST_F(World, RemovingTwiceIsNoError) {
