@@ -9,6 +9,7 @@
 #include <tuple>
 #include <utility>
 
+#include "base/caught.hpp"
 #include "objects/common.hpp"
 
 namespace godwit::migrate {
@@ -76,7 +77,8 @@ Result<void> DestinationDescriptors::install_ahead(PodPid process, int builder, 
 
 Result<void> DestinationDescriptors::build(std::vector<objects::Image> images, const std::vector<objects::Kept>& kept) {
   images_ = std::move(images);
-  auto outcome = build_all(kept);
+  // Whatever becomes of it, whoever serves meanwhile must hear that it is over.
+  auto outcome = caught([&] { return build_all(kept); });
   const std::scoped_lock lock(mutex_);
   finished_ = true;
   changed_.notify_all();
@@ -92,15 +94,14 @@ bool DestinationDescriptors::serve(const std::function<bool()>& until,
     if (request_ != nullptr) {
       Request& request = *std::exchange(request_, nullptr);
       lock.unlock();
-      const auto hand = find(request.process);
-      const auto host = host_pid(request.process);
-      Result<void> outcome;
-      if (hand && host) {
+      // The workshop waits for an outcome, whatever it is.
+      auto outcome = caught([&]() -> Result<void> {
+        const auto hand = find(request.process);
+        const auto host = host_pid(request.process);
+        if (!hand || !host) return fail(ErrorKind::not_found, "process {} is not there", request.process.value);
         TracedStub stub(*host, *hand);
-        outcome = request.work(stub);
-      } else {
-        outcome = fail(ErrorKind::not_found, "process {} is not there", request.process.value);
-      }
+        return request.work(stub);
+      });
       lock.lock();
       request.outcome = std::move(outcome);
       changed_.notify_all();

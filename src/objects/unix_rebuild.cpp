@@ -273,7 +273,10 @@ Result<Fd> rebuild(const State& state, Destination& destination) {
     return fail(ErrorKind::invalid, "a Unix socket of type {}", state.type);
   if (state.shutdown < 0 || state.shutdown > 3)
     return fail(ErrorKind::invalid, "a Unix socket shut down in the way {}", state.shutdown);
-  if (std::ranges::any_of(state.queue, [](const Message& each) { return each.read > queue_limit; }))
+  const auto too_long = [](const std::vector<Message>& queue) {
+    return std::ranges::any_of(queue, [](const Message& each) { return each.read > queue_limit; });
+  };
+  if (too_long(state.queue) || std::ranges::any_of(state.waiting_sent, too_long))
     return fail(ErrorKind::invalid, "a piece of a stream over the limit");
   if (state.waiting.size() != state.waiting_as.size() || state.waiting.size() != state.waiting_sent.size())
     return fail(ErrorKind::invalid, "{} waiting connections of {} users with {} queues", state.waiting.size(),

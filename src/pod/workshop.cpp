@@ -10,6 +10,8 @@
 #include <optional>
 #include <thread>
 
+#include "base/caught.hpp"
+
 namespace godwit::pod {
 
 struct Workshop::Parts {
@@ -56,7 +58,7 @@ void Workshop::Parts::live(const Namespaces& namespaces) {
     const auto work = std::move(queue.front());
     queue.pop_front();
     lock.unlock();
-    outcome = work();
+    outcome = caught(work);
     lock.lock();
   }
 }

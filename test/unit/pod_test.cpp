@@ -298,6 +298,9 @@ TEST_F(PodTest, WorkshopStandsInThePod) {
   ASSERT_FALSE(failed);
   EXPECT_EQ(failed.error().what, "no");
   EXPECT_TRUE((*workshop)->run([] { return Result<void>{}; })) << "an error is told once";
+  const auto thrown = (*workshop)->run([]() -> Result<void> { throw std::bad_alloc(); });
+  ASSERT_FALSE(thrown);
+  EXPECT_NE(thrown.error().message().find("bad_alloc"), std::string::npos) << thrown.error().message();
   workshop->reset();
   EXPECT_TRUE(pod->destroy());
 }

@@ -1,6 +1,7 @@
 #include <sys/un.h>
 
 #include "kernel/kernel_state.hpp"
+#include "objects/unix_state.hpp"
 #include "socket_fixture.hpp"
 
 namespace godwit::objects::socket_testing {
@@ -180,6 +181,23 @@ TEST(Unix, BacklogKeepsItsOrder) {
     expect_ok(move_all({three, listener}));
     EXPECT_EQ(read_some(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)), "early");
   });
+}
+
+TEST(Unix, WhatHasBeenReadOfAQueueIsBounded) {
+  constexpr std::uint32_t gigabytes = ~0u;
+  const local::Message message{{1}, {}, {}, gigabytes};
+  const local::State own{.type = SOCK_STREAM, .phase = local::Phase::alone, .queue = {message}};
+  local::State waiting{.type = SOCK_STREAM, .phase = local::Phase::listening, .backlog = 1};
+  waiting.name.text = {0, 'b', 'o', 'u', 'n', 'd', 'e', 'd'};
+  waiting.waiting = {0};
+  waiting.waiting_as.resize(1);
+  waiting.waiting_sent = {{message}};
+  for (const auto& state : {own, waiting}) {
+    FakeDestination destination;
+    const auto built = kind_named("unix")->build(image::pack(state), destination);
+    ASSERT_FALSE(built);
+    EXPECT_EQ(built.error().kind, ErrorKind::invalid) << built.error().message();
+  }
 }
 
 TEST(Unix, HalfShutAndDeserted) {
