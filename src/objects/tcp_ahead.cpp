@@ -71,6 +71,13 @@ Connection lasting(const tcp_info& info, std::uint32_t mss) {
   return connection;
 }
 
+/// Whether it is as `lasting` makes them: nothing waits in it, and neither side has come to its end.
+bool only_lasting(const Connection& connection) {
+  return connection.received.empty() && connection.sending.empty() && connection.in_flight == 0 &&
+         connection.our_fin == tcp::Fin::none && !connection.our_fin_sent && !connection.their_fin &&
+         !connection.receive_shut;
+}
+
 Connection brought_up_to_date(Connection connection, const Change& change) {
   connection.send_sequence = change.sent;
   connection.receive_sequence = change.received;
@@ -290,6 +297,9 @@ Result<void> AheadDestination::build(AheadImage image, Destination& destination)
   if ((state.family != AF_INET && state.family != AF_INET6) || state.phase != tcp::Phase::connected ||
       state.connection.size() != 1)
     return fail(ErrorKind::invalid, "a connection of family {} that was sent ahead", state.family);
+  // What waits comes in the freeze, if anything.
+  if (!only_lasting(state.connection.front()))
+    return fail(ErrorKind::invalid, "a connection that was sent ahead with what waits in it, or half closed");
   Parts::Prepared made{.fd = Fd(::socket(state.family, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP))};
   if (!made.fd) return fail_errno("make a TCP socket");
   const int fd = made.fd.get();

@@ -3,6 +3,7 @@
 #include <array>
 
 #include "kernel/tcp_memory.hpp"
+#include "objects/tcp_state.hpp"
 #include "socket_fixture.hpp"
 
 namespace godwit::objects::socket_testing {
@@ -217,6 +218,41 @@ TEST(Ahead, FreezeThatIsPutOff) {
     expect_ok(kind_named("tcp")->open({}, made.get(), destination));
     EXPECT_EQ(::dup3(made.get(), pair.pod, O_CLOEXEC), pair.pod);
     for (int round = 0; round < 100; ++round) talk(pair);
+  });
+}
+
+TEST(Ahead, OnlyWhatLastsIsTakenAhead) {
+  const std::vector<std::function<void(tcp::Connection&)>> more{
+      [](tcp::Connection& connection) { connection.received = {1}; },
+      [](tcp::Connection& connection) { connection.sending = {1}; },
+      [](tcp::Connection& connection) { connection.in_flight = 1; },
+      [](tcp::Connection& connection) { connection.our_fin = tcp::Fin::queued; },
+      [](tcp::Connection& connection) { connection.our_fin = tcp::Fin::acknowledged; },
+      [](tcp::Connection& connection) { connection.our_fin_sent = true; },
+      [](tcp::Connection& connection) { connection.their_fin = true; },
+      [](tcp::Connection& connection) { connection.receive_shut = true; },
+  };
+  isolated([&] {
+    Net net;
+    const auto pair = connected(net);
+    talk(pair);
+    AheadSource ahead;
+    FakeSource source;
+    source.add(pair.pod);
+    const auto images = ahead.look(source.all);
+    ASSERT_TRUE(images && images->size() == 1);
+    const auto taken = [&](const std::function<void(tcp::Connection&)>& change) {
+      auto state = *image::unpack<tcp::State>(images->front().state);
+      change(state.connection.front());
+      AheadDestination there;
+      FakeDestination destination;
+      return there.build({1, image::pack(state), {}}, destination);
+    };
+    EXPECT_TRUE(taken([](tcp::Connection&) {}));
+    for (std::size_t i = 0; i < more.size(); ++i) {
+      const auto outcome = taken(more[i]);
+      EXPECT_TRUE(!outcome && outcome.error().kind == ErrorKind::invalid) << i;
+    }
   });
 }
 
