@@ -57,7 +57,7 @@ void map_area(kernel::Batch& batch, const Area& area, int object_fd, int builder
   } else {
     const auto opened =
         area.backing == Backing::file && area.object == 0
-            ? batch.must("open " + area.path, SYS_open, {batch.text(area.path), O_RDONLY | O_CLOEXEC})
+            ? batch.must("open " + area.path, SYS_open, {batch.text(area.path), O_RDONLY | O_NONBLOCK | O_CLOEXEC})
             : batch.must("fetch shared memory", SYS_pidfd_getfd,
                          {static_cast<std::uint64_t>(builder), static_cast<std::uint64_t>(object_fd), 0});
     const auto mapped = batch.must(what, SYS_mmap, {area.begin, area.size(), protection, flags, 0, area.offset});

@@ -452,6 +452,9 @@ Result<Fd> open_again(const State& state, int inode, int flags, Destination& des
 Result<Fd> build(const State& state, Destination& destination) {
   if (!state.path.starts_with("/") || state.path.size() >= PATH_MAX)
     return fail(ErrorKind::invalid, "a file whose path is \"{}\"", state.path);
+  // All others have kinds of their own. To open a FIFO or a device may take for ever.
+  if ((state.flags & O_PATH) == 0 && !S_ISREG(state.mode) && !S_ISDIR(state.mode))
+    return fail(ErrorKind::invalid, "{}: mode {:#o} of a file", state.path, state.mode);
   const bool nameless = state.deleted || (state.carrier == "state" && S_ISREG(state.mode));
   Fd named;
   if (!nameless) TRY(check_permission(destination.opener(), state.path, state.flags));

@@ -255,8 +255,8 @@ void ProcessRestore::late(kernel::Batch& batch, int free_number) {
   // EBUSY when the old program is still mapped: in a child forked from a rebuilt parent, whose program is right
   // already. `outside` looks at what came of it.
   const auto number = static_cast<std::uint64_t>(free_number);
-  const auto program =
-      batch.must(fmt::format("open {}", state_.exe), SYS_open, {batch.text(state_.exe), O_RDONLY | O_CLOEXEC});
+  const auto program = batch.must(fmt::format("open {}", state_.exe), SYS_open,
+                                  {batch.text(state_.exe), O_RDONLY | O_NONBLOCK | O_CLOEXEC});
   batch.forward(program, batch.must("move the program's descriptor", SYS_dup2, {0, number}), 0);
   map.exe_fd = static_cast<__u32>(free_number);
   batch.call(SYS_prctl, {PR_SET_MM, PR_SET_MM_MAP, batch.value(map), sizeof map});

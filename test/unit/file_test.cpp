@@ -303,6 +303,31 @@ TEST_F(File, MemoryEngineBringsWhatIsMapped) {
   EXPECT_EQ(::lseek(destination.built(0), 0, SEEK_CUR), 7);
 }
 
+/// What of an image a file is opened by.
+struct Forged {
+  std::string path, carrier = "root";
+  std::uint32_t mode = 0;
+  int flags = 0;
+  bool deleted = false;
+  MSGPACK_DEFINE_MAP(path, carrier, mode, flags, deleted)
+};
+
+TEST_F(File, NothingButFilesAndDirectoriesIsOpened) {
+  ASSERT_EQ(::mkfifo(path("fifo").c_str(), 0600), 0);
+  // Without its other ends the open below would never return.
+  const Fd others = open("fifo", O_RDWR | O_NONBLOCK);
+  for (const int access : {O_RDONLY, O_WRONLY}) {
+    const auto built =
+        file_kind.build(image::pack(Forged{path("fifo"), "root", S_IFIFO | 0600, access, false}), destination);
+    ASSERT_FALSE(built);
+    EXPECT_EQ(built.error().kind, ErrorKind::invalid) << built.error().message();
+  }
+  const Forged device{"/dev/null", "kernel", S_IFCHR | 0666, O_RDONLY, false};
+  EXPECT_FALSE(file_kind.build(image::pack(device), destination));
+  // Without opening it, it may be anything.
+  EXPECT_TRUE(file_kind.build(image::pack(Forged{path("fifo"), "root", S_IFIFO | 0600, O_PATH, false}), destination));
+}
+
 TEST_F(File, OtherMountIsRefused) {
   const Fd other{::open("/dev/pts", O_RDONLY | O_CLOEXEC)};
   ASSERT_TRUE(other);
