@@ -356,8 +356,13 @@ Result<void> AheadDestination::finish(const std::vector<Kept>& all, Destination&
   };
   std::vector<Seat> seats;
   seats.reserve(all.size());
-  for (auto& [key, prepared] : parts_->prepared)
-    if (std::exchange(prepared.seated, false)) TRY(unseat(prepared.fd.get()));
+  auto& openings = destination.shared<tcp::Openings>(tcp::openings_key);
+  for (auto& [key, prepared] : parts_->prepared) {
+    if (!std::exchange(prepared.seated, false)) continue;
+    TRY(unseat(prepared.fd.get()));
+    // Who isn't kept this time is closed, and its number somebody else's.
+    openings.erase(prepared.fd.get());
+  }
   for (const auto& kept : all) {
     const auto found = parts_->prepared.find(kept.key);
     if (found == parts_->prepared.end() || !found->second.fd)
@@ -383,7 +388,6 @@ Result<void> AheadDestination::finish(const std::vector<Kept>& all, Destination&
   const auto front = [&] { return seat(0, half); };
   const auto back = [&] { return seat(half, seats.size()); };
   TRY(half == 0 ? back() : both(front, back));
-  auto& openings = destination.shared<tcp::Openings>(tcp::openings_key);
   for (const auto& [prepared, connection, quiet] : seats) {
     const int fd = prepared->fd.get();
     if (!quiet) TRY(tcp::rebuild_connection(fd, prepared->local, prepared->remote, connection, destination));

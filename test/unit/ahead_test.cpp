@@ -221,6 +221,41 @@ TEST(Ahead, FreezeThatIsPutOff) {
   });
 }
 
+TEST(Ahead, WhoIsNotKeptAgainLeavesItsNumber) {
+  isolated([] {
+    Net net;
+    const auto pair = connected(net);
+    talk(pair);
+    AheadSource ahead;
+    AheadDestination there;
+    FakeDestination destination;
+    FakeSource source;
+    source.add(pair.pod);
+    const auto images = ahead.look(source.all);
+    ASSERT_TRUE(images && images->size() == 1);
+    expect_ok(there.build(images->front(), destination));
+    const int number = there.built(images->front().key);
+    expect_ok(ahead.compare(source));
+    const auto kept = ahead.keep(source.all.front(), source);
+    ASSERT_TRUE(kept && *kept);
+    const Fd placeholder(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+    set_int(pair.pod, IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_ON);
+    EXPECT_EQ(::dup3(placeholder.get(), pair.pod, O_CLOEXEC), pair.pod);
+    expect_ok(there.finish({**kept}, destination));
+    // The freeze is put off, and in the next one the connection is another.
+    expect_ok(there.finish({}, destination));
+    there.clear();
+    const auto* tcp = kind_named("tcp");
+    const tcp::State state{.family = AF_INET, .phase = tcp::Phase::listening, .backlog = 1};
+    auto listener = tcp->build(image::pack(state), destination);
+    ASSERT_TRUE(listener) << listener.error().message();
+    const Fd moved(::fcntl(listener->get(), F_DUPFD_CLOEXEC, number + 1));
+    ASSERT_EQ(::dup3(moved.get(), number, O_CLOEXEC), number);
+    // As a connection it would have to leave repair mode, which a listening socket can't.
+    expect_ok(tcp->open(image::pack(state), number, destination));
+  });
+}
+
 TEST(Ahead, OnlyWhatLastsIsTakenAhead) {
   const std::vector<std::function<void(tcp::Connection&)>> more{
       [](tcp::Connection& connection) { connection.received = {1}; },
