@@ -330,6 +330,8 @@ Result<void> Departure::follow_processes() {
       if (!leaving.memory || replaced || !leaving.memory->alive()) {
         auto memory = SourceMemory::open(ids.body(), ids.pod);
         if (!memory) continue;
+        // What was opened is the process's of the tree, unless that has ended since.
+        if (!is_of(pod_.init(), ids.pod, ids.body()) || !memory->alive()) continue;
         leaving.memory = std::move(*memory);
         leaving.gadget = {};
         leaving.fresh = true;
@@ -350,7 +352,7 @@ Result<void> Departure::follow_processes() {
 Result<bool> Departure::track(Leaving& leaving) {
   if (std::exchange(leaving.asked_to_track, true)) return true;
   const ProcessIds& ids = leaving.ids;
-  auto tracking = begin_tracking(ids.host, clock_);
+  auto tracking = begin_tracking(pod_.init(), {ids.host, ids.pod}, clock_);
   if (tracking) {
     report_.pauses_us.push_back(tracking->pause_us);
     leaving.memory->track(std::move(tracking->tracker));
@@ -520,7 +522,7 @@ Result<void> Departure::send_files() {
 
 Result<void> Departure::send_objects_ahead() {
   return SourceDescriptors::look_ahead(
-      TRY(read_tree(pod_.init())), ahead_, [this](std::vector<objects::AheadImage> images) {
+      pod_.init(), TRY(read_tree(pod_.init())), ahead_, [this](std::vector<objects::AheadImage> images) {
         return control_->send(wire::Type::objects_ahead, wire::ObjectsAhead{std::move(images)});
       });
 }

@@ -548,7 +548,7 @@ void Departure::give_up(const Error& why) {
     if (!leaving.memory) continue;
     leaving.memory->untrack();
     if (!leaving.gadget) continue;
-    auto pause = remove_gadget(leaving.ids.host, leaving.gadget, clock_);
+    auto pause = remove_gadget(pod_.init(), {leaving.ids.host, leaving.ids.pod}, leaving.gadget, clock_);
     if (pause) report_.pauses_us.push_back(*pause);
     left = left || (!pause && pause.error().kind != ErrorKind::gone);
     leaving.gadget = {};

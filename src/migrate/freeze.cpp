@@ -43,7 +43,7 @@ bool is_ending(HostPid tid) {
 }
 
 /// Makes every thread that isn't ours yet a tracee, which it doesn't notice. True when there was one.
-Result<bool> seize_new(const std::vector<ProcessIds>& tree, std::vector<FrozenProcess>& frozen,
+Result<bool> seize_new(HostPid init, const std::vector<ProcessIds>& tree, std::vector<FrozenProcess>& frozen,
                        std::set<pid_t>& seized) {
   bool grew = false;
   for (const auto& process : tree) {
@@ -61,6 +61,12 @@ Result<bool> seize_new(const std::vector<ProcessIds>& tree, std::vector<FrozenPr
       if (!tracee && tracee.error().code == EPERM && is_ending(ids.host)) continue;
       if (!tracee && is_gone(tracee.error())) continue;
       if (!tracee) return std::unexpected(tracee.error());
+      if (!is_of(init, process.pod, ids.host, ids.pod)) {
+        // It has ended, and its number is somebody else's: of the pod, perhaps, which another look at the tree tells.
+        let_go(*tracee);
+        seized.erase(ids.host.value);
+        continue;
+      }
       known->threads.push_back({ids, std::move(*tracee)});
       grew = true;
     }
@@ -161,16 +167,16 @@ Result<std::vector<FrozenProcess>> try_freeze(HostPid init, const Known& known, 
                                               std::vector<FrozenProcess>& frozen, std::int64_t& stopped_at) {
   std::set<pid_t> seized;
   auto tree = known.processes;
-  TRY(seize_new(tree, frozen, seized));
+  TRY(seize_new(init, tree, frozen, seized));
   TRY(hooks.begin());
   stopped_at = now_ns();
   TRY(ask_to_stop(hooks, frozen));
   TRY(await_stops(frozen, seized));
   const bool as_known = TRY(hooks.last_pid()) == known.last_pid && all_stopped(tree, frozen) && TRY(refresh_tree(tree));
-  if (as_known) TRY(seize_new(tree, frozen, seized));
+  if (as_known) TRY(seize_new(init, tree, frozen, seized));
   while (!as_known) {
     tree = TRY(read_tree(init));
-    const bool grew = TRY(seize_new(tree, frozen, seized));
+    const bool grew = TRY(seize_new(init, tree, frozen, seized));
     TRY(ask_to_stop(hooks, frozen));
     TRY(await_stops(frozen, seized));
     if (grew) continue;
@@ -178,6 +184,10 @@ Result<std::vector<FrozenProcess>> try_freeze(HostPid init, const Known& known, 
     TRY(hooks.last_pid());
     break;
   }
+  // Whoever has gone from the tree isn't waited for: its number may be somebody else's.
+  std::erase_if(frozen, [&](const FrozenProcess& process) {
+    return process.threads.empty() && std::ranges::find(tree, process.ids.host, &ProcessIds::host) == tree.end();
+  });
   for (auto process = frozen.begin(); process != frozen.end();) {
     auto ended = process->threads.empty() && !process->ids.zombie ? learn_end(process->ids) : Result<void>{};
     if (!ended && !is_gone(ended.error())) return std::unexpected(std::move(ended).error());
@@ -198,6 +208,12 @@ Result<std::vector<FrozenProcess>> try_freeze(HostPid init, const Known& known, 
 pod::RaisedThread told_of(PodPid tid, const kernel::RaisedPriority& thread) {
   const auto& before = thread.before();
   return {tid.value, thread.raised_to(), before.policy, before.priority, before.timer_slack};
+}
+
+void let_go(kernel::Tracee& thread) {
+  if (!thread.stopped() && thread.interrupt()) (void)thread.wait_stop(stop_limit);
+  if (thread.stopped()) (void)hide_interruption(thread);
+  (void)thread.detach();
 }
 
 std::int64_t now_ns() {

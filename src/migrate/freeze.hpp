@@ -58,6 +58,9 @@ struct FreezeHooks {
 Result<std::vector<FrozenProcess>> freeze_all(HostPid init, const Known& known, const FreezeHooks& hooks,
                                               std::chrono::milliseconds limit, std::int64_t& stopped_at);
 
+/// Lets a thread go on to which nothing has been done: it can't tell that it was a tracee.
+void let_go(kernel::Tracee&);
+
 /// Lets everything go on.
 void thaw_all(std::vector<FrozenProcess>& frozen);
 

@@ -87,7 +87,9 @@ bool anyone_in(HostPid process, RemoteAddress begin, RemoteAddress end) {
 }
 
 /// True when nothing is left in this process.
-Result<bool> recover_gadget(HostPid process, const objects::PodClock& clock, const std::string& pod) {
+Result<bool> recover_gadget(HostPid init, HostPid process, const objects::PodClock& clock, const std::string& pod) {
+  const auto status = TRY(kernel::read_status(process));
+  const ThreadIds ids{process, PodPid{status.ns_tgid.empty() ? 0 : status.ns_tgid.back()}};
   auto gadget = TRY(kernel::Gadget::find(process));
   if (!gadget) return true;
   constexpr int tries = 100;
@@ -95,7 +97,7 @@ Result<bool> recover_gadget(HostPid process, const objects::PodClock& clock, con
     if (attempt == tries) return fail(ErrorKind::busy, "a thread of process {} is still in the gadget", process.value);
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
-  const auto pause = TRY(remove_gadget(process, *gadget, clock));
+  const auto pause = TRY(remove_gadget(init, ids, *gadget, clock));
   log::info("{}: the gadget that was left in process {} is gone; a thread stood still for {} us", pod, process.value,
             pause);
   return true;
@@ -170,7 +172,7 @@ bool recover_running(pod::Pod& pod, const Journal& journal) {
   }
   bool clean = true;
   for (const HostPid process : processes_of(pod)) {
-    const auto gone = recover_gadget(process, *clock, name);
+    const auto gone = recover_gadget(pod.init(), process, *clock, name);
     if (gone || gone.error().kind == ErrorKind::gone || gone.error().code == ENOENT) continue;
     log::error("{}: {}", name, gone.error().message());
     clean = false;

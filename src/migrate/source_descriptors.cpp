@@ -163,7 +163,8 @@ std::vector<std::string> SourceDescriptors::preflight() {
   return refusals;
 }
 
-Result<void> SourceDescriptors::look_ahead(const std::vector<ProcessIds>& processes, objects::AheadSource& ahead,
+Result<void> SourceDescriptors::look_ahead(HostPid init, const std::vector<ProcessIds>& processes,
+                                           objects::AheadSource& ahead,
                                            const std::function<Result<void>(std::vector<objects::AheadImage>)>& send) {
   // A duplicate keeps what the program closes from telling its other end: they are held for milliseconds.
   constexpr std::size_t at_once = 64;
@@ -172,7 +173,8 @@ Result<void> SourceDescriptors::look_ahead(const std::vector<ProcessIds>& proces
     const HostPid holder = process.threads.front().host;
     const auto pidfd = kernel::pidfd_open(holder, process.leader_exited);
     const auto numbers = kernel::list_descriptors(holder);
-    if (!pidfd || !numbers) continue;  // it has ended meanwhile
+    // It has ended meanwhile; its number may be somebody else's.
+    if (!pidfd || !numbers || !is_of(init, process.pod, holder)) continue;
     for (auto next = numbers->begin(); next != numbers->end();) {
       std::vector<Fd> duplicates;
       std::vector<objects::Descriptor> sockets;

@@ -35,7 +35,7 @@ class SourceDescriptors : public objects::Source {
   /// Everything that would keep the descriptors from moving, each with process, number, object and reason.
   [[nodiscard]] std::vector<std::string> preflight();
   /// While the pod runs: gives `send` what of these processes' objects can be captured ahead, a part at a time.
-  static Result<void> look_ahead(const std::vector<ProcessIds>& processes, objects::AheadSource&,
+  static Result<void> look_ahead(HostPid init, const std::vector<ProcessIds>& processes, objects::AheadSource&,
                                  const std::function<Result<void>(std::vector<objects::AheadImage>)>& send);
   /// What was captured ahead and is still there.
   Result<std::vector<objects::Kept>> keep(objects::AheadSource&);

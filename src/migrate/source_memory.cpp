@@ -275,6 +275,8 @@ Result<void> SourceMemory::look(SourceObjects& objects, bool with_advice, Remote
   constexpr int most_tries = 20;
   for (int tries = 0;; ++tries) {
     auto read = TRY(read_layout(with_advice, leave_out_begin, leave_out_end));
+    // While the pod runs the number may be somebody else's by now. In the freeze it can't.
+    if (with_advice && !alive()) return fail(ErrorKind::gone, "process {} has ended", pod_.value);
     const Layout& layout = read ? read->layout : layout_;
     if (overlap(layout)) {
       if (tries == most_tries) return fail(ErrorKind::busy, "process {} maps and unmaps all the time", pod_.value);

@@ -29,9 +29,10 @@ constexpr auto stop_limit = std::chrono::seconds(5);
 
 /// Stops one thread, does `work` with it, and lets it go on so that it can't tell. Returns how long it stood still
 /// (us).
-Result<std::uint64_t> borrow_thread(HostPid process, const objects::PodClock& clock, kernel::Gadget& gadget,
-                                    bool leave_gadget, const std::function<Result<void>(kernel::Tracee&)>& work) {
-  const auto threads = TRY(kernel::list_threads(process));
+Result<std::uint64_t> borrow_thread(HostPid init, ThreadIds process, const objects::PodClock& clock,
+                                    kernel::Gadget& gadget, bool leave_gadget,
+                                    const std::function<Result<void>(kernel::Tracee&)>& work) {
+  const auto threads = TRY(kernel::list_threads(process.host));
   objects::SleepClock sleep_clock(clock);
   for (std::size_t i = 0; i < threads.size(); ++i) {
     const bool last = i + 1 == threads.size();
@@ -39,6 +40,10 @@ Result<std::uint64_t> borrow_thread(HostPid process, const objects::PodClock& cl
     auto thread = kernel::Tracee::seize(threads[i]);
     if (!mark || !thread) {
       if (last) return std::unexpected(!thread ? thread.error() : mark.error());
+      continue;
+    }
+    if (!is_of(init, process.pod, threads[i])) {
+      let_go(*thread);
       continue;
     }
     const auto began = now_ns();
@@ -70,7 +75,7 @@ Result<std::uint64_t> borrow_thread(HostPid process, const objects::PodClock& cl
     if (!done) return std::unexpected(done.error());
     return pause;
   }
-  return fail(ErrorKind::gone, "process {} has no thread left", process.value);
+  return fail(ErrorKind::gone, "process {} has no thread left", process.pod.value);
 }
 
 Result<Fd> make_userfaultfd(kernel::Gadget& gadget, kernel::Tracee& helper) {
@@ -89,7 +94,7 @@ Result<Fd> make_userfaultfd(kernel::Gadget& gadget, kernel::Tracee& helper) {
 
 }  // namespace
 
-Result<Tracking> begin_tracking(HostPid process, const objects::PodClock& clock) {
+Result<Tracking> begin_tracking(HostPid init, ThreadIds process, const objects::PodClock& clock) {
   Tracking tracking;
   Fd made;
   const auto work = [&](kernel::Tracee& thread) -> Result<void> {
@@ -106,7 +111,7 @@ Result<Tracking> begin_tracking(HostPid process, const objects::PodClock& clock)
     made = TRY(std::move(fd));
     return {};
   };
-  auto pause = borrow_thread(process, clock, tracking.gadget, true, work);
+  auto pause = borrow_thread(init, process, clock, tracking.gadget, true, work);
   if (!pause) return std::unexpected(std::move(pause).error());
   tracking.pause_us = *pause;
   tracking.tracker =
@@ -114,8 +119,9 @@ Result<Tracking> begin_tracking(HostPid process, const objects::PodClock& clock)
   return tracking;
 }
 
-Result<std::uint64_t> remove_gadget(HostPid process, kernel::Gadget& gadget, const objects::PodClock& clock) {
-  return borrow_thread(process, clock, gadget, false, [](kernel::Tracee&) -> Result<void> { return {}; });
+Result<std::uint64_t> remove_gadget(HostPid init, ThreadIds process, kernel::Gadget& gadget,
+                                    const objects::PodClock& clock) {
+  return borrow_thread(init, process, clock, gadget, false, [](kernel::Tracee&) -> Result<void> { return {}; });
 }
 
 }  // namespace godwit::migrate

@@ -6,6 +6,7 @@
 #include "base/result.hpp"
 #include "kernel/remote.hpp"
 #include "kernel/userfaultfd.hpp"
+#include "migrate/tree.hpp"
 #include "objects/pod_clock.hpp"
 
 namespace godwit::migrate {
@@ -20,9 +21,10 @@ struct Tracking {
 
 /// Stops one thread of the process for as long as it takes, the others run on. The userfaultfd is made by a short-lived
 /// thread with a descriptor table of its own, so that no number in the program's table is taken even for a moment.
-Result<Tracking> begin_tracking(HostPid process, const objects::PodClock&);
+/// `gone` when the process isn't the pod's whose init this is any more.
+Result<Tracking> begin_tracking(HostPid init, ThreadIds process, const objects::PodClock&);
 
 /// Takes the gadget out again. Returns how long a thread stood still (us).
-Result<std::uint64_t> remove_gadget(HostPid process, kernel::Gadget&, const objects::PodClock&);
+Result<std::uint64_t> remove_gadget(HostPid init, ThreadIds process, kernel::Gadget&, const objects::PodClock&);
 
 }  // namespace godwit::migrate

@@ -1,6 +1,10 @@
 #include "migrate/tree.hpp"
 
+#include <fcntl.h>
 #include <linux/kcmp.h>
+#include <linux/nsfs.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -23,6 +27,18 @@ bool shares(HostPid a, HostPid b, int what) {
   return ::syscall(SYS_kcmp, a.value, b.value, what, 0, 0) == 0;
 }
 
+/// Whether it is one of the namespaces within the other, or this one itself (ioctl_ns(2)).
+bool is_within(Fd inner, const Fd& outer) {
+  struct stat wanted {
+  }, status{};
+  if (::fstat(outer.get(), &wanted) != 0) return false;
+  while (inner && ::fstat(inner.get(), &status) == 0) {
+    if (status.st_dev == wanted.st_dev && status.st_ino == wanted.st_ino) return true;
+    inner.reset(::ioctl(inner.get(), NS_GET_PARENT));
+  }
+  return false;
+}
+
 /// Children of every thread of the process, zombies included (/proc/PID/task/TID/children).
 Result<std::vector<HostPid>> read_children(HostPid process) {
   std::vector<HostPid> found;
@@ -43,6 +59,15 @@ Result<std::vector<HostPid>> read_children(HostPid process) {
 }
 
 }  // namespace
+
+bool is_of(HostPid init, PodPid process, HostPid thread, PodPid number) {
+  const auto status = kernel::read_status(thread);
+  if (!status || innermost(status->ns_tgid) != process) return false;
+  if (number.value != 0 && innermost(status->ns_pid) != number) return false;
+  const auto pods = kernel::open_file(init, "ns/pid", O_RDONLY);
+  auto its = kernel::open_file(thread, "ns/pid", O_RDONLY);
+  return pods && its && is_within(std::move(*its), *pods);
+}
 
 Result<std::vector<ThreadIds>> read_threads(HostPid process) {
   std::vector<ThreadIds> threads;

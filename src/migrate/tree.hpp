@@ -36,6 +36,11 @@ struct ProcessIds {
   [[nodiscard]] HostPid body() const { return leader_exited ? threads.front().host : host; }
 };
 
+/// Whether the thread is one of this process of the pod whose init this is, and (unless it is 0) has this number there.
+/// Numbers that were read a while ago may be somebody else's: whoever has been collected has left his. What is said
+/// here holds for as long as the thread is one that can't be collected, a tracee of ours.
+[[nodiscard]] bool is_of(HostPid init, PodPid process, HostPid thread, PodPid number = {});
+
 /// All descendants of the pod's init, parents before children. Exact only while nothing of it runs.
 Result<std::vector<ProcessIds>> read_tree(HostPid init);
 
