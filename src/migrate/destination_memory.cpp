@@ -203,8 +203,7 @@ Result<kernel::Userfaultfd> DestinationMemory::make_userfaultfd(HostPid process,
 }
 
 Result<std::unique_ptr<DestinationMemory>> DestinationMemory::empty(HostPid process, PodPid pod, Hand hand) {
-  auto memory =
-      std::unique_ptr<DestinationMemory>(new DestinationMemory(process, pod, TRY(kernel::MemoryFile::open(process))));
+  auto memory = std::unique_ptr<DestinationMemory>(new DestinationMemory(pod, TRY(kernel::MemoryFile::open(process))));
   std::vector<ObjectInfo> none;
   std::vector<Range> keep{{hand.gadget.begin(), hand.gadget.begin() + hand.gadget.size()}};
   for (const auto& mapping : TRY(kernel::read_maps(process))) {
@@ -231,8 +230,7 @@ Result<std::unique_ptr<DestinationMemory>> DestinationMemory::empty(HostPid proc
 
 Result<std::unique_ptr<DestinationMemory>> DestinationMemory::forked(HostPid process, PodPid pod,
                                                                      const DestinationMemory& parent, Hand hand) {
-  auto memory =
-      std::unique_ptr<DestinationMemory>(new DestinationMemory(process, pod, TRY(kernel::MemoryFile::open(process))));
+  auto memory = std::unique_ptr<DestinationMemory>(new DestinationMemory(pod, TRY(kernel::MemoryFile::open(process))));
   memory->filler_ = TRY(make_userfaultfd(process, 0, hand));
   memory->layout_ = layout_after_fork(parent.layout_);
   memory->kernel_pages_ = parent.kernel_pages_;
@@ -360,15 +358,6 @@ const Area* DestinationMemory::area_at(std::uint64_t address) const {
   return address < after->end ? &*after : nullptr;
 }
 
-Result<void> DestinationMemory::write_run(const Area& area, std::uint64_t address, const std::uint8_t* data,
-                                          std::size_t size) {
-  if (area.backing == Backing::anonymous && (area.protection & PROT_WRITE) != 0) {
-    auto done = kernel::write_memory(process_, address, data, size);
-    if (done && *done == size) return {};
-  }
-  return file_.write(address, data, size);
-}
-
 Result<void> DestinationMemory::write(std::uint64_t address, const void* data, std::size_t size) {
   static const std::vector<std::uint8_t> zeros(max_piece);
   while (size > 0) {
@@ -386,21 +375,21 @@ Result<void> DestinationMemory::write(std::uint64_t address, const void* data, s
         if (data != nullptr) present_.add({address, address + part});
       }
       for (const auto& run : there)
-        TRY(write_run(*area, run.begin, from + (data != nullptr ? run.begin - address : 0), run.size()));
+        TRY(file_.write(run.begin, from + (data != nullptr ? run.begin - address : 0), run.size()));
       if (data != nullptr) {
         for (const auto& run : missing) {
           for (std::uint64_t at = run.begin; at < run.end;) {
             const auto copied = TRY(filler_->copy(at, from + (at - address), run.end - at, false));
             at += copied;
             if (copied == 0) {
-              TRY(write_run(*area, at, from + (at - address), page_size));
+              TRY(file_.write(at, from + (at - address), page_size));
               at += page_size;
             }
           }
         }
       }
     } else {
-      TRY(write_run(*area, address, from, part));
+      TRY(file_.write(address, from, part));
     }
     address += part;
     size -= part;

@@ -99,16 +99,14 @@ class DestinationMemory {
   static Result<kernel::Userfaultfd> make_userfaultfd(HostPid, std::uint64_t features, Hand);
 
  private:
-  DestinationMemory(HostPid process, PodPid pod, kernel::MemoryFile file)
-      : process_(process), pod_(pod), file_(std::move(file)) {}
+  DestinationMemory(PodPid pod, kernel::MemoryFile file) : pod_(pod), file_(std::move(file)) {}
   Result<void> register_area(const Area&);
   [[nodiscard]] std::unexpected<Error> refuse_kernel_pages(std::size_t wanted) const;
   Result<void> move_kernel_pages(const Layout& wanted, Hand);
   [[nodiscard]] const Area* area_at(std::uint64_t address) const;
-  Result<void> write_run(const Area&, std::uint64_t address, const std::uint8_t* data, std::size_t size);
 
-  HostPid process_;
   PodPid pod_;
+  /// Whoever sends pages writes through this: it stays with this very memory, a number doesn't.
   kernel::MemoryFile file_;
   std::optional<kernel::Userfaultfd> filler_;
   Layout layout_;        ///< without the kernel's own pages

@@ -579,7 +579,8 @@ std::size_t SourceMemory::read(std::span<const Range> ranges, std::uint8_t* to) 
     for (std::size_t i = 0; i < ranges.size(); ++i)
       pieces[i] = {reinterpret_cast<void*>(ranges[i].begin), ranges[i].size()};
     const auto got = kernel::read_memory(process_, std::span(pieces).first(ranges.size()), to);
-    if (got && *got >= page_size) return *got;
+    // By number: had the process been collected meanwhile, it could have been somebody else's memory.
+    if (got && *got >= page_size && pagemap_->alive()) return *got;
   }
   // PROT_NONE, or gone by now.
   return !ranges.empty() && file_->read(ranges.front().begin, to, page_size) ? page_size : 0;

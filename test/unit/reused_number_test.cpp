@@ -92,6 +92,17 @@ class ReusedNumber : public ::testing::Test {
   const std::string others = std::string(size, 'b');
 };
 
+TEST_F(ReusedNumber, AnothersMemoryIsNotSent) {
+  const auto source = SourceMemory::open(HostPid{process}, PodPid{2});
+  ASSERT_TRUE(source);
+  std::vector<std::uint8_t> bytes(size);
+  const Range range{begin, begin + size};
+  ASSERT_EQ(source->read({&range, 1}, bytes.data()), size);
+  EXPECT_EQ(bytes.front(), 'a');
+  reuse();
+  EXPECT_EQ(source->read({&range, 1}, bytes.data()), 0U);
+}
+
 TEST_F(ReusedNumber, AnothersLayoutIsNotRead) {
   auto source = SourceMemory::open(HostPid{process}, PodPid{2});
   ASSERT_TRUE(source);
@@ -101,6 +112,30 @@ TEST_F(ReusedNumber, AnothersLayoutIsNotRead) {
   const auto looked = source->look(objects, true, 0, 0);
   ASSERT_FALSE(looked);
   EXPECT_EQ(looked.error().kind, ErrorKind::gone);
+}
+
+TEST_F(ReusedNumber, NothingIsWrittenIntoAnothersMemory) {
+  auto thread = stop();
+  auto gadget = kernel::Gadget::install(thread);
+  ASSERT_TRUE(gadget) << gadget.error().message();
+  Hand hand{thread, *gadget};
+  auto batch = gadget->batch();
+  ASSERT_TRUE(objects::forget_stub_registrations(thread, batch) && gadget->run(thread, batch));
+  auto target = DestinationMemory::empty(HostPid{process}, PodPid{2}, hand);
+  ASSERT_TRUE(target) << target.error().message();
+  const DestinationObjects objects;
+  const Layout layout{{.begin = begin, .end = begin + size, .protection = PROT_READ | PROT_WRITE}};
+  const auto applied = (*target)->apply(layout, objects, 0, hand);
+  ASSERT_TRUE(applied) << applied.error().message();
+  const std::string first(size, 'x'), again(size, 'y');
+  ASSERT_TRUE((*target)->write(begin, first.data(), size));
+  ASSERT_TRUE((*target)->write(begin, again.data(), size));
+  EXPECT_EQ(memory(), again);
+  ::kill(process, SIGKILL);
+  (void)thread.wait();
+  reuse();
+  EXPECT_FALSE((*target)->write(begin, first.data(), size));
+  EXPECT_EQ(memory(), others);
 }
 
 /// An init in a pid namespace of its own, with one child, and processes that are no part of it.
