@@ -63,15 +63,17 @@ Result<std::uint64_t> borrow_thread(HostPid init, ThreadIds process, const objec
     registers = TRY(thread->registers());
     const auto interrupted = TRY(objects::describe(*thread, registers, *mark, clock));
     auto done = work(*thread);
+    std::optional<objects::Loan> loan;
     if (gadget) {
       auto armed = objects::rearm(gadget, *thread, interrupted, registers, clock);
-      if (armed) registers = *armed;
+      if (armed) registers = armed->registers;
+      if (armed) loan = std::move(armed->loan);
       if (!leave_gadget) done = gadget.remove(*thread);
       TRY(thread->set_registers(registers));
     }
     TRY(thread->detach());
     const auto pause = static_cast<std::uint64_t>(now_ns() - began) / 1000;
-    TRY(objects::give_back(threads[i], interrupted, registers));
+    if (loan) TRY(objects::give_back(threads[i], *loan));
     if (!done) return std::unexpected(done.error());
     return pause;
   }

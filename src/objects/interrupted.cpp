@@ -247,25 +247,31 @@ Result<kernel::Registers> shortened_call(const kernel::Gadget& gadget, std::size
   return registers;
 }
 
-/// Through process_vm_writev where the memory is writable: it waits for a page that is fetched on reference,
-/// /proc/PID/mem doesn't.
-Result<void> overwrite(HostPid tid, RemoteAddress to, const void* from, std::size_t size) {
-  if (kernel::write_memory(tid, to, from, size).value_or(0) == size) return {};
-  return TRY(kernel::MemoryFile::open(tid)).write(to, from, size);
-}
-
-Result<void> lend(kernel::Tracee& thread, const Interrupted& call, const kernel::Registers& registers,
-                  std::int64_t left) {
-  if (const auto* pointer = timeout_pointer(registers, call.number)) {
+/// `memory`: the process's, opened by the first of its threads that needs it.
+Result<Loan> lend(kernel::Tracee& thread, const Interrupted& call, const kernel::Registers& registers,
+                  std::int64_t left, std::shared_ptr<const kernel::MemoryFile>& memory) {
+  const auto* pointer = timeout_pointer(registers, call.number);
+  if (call.lent.size() != (pointer != nullptr ? sizeof(timespec) : sizeof(timeval)))
+    return fail(ErrorKind::invalid, "a lent timeout has {} bytes", call.lent.size());
+  Loan loan{.memory = {}, .where = 0, .socket = {}, .option = 0, .own = call.lent};
+  if (pointer != nullptr) {
+    if (!memory) memory = std::make_shared<kernel::MemoryFile>(TRY(kernel::MemoryFile::open(thread.tid())));
+    loan.memory = memory;
+    loan.where = *pointer;
     const timespec time = to_timespec(left);
-    return overwrite(thread.tid(), *pointer, &time, sizeof time);
+    // process_vm_writev waits for a page that is fetched on reference, /proc/PID/mem doesn't; it writes where the
+    // program can't.
+    if (kernel::write_memory(thread.tid(), loan.where, &time, sizeof time).value_or(0) != sizeof time)
+      TRY(memory->write(loan.where, &time, sizeof time));
+    return loan;
   }
-  const Fd socket = TRY(descriptor_of(thread.tid(), static_cast<int>(registers.rdi)));
+  loan.socket = TRY(descriptor_of(thread.tid(), static_cast<int>(registers.rdi)));
+  loan.option = socket_timeout_option(call.number);
   // Zero would mean for ever.
   const timeval time{.tv_sec = left / second, .tv_usec = std::max<suseconds_t>(left % second / 1000, 1)};
-  if (::setsockopt(socket.get(), SOL_SOCKET, socket_timeout_option(call.number), &time, sizeof time) < 0)
+  if (::setsockopt(loan.socket.get(), SOL_SOCKET, loan.option, &time, sizeof time) < 0)
     return fail_errno("set the timeout of thread {}'s socket {}", thread.tid().value, registers.rdi);
-  return {};
+  return loan;
 }
 
 /// Field of /proc/thread-self/sched or of a thread's: "se.exec_start : 1234.567890" in ms.
@@ -420,7 +426,7 @@ std::int64_t time_left(const Interrupted& call, const PodClock& clock) {
 }
 
 /// All but "block": registers and what is lent.
-Result<void> rearm_at_rest(Rearming& one, const PodClock& clock) {
+Result<void> rearm_at_rest(Rearming& one, const PodClock& clock, std::shared_ptr<const kernel::MemoryFile>& memory) {
   const Interrupted& call = *one.call;
   if (call.how == "no") return {};
   const std::int64_t left = time_left(call, clock);
@@ -433,7 +439,7 @@ Result<void> rearm_at_rest(Rearming& one, const PodClock& clock) {
     registers.r10 =
         static_cast<std::uint64_t>(std::min<std::int64_t>((left + millisecond - 1) / millisecond, INT32_MAX));
   } else if (call.how == "lent") {
-    TRY(lend(*one.thread, call, registers, left));
+    one.loan = TRY(lend(*one.thread, call, registers, left, memory));
   } else if (call.how != "again") {
     return fail(ErrorKind::invalid, "unknown way \"{}\" to restart a system call", call.how);
   }
@@ -494,8 +500,9 @@ Result<void> remake_blocks(kernel::Gadget& gadget, std::span<Rearming*> blocks, 
 
 Result<void> rearm(kernel::Gadget& gadget, std::span<Rearming> threads, const PodClock& clock) {
   std::vector<Rearming*> blocks;
+  std::shared_ptr<const kernel::MemoryFile> memory;
   for (auto& one : threads) {
-    if (!has_block(one)) TRY(rearm_at_rest(one, clock));
+    if (!has_block(one)) TRY(rearm_at_rest(one, clock, memory));
     if (has_block(one) || one.parked) blocks.push_back(&one);
   }
   for (std::size_t at = 0; at < blocks.size(); at += kernel::Gadget::slots)
@@ -504,33 +511,25 @@ Result<void> rearm(kernel::Gadget& gadget, std::span<Rearming> threads, const Po
   return {};
 }
 
-Result<kernel::Registers> rearm(kernel::Gadget& gadget, kernel::Tracee& thread, const Interrupted& call,
-                                kernel::Registers registers, const PodClock& clock) {
+Result<Rearmed> rearm(kernel::Gadget& gadget, kernel::Tracee& thread, const Interrupted& call,
+                      const kernel::Registers& registers, const PodClock& clock) {
   Rearming one{&thread, &call, registers};
   TRY(rearm(gadget, std::span(&one, 1), clock));
-  return one.registers;
+  return Rearmed{one.registers, std::move(one.loan)};
 }
 
-Result<void> give_back(HostPid tid, const Interrupted& call, const kernel::Registers& registers) {
-  if (call.how != "lent") return {};
+Result<void> give_back(HostPid tid, const Loan& loan) {
   const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
   // The kernel has copied the timeout when the call sleeps; when another call or none is made, it has ended.
   while (std::chrono::steady_clock::now() < until) {
-    const std::string now = TRY(kernel::read_file(tid, "syscall"));
-    if (!now.starts_with("running")) break;
+    const auto now = kernel::read_file(tid, "syscall");
+    if (!now || !now->starts_with("running")) break;
     std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
-  if (const auto* pointer = timeout_pointer(registers, call.number)) {
-    if (call.lent.size() != sizeof(timespec))
-      return fail(ErrorKind::invalid, "a lent timeout has {} bytes", call.lent.size());
-    return overwrite(tid, *pointer, call.lent.data(), call.lent.size());
-  }
-  if (call.lent.size() != sizeof(timeval))
-    return fail(ErrorKind::invalid, "a lent timeout has {} bytes", call.lent.size());
-  const Fd socket = TRY(descriptor_of(tid, static_cast<int>(registers.rdi)));
-  if (::setsockopt(socket.get(), SOL_SOCKET, socket_timeout_option(call.number), call.lent.data(),
-                   static_cast<socklen_t>(call.lent.size())) < 0)
-    return fail_errno("give back the timeout of thread {}'s socket {}", tid.value, registers.rdi);
+  if (loan.memory) return loan.memory->write(loan.where, loan.own.data(), loan.own.size());
+  if (::setsockopt(loan.socket.get(), SOL_SOCKET, loan.option, loan.own.data(),
+                   static_cast<socklen_t>(loan.own.size())) < 0)
+    return fail_errno("give back the timeout of a socket of thread {}", tid.value);
   return {};
 }
 

@@ -2,10 +2,13 @@
 
 #include <array>
 #include <map>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
 #include "image/codec.hpp"
+#include "kernel/memory.hpp"
 #include "kernel/remote.hpp"
 #include "kernel/tracee.hpp"
 #include "objects/pod_clock.hpp"
@@ -49,7 +52,7 @@ class SleepClock {
 struct Interrupted {
   /// "no": not in a call, or nothing is needed. "again": only the result register changes. "block": a restart block is
   /// made. "shorter": the timeout in a register becomes what is left. "lent": the timeout in the program's memory, or
-  /// of its socket, is what is left until the call sleeps again; `give_back` undoes it.
+  /// of its socket, is what is left until the call sleeps again (`Loan`); `give_back` undoes it.
   std::string how = "no";
   std::int64_t number = -1;    ///< of the system call
   std::int64_t deadline = -1;  ///< on the pod's clock, ns; -1: none
@@ -69,11 +72,26 @@ struct Touched {
 };
 std::array<Touched, 2> touched(const Interrupted&, const kernel::Registers&);
 
-/// Makes the call ready to go on in a stopped thread (of a rebuilt process, or of the source after an aborted move),
-/// and returns the registers to be set last. To be called after all batches: any of them may overwrite a restart block.
-/// Signals must be blocked in the thread, and its descriptors and memory be in place.
-Result<kernel::Registers> rearm(kernel::Gadget&, kernel::Tracee&, const Interrupted&, kernel::Registers,
-                                const PodClock&);
+/// What is "lent" to a call, to be given back once the thread runs. This is the memory or the socket itself, taken
+/// while the thread stood still: its number may be somebody else's by then.
+struct Loan {
+  std::shared_ptr<const kernel::MemoryFile> memory;  ///< or else `socket`
+  RemoteAddress where = 0;
+  Fd socket;
+  int option = 0;
+  Bytes own;  ///< the timeout as the program set it
+};
+
+/// A call that is ready to go on.
+struct Rearmed {
+  kernel::Registers registers{};  ///< to be set last
+  std::optional<Loan> loan;
+};
+
+/// Makes the call ready to go on in a stopped thread (of a rebuilt process, or of the source after an aborted move). To
+/// be called after all batches: any of them may overwrite a restart block. Signals must be blocked in the thread, and
+/// its descriptors and memory be in place.
+Result<Rearmed> rearm(kernel::Gadget&, kernel::Tracee&, const Interrupted&, const kernel::Registers&, const PodClock&);
 
 /// True of a thread that sleeps in a call which leaves a restart block when it is interrupted: read from outside, while
 /// it runs, so it may be otherwise a moment later.
@@ -83,17 +101,17 @@ bool sleeps_with_block(HostPid tid);
 /// block in one step instead of two, which is for before the freeze. All its signals are blocked then.
 Result<void> park(kernel::Gadget&, kernel::Tracee&);
 
-/// One of several threads that `rearm` makes ready at once.
+/// One of several threads of a process that `rearm` makes ready at once.
 struct Rearming {
   kernel::Tracee* thread = nullptr;
   const Interrupted* call = nullptr;
   kernel::Registers registers;  ///< the program's; afterwards those to be set last
   bool parked = false;          ///< it isn't any more when it is ready
+  std::optional<Loan> loan = {};
 };
 Result<void> rearm(kernel::Gadget&, std::span<Rearming>, const PodClock&);
 
 /// After the thread runs again: takes back what was lent as soon as the call sleeps, or has ended. Waits 20 ms at most.
-/// Does nothing for all but "lent".
-Result<void> give_back(HostPid tid, const Interrupted&, const kernel::Registers&);
+Result<void> give_back(HostPid tid, const Loan&);
 
 }  // namespace godwit::objects

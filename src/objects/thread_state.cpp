@@ -196,20 +196,25 @@ Result<ThreadState> ThreadCapture::take(const kernel::Batch& batch, HostPid tid)
 }
 
 Result<void> ThreadCapture::rearm(kernel::Gadget& gadget, kernel::Tracee& thread, const PodClock& clock) {
-  final_ = TRY(from_bytes<kernel::Registers>(state_.registers, "a register set"));
+  final_.registers = TRY(from_bytes<kernel::Registers>(state_.registers, "a register set"));
   TRY(thread.set_signal_mask(~0ULL));
-  final_ = TRY(objects::rearm(gadget, thread, state_.interrupted, final_, clock));
+  final_ = TRY(objects::rearm(gadget, thread, state_.interrupted, final_.registers, clock));
   return {};
 }
 
 Result<void> ThreadCapture::put_back(kernel::Tracee& thread) {
-  TRY(thread.set_registers(final_));
+  TRY(thread.set_registers(final_.registers));
   TRY(thread.set_signal_mask(state_.mask));
   if (!state_.dispatch.empty()) TRY(set_dispatch(thread.tid(), TRY(from_bytes<Dispatch>(state_.dispatch, "dispatch"))));
   return {};
 }
 
 namespace {
+
+Result<void> take_back(HostPid tid, Rearmed& call) {
+  const auto loan = std::exchange(call.loan, std::nullopt);
+  return loan ? give_back(tid, *loan) : Result<void>{};
+}
 
 void tell_settings(kernel::Batch& batch, PodPid tid, const ThreadSettings& settings) {
   const auto must = [&](const char* what, long number, std::array<std::uint64_t, 6> arguments) {
@@ -302,7 +307,7 @@ Result<void> ThreadRestore::rearm(kernel::Gadget& gadget, std::span<ThreadRestor
   }
   TRY(objects::rearm(gadget, all, clock));
   for (std::size_t i = 0; i < restores.size(); ++i) {
-    restores[i]->final_ = all[i].registers;
+    restores[i]->final_ = {all[i].registers, std::move(all[i].loan)};
     restores[i]->armed_ = true;
     restores[i]->parked_ = false;
   }
@@ -316,7 +321,7 @@ Result<void> ThreadRestore::settle(kernel::Tracee& thread, std::uint64_t timer_s
   std::size_t size = known;
   if (size == 0) known = size = TRY(thread.xstate()).size();
   TRY(thread.set_xstate(TRY(full_xstate(state_.xstate, size))));
-  TRY(thread.set_registers(final_));
+  TRY(thread.set_registers(final_.registers));
   TRY(thread.set_signal_mask(state_.mask));
   if (!state_.dispatch.empty()) TRY(set_dispatch(thread.tid(), TRY(from_bytes<Dispatch>(state_.dispatch, "dispatch"))));
   const ThreadSettings& settings = *state_.settings;
@@ -330,6 +335,14 @@ Result<void> ThreadRestore::settle(kernel::Tracee& thread, std::uint64_t timer_s
 Result<void> ThreadRestore::finish(kernel::Gadget& gadget, kernel::Tracee& thread, const PodClock& clock) {
   TRY(rearm(gadget, thread, clock));
   return settle(thread);
+}
+
+Result<void> ThreadCapture::running(HostPid tid) {
+  return take_back(tid, final_);
+}
+
+Result<void> ThreadRestore::running(HostPid tid) {
+  return take_back(tid, final_);
 }
 
 Result<bool> same_capability_sets(HostPid process) {

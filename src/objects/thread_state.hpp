@@ -76,12 +76,12 @@ class ThreadCapture {
   /// blocks all signals; then, the gadget gone, everything is as it was; then the thread runs.
   Result<void> rearm(kernel::Gadget&, kernel::Tracee&, const PodClock&);
   Result<void> put_back(kernel::Tracee&);
-  Result<void> running(HostPid tid) { return give_back(tid, state_.interrupted, final_); }
+  Result<void> running(HostPid tid);
 
  private:
   bool own_sets_, complete_ = false;
   ThreadState state_;
-  kernel::Registers final_{};
+  Rearmed final_;
   CredentialsCapture credentials_;
   RemoteAddress name_ = 0, stack_ = 0, clear_tid_ = 0, robust_ = 0, death_signal_ = 0;
   kernel::Batch::Call name_call_{}, stack_call_{}, clear_tid_call_{}, robust_call_{}, slack_{}, personality_{},
@@ -112,12 +112,12 @@ class ThreadRestore {
   static Result<void> rearm(kernel::Gadget&, std::span<ThreadRestore* const>, std::span<kernel::Tracee* const>,
                             const PodClock&);
   /// After the thread runs: `give_back` of the interrupted call. Cheap when there is nothing to give back.
-  Result<void> running(HostPid tid) { return give_back(tid, state_.interrupted, final_); }
+  Result<void> running(HostPid tid);
 
  private:
   const ThreadState& state_;
   bool told_, parked_;
-  kernel::Registers final_{};
+  Rearmed final_;
   bool armed_ = false;
 };
 

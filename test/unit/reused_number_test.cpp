@@ -138,6 +138,59 @@ TEST_F(ReusedNumber, NothingIsWrittenIntoAnothersMemory) {
   EXPECT_EQ(memory(), others);
 }
 
+TEST_F(ReusedNumber, NothingIsGivenBackToAnother) {
+  int ends[2], foreign[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, foreign), 0);
+  const int number = ends[0];
+  end(process);
+  std::memset(page, 'a', size);
+  process = fork_with(0, 0);
+  await_sleep(process);
+  std::memset(page, 'b', size);
+  const auto timeout_of = [](int socket) {
+    timeval time{};
+    socklen_t length = sizeof time;
+    EXPECT_EQ(::getsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &time, &length), 0);
+    return time.tv_sec;
+  };
+  const auto clock = objects::PodClock::of(HostPid{process});
+  ASSERT_TRUE(clock);
+  const auto lent = [&](long call, const auto& own) {
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(&own);
+    constexpr std::int64_t soon = 3'000'000'000;
+    return objects::Interrupted{
+        .how = "lent", .number = call, .deadline = clock->now() + soon, .lent = Bytes(bytes, bytes + sizeof own)};
+  };
+  const auto to_memory = lent(SYS_rt_sigtimedwait, timespec{.tv_sec = 77, .tv_nsec = 0});
+  const auto to_socket = lent(SYS_recvfrom, timeval{.tv_sec = 77, .tv_usec = 0});
+  std::vector<objects::Loan> loans;
+  {
+    auto thread = stop();
+    auto registers = *thread.registers();
+    registers.rdx = begin;
+    registers.rdi = static_cast<std::uint64_t>(number);
+    kernel::Gadget none;
+    for (const auto* call : {&to_memory, &to_socket}) {
+      auto armed = objects::rearm(none, thread, *call, registers, *clock);
+      ASSERT_TRUE(armed) << armed.error().message();
+      ASSERT_TRUE(armed->loan);
+      loans.push_back(std::move(*armed->loan));
+    }
+    EXPECT_NE(memory().front(), 'a');
+    EXPECT_LT(timeout_of(number), 10);
+    ::kill(process, SIGKILL);
+    (void)thread.wait();
+  }
+  reuse([&] { ::dup2(foreign[0], number); });
+  EXPECT_FALSE(objects::give_back(HostPid{process}, loans.front()));
+  EXPECT_EQ(memory(), others);
+  EXPECT_TRUE(objects::give_back(HostPid{process}, loans.back()));
+  EXPECT_EQ(timeout_of(number), 77);
+  EXPECT_EQ(timeout_of(foreign[0]), 0);
+  for (const int fd : {ends[0], ends[1], foreign[0], foreign[1]}) ::close(fd);
+}
+
 /// An init in a pid namespace of its own, with one child, and processes that are no part of it.
 class ForeignNumber : public ::testing::Test {
  protected:
