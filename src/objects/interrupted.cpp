@@ -94,26 +94,38 @@ Result<Fd> descriptor_of(HostPid tid, int number) {
   return kernel::pidfd_getfd(process.get(), number);
 }
 
-/// Calls that we have made restartable ourselves, by thread and place in the program: once they have been restarted,
-/// the kernel shows only that.
+/// Calls that we have made restartable ourselves, by thread: once they have been restarted, the kernel shows only that.
+/// They hold as long as the thread is in the very call: its number may be another's by now, and a program may make all
+/// its calls from one place. Only then are place, stack and arguments the same.
 class RestartedCalls {
  public:
-  void remember(HostPid tid, RemoteAddress where, long number) {
+  void remember(HostPid tid, const kernel::Registers& registers, long number) {
     const std::scoped_lock lock(mutex_);
     if (calls_.size() >= most) calls_.clear();
-    calls_[tid.value] = {where, number};
+    calls_[tid.value] = {state_of(registers), number};
   }
-  std::optional<long> find(HostPid tid, RemoteAddress where) {
+  void forget(HostPid tid) {
+    const std::scoped_lock lock(mutex_);
+    calls_.erase(tid.value);
+  }
+  std::optional<long> find(HostPid tid, const kernel::Registers& registers) {
     const std::scoped_lock lock(mutex_);
     const auto found = calls_.find(tid.value);
-    if (found == calls_.end() || found->second.first != where) return std::nullopt;
-    return found->second.second;
+    if (found == calls_.end()) return std::nullopt;
+    if (found->second.first == state_of(registers)) return found->second.second;
+    calls_.erase(found);
+    return std::nullopt;
   }
 
  private:
+  using State = std::array<std::uint64_t, 8>;
+  static State state_of(const kernel::Registers& registers) {
+    return {registers.rip, registers.rsp, registers.rdi, registers.rsi,
+            registers.rdx, registers.r10, registers.r8,  registers.r9};
+  }
   static constexpr std::size_t most = 100'000;
   std::mutex mutex_;
-  std::map<pid_t, std::pair<RemoteAddress, long>> calls_;
+  std::map<pid_t, std::pair<State, long>> calls_;
 };
 
 RestartedCalls& restarted_calls() {
@@ -124,7 +136,7 @@ RestartedCalls& restarted_calls() {
 /// A call that went through a restart block once shows restart_syscall. Its number stands in the program: nearly every
 /// wrapper loads eax right before the syscall instruction.
 Result<long> number_before_restart(HostPid tid, const kernel::Registers& registers) {
-  if (const auto known = restarted_calls().find(tid, registers.rip)) return *known;
+  if (const auto known = restarted_calls().find(tid, registers)) return *known;
   std::array<std::uint8_t, 7> code{};  // b8 imm32 (mov eax, number), 0f 05 (syscall)
   if (TRY(kernel::read_memory(tid, registers.rip - code.size(), code.data(), code.size())) == code.size() &&
       code[0] == 0xb8 && code[5] == 0x0f && code[6] == 0x05) {
@@ -341,6 +353,8 @@ Result<SleepMark> SleepClock::mark(HostPid tid) {
 
 Result<Interrupted> describe(kernel::Tracee& thread, const kernel::Registers& registers, const SleepMark& slept,
                              const PodClock& clock) {
+  // Whatever it is in, it isn't what was restarted once.
+  if (registers.orig_rax != SYS_restart_syscall) restarted_calls().forget(thread.tid());
   if (static_cast<std::int64_t>(registers.orig_rax) < 0) return Interrupted{};
   switch (result_of(registers)) {
     case restart_block:
@@ -491,7 +505,7 @@ Result<void> remake_blocks(kernel::Gadget& gadget, std::span<Rearming*> blocks, 
     // An answer at once is the program's answer: a futex whose word has changed, a descriptor that is ready.
     one.registers.rax = static_cast<std::uint64_t>(result_of(TRY(one.thread->registers())));
     one.registers.orig_rax = static_cast<std::uint64_t>(one.call->number);
-    restarted_calls().remember(one.thread->tid(), one.registers.rip, one.call->number);
+    restarted_calls().remember(one.thread->tid(), one.registers, one.call->number);
     return {};
   });
 }

@@ -193,5 +193,64 @@ TEST(Interrupted, SleepsEndInTheirOwnWayAtTheRightTime) {
   EXPECT_EQ(transplant.result(), 0) << transplant.complaints();
 }
 
+/// Every call from one place, as some libraries make them: the number doesn't stand before it.
+[[gnu::noinline]] long call_from_one_place(long number, const void* first, std::uint64_t second, std::uint64_t third) {
+  long result = 0;
+  asm volatile("syscall" : "=a"(result) : "a"(number), "D"(first), "S"(second), "d"(third) : "rcx", "r11", "memory");
+  return result;
+}
+
+TEST(Interrupted, AnotherCallFromTheSamePlaceIsNotTakenForTheRestartedOne) {
+  Transplant transplant([](Shared& shared) {
+    const timespec time{.tv_sec = 0, .tv_nsec = timeout_ms * 1'000'000};
+    shared.ready = 1;
+    (void)call_from_one_place(SYS_nanosleep, &time, 0, 0);
+    pollfd none{.fd = -1, .events = 0, .revents = 0};
+    shared.ready = 2;
+    return static_cast<int>(call_from_one_place(SYS_poll, &none, 1, 10'000));
+  });
+  const HostPid tid{transplant.pid()};
+  const auto clock = objects::PodClock::of(tid);
+  ASSERT_TRUE(clock);
+  const auto stop = [&] {
+    auto thread = kernel::Tracee::seize(tid);
+    EXPECT_TRUE(thread && thread->interrupt() && thread->wait_stop());
+    return std::move(*thread);
+  };
+  const auto described = [&](kernel::Tracee& thread) {
+    return objects::describe(thread, *thread.registers(), {}, *clock);
+  };
+  transplant.wait_ready(1);
+  {
+    auto thread = stop();
+    const auto call = described(thread);
+    ASSERT_TRUE(call && call->number == SYS_nanosleep);
+    auto gadget = kernel::Gadget::install(thread);
+    ASSERT_TRUE(gadget);
+    const auto mask = thread.signal_mask();
+    ASSERT_TRUE(thread.set_signal_mask(~0ULL));
+    const auto armed = objects::rearm(*gadget, thread, *call, *thread.registers(), *clock);
+    ASSERT_TRUE(armed);
+    ASSERT_TRUE(gadget->remove(thread) && thread.set_registers(armed->registers) && thread.set_signal_mask(*mask));
+  }
+  transplant.wait_ready(1);
+  {
+    // As long as it is the same call it is known.
+    auto thread = stop();
+    ASSERT_EQ(thread.registers()->orig_rax, static_cast<unsigned long long>(SYS_restart_syscall));
+    const auto call = described(thread);
+    ASSERT_TRUE(call) << call.error().message();
+    EXPECT_EQ(call->number, SYS_nanosleep);
+  }
+  transplant.wait_ready(2);
+  // Whoever it was that stopped it, the kernel has restarted it since.
+  (void)stop();
+  transplant.wait_ready(2);
+  auto thread = stop();
+  ASSERT_EQ(thread.registers()->orig_rax, static_cast<unsigned long long>(SYS_restart_syscall));
+  const auto call = described(thread);
+  EXPECT_TRUE(!call && call.error().kind == ErrorKind::refused) << call->number;
+}
+
 }  // namespace
 }  // namespace godwit::test
