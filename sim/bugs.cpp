@@ -23,6 +23,7 @@ constexpr std::array all{
     Planted{Bug::never_doubts, "never-doubts", "a destination waits for its source's word for ever", true, true},
     Planted{Bug::early_end, "early-end", "the source's copy goes while pages of it are owed", true, true},
     Planted{Bug::moves_on_owed, "moves-on-owed", "a pod moves on before its last page has come", true, false},
+    Planted{Bug::features_unsaid, "features-unsaid", "what a pod needs of its next processor isn't told", true, false},
     Planted{Bug::undecided, "undecided", "the exact needs aren't decided about", true, false},
     Planted{Bug::promise_forever, "promise-forever", "promises have no end", true, false},
     Planted{Bug::promise_leaks, "promise-leaks", "a failed arrival keeps what it was promised", true, false},

@@ -26,6 +26,7 @@ enum class Bug : std::uint8_t {
   never_doubts,          ///< a destination waits for its source's word for ever
   early_end,             ///< the source's copy goes at the commit, although pages of it are owed
   moves_on_owed,         ///< a pod moves on before its last page has come
+  features_unsaid,       ///< what a pod needs of its next processor isn't told
   undecided,             ///< a destination doesn't ask its starter about the exact needs
   promise_forever,       ///< promises have no end
   promise_leaks,         ///< an arrival that fails keeps what it was promised

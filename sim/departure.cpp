@@ -27,6 +27,13 @@ Copy& Departure::held() {
   return *machine().copy(copy);
 }
 
+control::Needs Departure::needs() {
+  control::Needs needs = held().needs;
+  needs.machine = machine().hardware;
+  if (world().bug(Bug::features_unsaid)) needs.machine.cpu_flags.clear();
+  return needs;
+}
+
 /// With a limit for how long nothing may be heard in this phase.
 void Departure::enter(Phase phase, Time patience) {
   phase_ = phase;
@@ -55,7 +62,7 @@ void Departure::found(const control::Owner& record) {
                                  .pod_id = pod_name(pod_),
                                  .epoch = record.epoch,
                                  .from = node_name(daemon_.index()),
-                                 .needs = held().needs},
+                                 .needs = needs()},
                          .candidates = wish_.candidates,
                          .deadline = wish_.deadline};
   for (int i = 0; i < 2; ++i) {
@@ -72,7 +79,7 @@ void Departure::agreed(const Starter::Outcome& outcome) {
   world().say(daemon_.index(), pod_, "move {} to {} is agreed", move_, node_name(to_));
   wire_ = daemon_.connect(to_);
   wire_->belongs_to({.got = [this](const Body& body) { got(body); }, .broken = [this] { broken(); }});
-  wire_->send(Hello{move_, pod_, held().needs, before_, wish_.postcopy});
+  wire_->send(Hello{move_, pod_, needs(), before_, wish_.postcopy});
   enter(Phase::greeting, answer_patience);
   world().point(daemon_.index(), "hello");
 }
@@ -170,7 +177,7 @@ void Departure::give_up(const std::string& why) {
   phase_ = Phase::over;
   if (wire_) wire_->send(Abort{});
   if (held().state != CopyState::running) {
-    held().note.reset();
+    if (!held().owed) held().note.reset();
     machine().run(held());
   }
   daemon_.over(*this);

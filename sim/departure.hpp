@@ -33,6 +33,8 @@ class Departure : public Actor {
   void finish();
   void enter(Phase, control::Time patience);
   Copy& held();
+  /// As the pod is now, on this machine.
+  control::Needs needs();
 
   const Wish wish_;
   const int pod_;

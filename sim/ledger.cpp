@@ -35,6 +35,13 @@ void Ledger::runs(Copy& copy, int machine) {
              fmt::format("it runs on {} and on {}", node_name(other.machine), node_name(machine)));
   if (copy.stamp != pod.latest)
     broken("stale", copy.pod, fmt::format("what runs on {} is older than what has run elsewhere", node_name(machine)));
+  const auto& hardware = world_.machine(machine).hardware;
+  std::set<std::string> here(hardware.cpu_flags.begin(), hardware.cpu_flags.end());
+  here.insert("vdso " + hardware.vdso);
+  for (const auto& thing : pod.seen)
+    if (!here.contains(thing))
+      broken("machine", copy.pod, fmt::format("it has run with {}, and runs on {} without", thing, node_name(machine)));
+  pod.seen = std::move(here);
   if (copy.holed)
     broken("holes", copy.pod, fmt::format("it runs on {} without pages that stayed elsewhere", node_name(machine)));
   copy.stamp = ++pod.latest;

@@ -23,6 +23,7 @@ struct Violation {
 /// Sees everything, unlike any node, and throws a `Violation` at the step that breaks an invariant.
 ///
 /// Two running: never. Stale: what runs has lost and repeated nothing (a copy's stamp is the pod's newest).
+/// Machine: nothing runs where something is missing that it has run with.
 /// Holes: nothing runs on zeros where it had pages. Vanished: the last copy goes only with the machine that owned the
 /// pod. Needed: nor a copy that pages are still owed from. Epoch: a record's never goes back. Policy: no node takes a
 /// pod that its owner or its labels forbid. Room: no machine is given more than it has. Promise: none outlives its
@@ -56,6 +57,7 @@ class Ledger {
   struct Pod {
     std::uint64_t latest = 0;
     std::vector<Whole> copies;
+    std::set<std::string> seen;  ///< of the machines that it has run on
     bool ended = false;
     bool excused = false;  ///< the machine that owned it, or the one that owed it pages, was lost
     std::set<int> lost;  ///< machines that were lost with a complete copy: what is committed to them then is lost, too

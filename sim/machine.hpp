@@ -48,6 +48,7 @@ class Machine {
 
   const int index;
   control::Labels labels;
+  control::Machine hardware;
   std::uint64_t memory = 0;
   bool draining = false;  ///< a file in the daemon's state directory
   double rate = 1;        ///< of its clock

@@ -79,6 +79,7 @@ control::Room Starter::room() const {
   const Machine& machine = daemon_.machine();
   control::Room room{
       .memory = machine.memory - std::min(machine.memory, machine.used()), .processors = 64, .descriptors = 1 << 20};
+  room.machine = machine.hardware;
   for (const auto& [id, copy] : machine.copies()) room.pods.insert(pod_name(copy.pod));
   return room;
 }

@@ -12,12 +12,17 @@ constexpr std::size_t most_candidates = 8;
 }  // namespace
 
 void World::populate() {
+  const bool mixed = random.chance(0.3);
   for (auto& machine : machines_) {
     machine->memory = static_cast<std::uint64_t>(random.between(2'048, 8'192)) * mib;
     machine->rate = 1 + weather.drift * (2 * random.share() - 1);
     machine->ahead = control::Time(random.between(0, 1'000'000));
     machine->labels["zone"] = random.chance(0.5) ? "x" : "y";
     if (random.chance(0.7)) machine->labels["secure"] = "";
+    // Bought at different times, or updated one after the other.
+    machine->hardware.vdso = mixed && random.chance(0.1) ? "new" : "old";
+    for (const char* feature : {"avx2", "sse2"})
+      if (!mixed || random.chance(0.8)) machine->hardware.cpu_flags.emplace_back(feature);
   }
   const int pods = random.between(size(), 2 * size());
   for (int i = 0; i < pods; ++i) create(static_cast<int>(random.below(machines_.size())));

@@ -24,7 +24,8 @@ SIMULATED = {
     "never-doubts": {"unfinished"},
     "early-end": {"needed"},
     "moves-on-owed": {"needed", "holes"},
-    "undecided": {"policy", "room"},
+    "features-unsaid": {"machine"},
+    "undecided": {"policy", "room", "machine"},
     "promise-forever": {"promise"},
     "promise-leaks": {"leaked"},
 }

@@ -12,6 +12,8 @@
 #include <mutex>
 #include <vector>
 
+#include "base/interruptible.hpp"
+
 namespace godwit {
 namespace {
 
@@ -19,6 +21,8 @@ constexpr std::size_t record = 16 * 1024;       ///< the largest that TLS has
 constexpr std::size_t read_ahead = 8 * record;  ///< from the socket in one call
 constexpr std::size_t flush_size = 128 * 1024;  ///< to the socket in one call
 constexpr std::uint64_t key_life = 1ULL << 36;  ///< bytes under one key: AES-GCM is good for some 2^38 (RFC 8446, 5.5)
+
+constexpr std::chrono::milliseconds look_interval{50};  ///< at the flag of who is interruptible
 
 int poll_time(Deadline deadline) {
   if (deadline == Deadline::max()) return -1;
@@ -56,9 +60,12 @@ Result<void> send_all(int socket, iovec* parts, std::size_t count, Deadline dead
 }  // namespace
 
 Result<void> wait_for(int fd, short events, Deadline deadline) {
+  const std::atomic<bool>* cancelled = Interruptible::flag();
   for (;;) {
+    if (cancelled != nullptr && *cancelled) return fail(ErrorKind::cancelled, "cancelled");
+    const Deadline look = cancelled != nullptr ? std::chrono::steady_clock::now() + look_interval : deadline;
     pollfd poll{fd, events, 0};
-    const int ready = ::poll(&poll, 1, poll_time(deadline));
+    const int ready = ::poll(&poll, 1, poll_time(std::min(look, deadline)));
     if (ready > 0) return {};
     if (ready < 0 && errno != EINTR) return fail_errno("poll");
     if (std::chrono::steady_clock::now() >= deadline) return fail(ErrorKind::timeout, "no answer in time");

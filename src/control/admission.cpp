@@ -6,6 +6,16 @@
 
 namespace godwit::control {
 
+namespace {
+
+/// Of what is needed, what a promise gives away. A machine stays the same for all.
+Needs to_keep(Needs needs) {
+  needs.machine = {};
+  return needs;
+}
+
+}  // namespace
+
 void Admission::expire(Time now) {
   std::erase_if(promises_, [&](const auto& entry) { return entry.second.until && *entry.second.until <= now; });
 }
@@ -18,6 +28,7 @@ std::vector<Refusal> Admission::refusals(const Incoming& migration, const std::s
   if (!policy_.guests && !at_home) no.push_back({Reason::owner, fmt::format("the owner of {} wants no guests", node_)});
   if (const auto missing = missing_labels(policy_.labels, needs.labels); !missing.empty())
     no.push_back({Reason::label, fmt::format("{} hasn't the label {}", node_, fmt::join(missing, ", "))});
+  for (auto& text : lacking(node_, room.machine, needs.machine)) no.push_back({Reason::machine, std::move(text)});
 
   std::uint64_t memory = 0, descriptors = 0, others = 0;
   for (const auto& [other, promise] : promises_) {
@@ -78,13 +89,13 @@ Answer Admission::consider(const Ask& ask, const Room& room, Time now) {
       return refuse(Reason::busy, fmt::format("{} has just asked {} to take another pod", node_, ask.from));
   if (const auto no = refusals(migration, ask.pod_id, ask.needs, room); !no.empty()) {
     std::string text;
-    for (const auto& refusal : no) text += (text.empty() ? "" : "; ") + refusal.text;
+    for (const auto& refusal : no) add_text(text, refusal.text);
     return refuse(no.front().reason, std::move(text));
   }
   if (!ask.probe) {
     if (promises_.size() >= most_promises && !promises_.contains(migration))
       return refuse(Reason::busy, fmt::format("{} has promised room to {} migrations", node_, promises_.size()));
-    promises_[migration] = {ask.pod_id, ask.needs, now + promise_time};
+    promises_[migration] = {ask.pod_id, to_keep(ask.needs), now + promise_time};
   }
   answer.yes = true;
   answer.node = node_;
@@ -106,7 +117,7 @@ std::vector<Refusal> Admission::decide(const Incoming& migration, const std::str
   }
   auto& promise = promises_[migration];
   promise.pod_id = pod_id;
-  promise.needs = needs;
+  promise.needs = to_keep(needs);
   promise.until.reset();
   return {};
 }

@@ -22,6 +22,7 @@ struct Room {
   double processors = 0;          ///< of the machine: a pod's limit above it can't be given
   std::uint64_t descriptors = 0;  ///< that the daemon may still open
   std::set<std::string> pods;     ///< ids of those that are here
+  Machine machine;
   std::vector<Refusal>
       objections;  ///< what only a look at this one pod has shown: an address that is taken, a user who may not come
 };

@@ -35,12 +35,17 @@ Result<Answer> read_answer(BytesView bytes) {
   return answer;
 }
 
+void add_text(std::string& text, const std::string& more) {
+  text.append(text.empty() ? "" : "; ").append(more);
+  text.resize(std::min(text.size(), answer_text_limit));
+}
+
 bool plausible(const Ask& ask) {
   for (const auto* text : {&ask.move, &ask.pod, &ask.pod_id, &ask.from})
     if (text->empty() || !short_enough(*text)) return false;
   return short_enough(ask.needs.labels, list_limit) && short_enough(ask.needs.addresses, list_limit) &&
          short_enough(ask.elsewhere, elsewhere_limit) && short_enough(ask.needs.home) &&
-         std::isfinite(ask.needs.processors) && ask.needs.processors >= 0;
+         std::isfinite(ask.needs.processors) && ask.needs.processors >= 0 && plausible(ask.needs.machine);
 }
 
 bool plausible(const Answer& answer) {
@@ -48,7 +53,7 @@ bool plausible(const Answer& answer) {
   for (const auto& [key, value] : answer.labels)
     if (!short_enough(key) || !short_enough(value)) return false;
   return short_enough(answer.move) && short_enough(answer.node) && short_enough(answer.reason) &&
-         answer.text.size() <= 16 * text_limit && printable(answer.text) && (!answer.yes || !answer.node.empty());
+         answer.text.size() <= answer_text_limit && printable(answer.text) && (!answer.yes || !answer.node.empty());
 }
 
 }  // namespace godwit::control

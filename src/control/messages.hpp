@@ -17,9 +17,10 @@
 /// while nothing has begun; 5 and 6 about the exact ones.
 namespace godwit::control {
 
-inline constexpr std::uint32_t protocol = 2;
+inline constexpr std::uint32_t protocol = 3;
 inline constexpr std::size_t text_limit = 512;  ///< characters of a text in a message
-inline constexpr std::size_t list_limit = 64;   ///< labels, addresses
+inline constexpr std::size_t answer_text_limit = 16 * text_limit;
+inline constexpr std::size_t list_limit = 64;  ///< labels, addresses
 inline constexpr std::size_t elsewhere_limit = 1024;
 
 struct Ask {
@@ -39,8 +40,8 @@ struct Answer {
   bool yes = false;
   std::string node;    ///< yes: where to
   std::string reason;  ///< no: `to_string(Reason)`
-  std::string text;
-  Labels labels;  ///< of the node that is named
+  std::string text;    ///< no longer than `answer_text_limit`
+  Labels labels;       ///< of the node that is named
   MSGPACK_DEFINE_MAP(move, yes, node, reason, text, labels)
 };
 
@@ -63,6 +64,9 @@ inline constexpr std::size_t message_limit = 256 * KiB;
 /// From the bytes that another starter has sent; `invalid` when they are malformed, over the limits or not plausible.
 Result<Request> read_request(BytesView);
 Result<Answer> read_answer(BytesView);
+
+/// Adds why (another) one says no to the text of an answer, as far as it has room.
+void add_text(std::string& text, const std::string& more);
 
 /// False for what no starter of ours would say: too long, or without what is needed.
 bool plausible(const Ask&);

@@ -8,8 +8,8 @@ namespace godwit::control {
 namespace {
 
 constexpr std::array<std::string_view, 16> names{
-    "none",  "memory",   "processors", "descriptors", "address",   "machine", "files",       "label",
-    "quota", "draining", "owner",      "busy",        "cancelled", "late",    "unreachable", "protocol"};
+    "none",     "memory", "processors", "descriptors", "address", "machine",     "label", "quota",
+    "draining", "owner",  "busy",       "cancelled",   "late",    "unreachable", "hello", "protocol"};
 
 bool satisfies(const Labels& labels, const std::string& wanted) {
   const auto equals = wanted.find('=');

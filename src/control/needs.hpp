@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "control/machine.hpp"
 #include "image/codec.hpp"
 
 /// Pure decisions: state and event in, actions out. Nothing here reads a clock, opens a socket or takes a lock, so that
@@ -26,7 +27,8 @@ struct Needs {
   std::string home;                    ///< node where it was created
   std::uint32_t user = 0;              ///< as whom it runs
   std::uint64_t capabilities = 0;      ///< that its processes may have, by number
-  MSGPACK_DEFINE_MAP(memory, processors, descriptors, labels, addresses, home, user, capabilities)
+  Machine machine;                     ///< that it runs on: its programs may have come to rely on all of it
+  MSGPACK_DEFINE_MAP(memory, processors, descriptors, labels, addresses, home, user, capabilities, machine)
 };
 
 using Labels = std::map<std::string, std::string>;
@@ -42,7 +44,6 @@ enum class Reason : std::uint8_t {
   descriptors,  ///< the daemon couldn't hold so many
   address,      ///< is somebody else's here, or doesn't belong to this node's network
   machine,      ///< processor features or the kernel; named in the text
-  files,        ///< of the node that differ
   label,        ///< the pod needs one that the node hasn't
   quota,        ///< as many pods as the node's owner allows
   draining,     ///< the node is being emptied
@@ -51,6 +52,7 @@ enum class Reason : std::uint8_t {
   cancelled,    ///< by who asked for the move
   late,         ///< the time for it is over
   unreachable,  ///< gave no answer
+  hello,        ///< said yes, and no when the migration said Hello: to what only shows then, as files that differ
   protocol,     ///< an answer that makes no sense
 };
 std::string_view to_string(Reason);

@@ -20,8 +20,14 @@ struct Overloaded : Ts... {
 Negotiation::Actions Negotiation::give_up(Reason reason, std::string alternative) {
   over_ = true;
   GiveUp action{reason, {}, std::move(alternative)};
-  for (const auto& refusal : refusals_) action.texts.push_back(refusal.text);
+  for (const auto* refusals : {&plan_.refused, &refusals_})
+    for (const auto& refusal : *refusals) action.texts.push_back(refusal.text);
   return {action};
+}
+
+Reason Negotiation::first_reason() const {
+  if (!plan_.refused.empty()) return plan_.refused.front().reason;
+  return refusals_.empty() ? Reason::unreachable : refusals_.front().reason;
 }
 
 void Negotiation::note(Reason reason, std::string text) {
@@ -48,17 +54,18 @@ Negotiation::Actions Negotiation::ask_next(Time now) {
     pause_ = std::min(2 * pause_, longest_pause);
     return {Wait{plan_.deadline ? std::min(until, *plan_.deadline) : until}};
   }
-  return ask_hint();
+  return ask_hint(now);
 }
 
-Negotiation::Actions Negotiation::ask_hint() {
-  if (next_hint_ < plan_.hints.size()) {
+Negotiation::Actions Negotiation::ask_hint(Time now) {
+  const bool time = !plan_.deadline || now < *plan_.deadline;
+  if (time && next_hint_ < plan_.hints.size()) {
     asked_ = plan_.hints[next_hint_++];
     Send send{*asked_, plan_.ask};
     send.ask.probe = true;
     return {send};
   }
-  return give_up(refusals_.empty() ? Reason::unreachable : refusals_.front().reason);
+  return give_up(first_reason());
 }
 
 Negotiation::Actions Negotiation::refused(const Refusal& refusal, Time now) {
@@ -72,8 +79,11 @@ Negotiation::Actions Negotiation::refused(const Refusal& refusal, Time now) {
 Negotiation::Actions Negotiation::settle(const Answer& answer, Time now) {
   const std::string by = *asked_;
   asked_.reset();
-  const bool hint = next_hint_ > 0;
-  if (hint) return answer.yes && answer.node == by ? give_up(refusals_.front().reason, by) : ask_hint();
+  const auto missing = missing_labels(answer.labels, plan_.ask.needs.labels);
+  if (next_hint_ > 0) {
+    const bool would = answer.yes && answer.node == by && missing.empty();
+    return would ? give_up(first_reason(), by) : ask_hint(now);
+  }
   if (!answer.yes) return refused({reason_named(answer.reason), answer.text}, now);
   const auto withdrawn = [&](Reason reason, std::string text) {
     Actions actions{Withdraw{answer.node}};
@@ -84,7 +94,7 @@ Negotiation::Actions Negotiation::settle(const Answer& answer, Time now) {
   const bool may = answer.node == by || (plan_.delegate && std::ranges::count(plan_.candidates, answer.node) > 0);
   if (!may)
     return refused({Reason::protocol, fmt::format("{} names {}, which wasn't asked for", by, answer.node)}, now);
-  if (const auto missing = missing_labels(answer.labels, plan_.ask.needs.labels); !missing.empty())
+  if (!missing.empty())
     return withdrawn(Reason::label, fmt::format("{} hasn't the label {}", answer.node, fmt::join(missing, ", ")));
   over_ = true;
   taken_ = answer.node;
@@ -112,7 +122,7 @@ std::vector<Negotiation::Action> Negotiation::step(const Event& event, Time now)
   const auto silent = [&](const NoAnswer& none) -> Actions {
     if (over_ || asked_ != none.by) return {};
     asked_.reset();
-    if (next_hint_ > 0) return ask_hint();
+    if (next_hint_ > 0) return ask_hint(now);
     // It may have said yes, and the answer was lost.
     Actions actions{Withdraw{none.by}};
     for (auto& action : refused({Reason::unreachable, none.text}, now)) actions.push_back(std::move(action));
@@ -130,6 +140,7 @@ std::vector<Negotiation::Action> Negotiation::step(const Event& event, Time now)
     Actions actions;
     if (asked_ && next_hint_ == 0) actions.emplace_back(Withdraw{*asked_});
     refusals_.clear();
+    plan_.refused.clear();
     note(Reason::cancelled, "cancelled");
     for (auto& action : give_up(Reason::cancelled)) actions.push_back(std::move(action));
     return actions;

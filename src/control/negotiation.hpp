@@ -15,7 +15,8 @@ class Negotiation {
   struct Plan {
     Ask ask;                              ///< without `elsewhere`
     std::vector<std::string> candidates;  ///< in the order in which they are asked; the user has named exactly these
-    bool delegate = true;                 ///< the first one that can be reached answers for the rest
+    std::vector<Refusal> refused;  ///< by others that the user has named, earlier in this move: told when all refuse
+    bool delegate = true;          ///< the first one that can be reached answers for the rest
     std::vector<std::string>
         hints;              ///< asked, without obligation, whether they would, when all candidates have refused
     Time patience{10'000};  ///< how long `busy` is asked again
@@ -72,8 +73,9 @@ class Negotiation {
   Actions ask_next(Time now);
   Actions refused(const Refusal&, Time now);
   Actions settle(const Answer&, Time now);
-  Actions ask_hint();
+  Actions ask_hint(Time now);
   Actions give_up(Reason, std::string alternative = {});
+  [[nodiscard]] Reason first_reason() const;
 
   Plan plan_;
   std::optional<Time> begun_;

@@ -15,7 +15,6 @@
 #include "kernel/pidfd.hpp"
 #include "kernel/procfs.hpp"
 #include "migrate/limits.hpp"
-#include "migrate/node_facts.hpp"
 #include "migrate/recover.hpp"
 #include "migrate/rights.hpp"
 #include "objects/nameless.hpp"
@@ -52,20 +51,8 @@ Result<Message> Arrival::next(std::chrono::milliseconds limit) {
 std::vector<std::string> Arrival::refusals(const wire::Hello& hello) {
   std::vector<std::string> reasons;
   if (hello.version != wire::protocol)
-    reasons.push_back(fmt::format("{} speaks protocol {}, this node {}; run the same version on both", hello.from,
-                                  hello.version, wire::protocol));
-  const auto facts = NodeFacts::read();
-  if (!facts) return {facts.error().message()};
-  if (facts->vdso != hello.vdso)
-    reasons.push_back(
-        fmt::format("this node's kernel ({}) has another vdso than {}'s ({}): programs keep addresses in it",
-                    facts->kernel, hello.from, hello.kernel));
-  if ((hello.xfeatures & ~facts->xfeatures) != 0)
-    reasons.push_back(fmt::format("this node's processor lacks register state {:#x} that {} has",
-                                  hello.xfeatures & ~facts->xfeatures, hello.from));
-  std::vector<std::string> lacking;
-  std::ranges::set_difference(hello.cpu_flags, facts->cpu_flags, std::back_inserter(lacking));
-  if (!lacking.empty()) reasons.push_back(fmt::format("this node's processor lacks {}", fmt::join(lacking, ", ")));
+    return {fmt::format("{} speaks protocol {}, this node {}; run the same version on both", hello.from, hello.version,
+                        wire::protocol)};
   auto hashes = pod::HashCache::load(site_.site.state_dir + "/hashes");
   if (auto differences = pod::compare("/", hello.files, hashes)) {
     for (const auto& difference : *differences)
@@ -85,7 +72,8 @@ std::vector<std::string> Arrival::refusals(const wire::Hello& hello) {
                                               .addresses = hello.spec.network.addresses,
                                               .home = hello.spec.home,
                                               .user = own_groups ? hello.spec.user.uid : 0,
-                                              .capabilities = hello.spec.capabilities});
+                                              .capabilities = hello.spec.capabilities,
+                                              .machine = hello.machine});
   if (!own_groups && !objections.empty())
     objections.push_back(fmt::format("it has groups that user {} hasn't on this node, so that it counts as root's",
                                      pod::name_of(hello.spec.user.uid)));

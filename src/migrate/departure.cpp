@@ -11,7 +11,7 @@
 #include "kernel/procfs.hpp"
 #include "migrate/estimate.hpp"
 #include "migrate/limits.hpp"
-#include "migrate/node_facts.hpp"
+#include "migrate/machine.hpp"
 #include "migrate/recover.hpp"
 #include "migrate/rights.hpp"
 #include "migrate/tracking.hpp"
@@ -96,11 +96,7 @@ Result<Message> Departure::expect(wire::Type type, std::chrono::milliseconds lim
 Result<wire::Hello> Departure::introduce() {
   wire::Hello hello{
       .from = site_.node, .spec = pod_.spec(), .strategy = options_.strategy, .dry_run = options_.dry_run};
-  const auto facts = TRY(NodeFacts::read());
-  hello.kernel = facts.kernel;
-  hello.vdso = facts.vdso;
-  hello.xfeatures = facts.xfeatures;
-  hello.cpu_flags = facts.cpu_flags;
+  hello.machine = TRY(read_machine());
   for (const auto& ids : TRY(read_tree(pod_.init()))) {
     auto status = kernel::read_status(ids.host);
     if (status) hello.resident += status->resident_bytes + status->swap_bytes;
@@ -108,8 +104,8 @@ Result<wire::Hello> Departure::introduce() {
     if (open) hello.descriptors += open->size();
   }
   hello.files = manifest_ = TRY(used_files());
-  hello.connections = options_.connections > 0 ? static_cast<std::uint32_t>(std::min(options_.connections, 8))
-                                               : facts.page_connections();
+  hello.connections =
+      options_.connections > 0 ? static_cast<std::uint32_t>(std::min(options_.connections, 8)) : page_connections();
   return hello;
 }
 

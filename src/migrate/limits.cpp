@@ -139,11 +139,12 @@ Result<void> check(const wire::Hello& hello) {
   const auto& program = spec.program;
   if (!valid_name(spec.name) || !valid_name(spec.id) || !valid_name(hello.from))
     return wrong("a pod without a proper name");
-  for (const auto* text : {&hello.kernel, &hello.vdso, &hello.strategy, &spec.home, &spec.hostname, &spec.network.mac,
-                           &spec.network.gateway4, &spec.network.gateway6})
+  for (const auto* text :
+       {&hello.strategy, &spec.home, &spec.hostname, &spec.network.mac, &spec.network.gateway4, &spec.network.gateway6})
     if (!is_text(*text)) return wrong("{}: a text over the limit", spec.name);
-  for (const auto* texts : {&hello.cpu_flags, &spec.network.addresses, &spec.labels})
+  for (const auto* texts : {&spec.network.addresses, &spec.labels})
     if (!are_texts(*texts)) return wrong("{}: a list over the limit", spec.name);
+  if (!control::plausible(hello.machine)) return wrong("{}: a machine beyond the limits", spec.name);
   if (program.arguments.size() > most_texts || program.environment.size() > most_texts)
     return wrong("{}: its program has too many arguments", spec.name);
   if (hello.files.size() > most_texts || !std::ranges::all_of(hello.files, is_text, &pod::ManifestEntry::path))

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "control/machine.hpp"
 #include "image/codec.hpp"
 #include "migrate/layout.hpp"
 #include "migrate/page_set.hpp"
@@ -58,7 +59,7 @@
 /// first byte of each says what it is, its number among the page connections, or their count for the one on reference.
 namespace godwit::migrate::wire {
 
-inline constexpr std::uint32_t protocol = 8;
+inline constexpr std::uint32_t protocol = 9;
 
 enum class Type : std::uint8_t {
   hello = 1,
@@ -93,18 +94,14 @@ struct Hello {
   std::uint32_t version = protocol;
   std::string from;
   pod::Spec spec;
-  std::string kernel;                     ///< uname -r
-  std::string vdso;                       ///< SHA-256 of the vdso and the sizes of its mappings
-  std::uint64_t xfeatures = 0;            ///< XCR0: register state that may be in use
-  std::vector<std::string> cpu_flags;     ///< of /proc/cpuinfo
+  control::Machine machine;               ///< that it runs on
   std::uint64_t resident = 0;             ///< bytes that will live there
   std::uint64_t descriptors = 0;          ///< in the tables of all its processes
   std::vector<pod::ManifestEntry> files;  ///< of the node's own root that the pod uses
   std::string strategy;
   bool dry_run = false;
   std::uint32_t connections = 1;  ///< for pages; one more is for pages fetched on reference
-  MSGPACK_DEFINE_MAP(version, from, spec, kernel, vdso, xfeatures, cpu_flags, resident, descriptors, files, strategy,
-                     dry_run, connections)
+  MSGPACK_DEFINE_MAP(version, from, spec, machine, resident, descriptors, files, strategy, dry_run, connections)
 };
 
 struct Refused {

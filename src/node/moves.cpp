@@ -125,7 +125,8 @@ Result<std::shared_ptr<Move>> Moves::begin(const std::shared_ptr<LocalPod>& pod,
   return move;
 }
 
-Result<std::string> Moves::agree(const Move& move, pod::Pod& pod, const std::vector<std::string>& candidates) {
+Result<std::string> Moves::agree(const Move& move, pod::Pod& pod, const std::vector<std::string>& candidates,
+                                 const Refused& refused) {
   const auto record = TRY(store_.get(pod.spec().name));
   return starter_.agree({.move = move.id,
                          .pod = pod.spec().name,
@@ -133,6 +134,7 @@ Result<std::string> Moves::agree(const Move& move, pod::Pod& pod, const std::vec
                          .epoch = record ? record->epoch : 0,
                          .needs = needs_of(pod),
                          .candidates = candidates,
+                         .refused = refused,
                          .probe = move.options.dry_run,
                          .deadline = move.deadline,
                          .cancelled = move.cancelled_});
@@ -140,23 +142,37 @@ Result<std::string> Moves::agree(const Move& move, pod::Pod& pod, const std::vec
 
 void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::Pod>& pod,
                  const std::vector<std::string>& candidates) {
-  const auto agreed = caught([&] { return agree(*move, *pod, candidates); });
-  if (!agreed) {
-    move->change([&](Move::View& view) {
-      view.report.pod = pod->spec().name;
-      view.report.source = site_.node;
-      view.report.destination = move->wanted;
-      view.report.strategy = view.report.asked = move->options.strategy;
-      view.report.error = agreed.error().message();
-      if (move->options.dry_run && agreed.error().kind == ErrorKind::refused)
-        view.report.refusals = {agreed.error().message()};
-      else
-        view.error = agreed.error();
-    });
-    if (!move->options.dry_run) log::warn("pod {} to {}: {}", pod->spec().name, move->wanted, agreed.error().message());
-    return pods_.take_back(*move->pod);
+  Refused refused;
+  for (;;) {
+    const auto agreed = caught([&] { return agree(*move, *pod, candidates, refused); });
+    if (!agreed) return nobody_takes(move, agreed.error());
+    auto refusal = send_to(*agreed, move, pod, candidates.size() > 1);
+    if (!refusal) return;
+    refused.emplace_back(*agreed, std::move(*refusal));
   }
-  const std::string& destination = *agreed;
+}
+
+void Moves::nobody_takes(const std::shared_ptr<Move>& move, const Error& why) {
+  const std::string& pod = move->pod->spec.name;
+  move->change([&](Move::View& view) {
+    view.report.pod = pod;
+    view.report.source = site_.node;
+    view.report.destination = move->wanted;
+    view.report.strategy = view.report.asked = move->options.strategy;
+    view.report.error = why.message();
+    if (move->options.dry_run && why.kind == ErrorKind::refused)
+      view.report.refusals = {why.message()};
+    else
+      view.error = why;
+  });
+  if (!move->options.dry_run) log::warn("pod {} to {}: {}", pod, move->wanted, why.message());
+  pods_.take_back(*move->pod);
+}
+
+/// The whole migration. With `others`, where the pod may go as well: the destination's refusal, when it has looked
+/// closer, and nothing has begun.
+std::optional<control::Refusal> Moves::send_to(const std::string& destination, const std::shared_ptr<Move>& move,
+                                               const std::shared_ptr<pod::Pod>& pod, bool others) {
   move->change([&](Move::View& view) { view.destination = destination; });
   const std::string service = std::string(service::migration) + move->id;
   bool connected = false;
@@ -170,9 +186,10 @@ void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::P
                     fmt::join(missing, ", "));
     return stream;
   };
-  bool gone = false;
+  bool gone = false, begun = false;
   const auto progress = [&](const migrate::Progress& now) {
     // Runs in the freeze as well: what is new is one lock and a wake-up.
+    begun = begun || now.phase != "negotiate";
     if (now.phase == "freeze") pods_.freezing(*move->pod);
     move->change([&](Move::View& view) { view.progress = now; });
     if (gone || !committed(now.phase) || move->options.dry_run) return;
@@ -203,6 +220,11 @@ void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::P
                                  .link_bytes_per_second = speed};
   migrate::Report report;
   const Result<migrate::Report> result = migrate::send(*pod, move->options, connect, site, report);
+  if (others && connected && !begun && !result && result.error().kind == ErrorKind::refused) {
+    log::info("{}; the others are asked", result.error().message());
+    move->change([](Move::View& view) { view.destination.clear(); });
+    return control::Refusal{control::Reason::hello, result.error().message()};
+  }
   // Refused by our own preflight: nobody there waits for it to begin.
   if (!connected && !move->options.dry_run) starter_.withdraw(destination, move->id);
   move->change([&](Move::View& view) {
@@ -215,6 +237,7 @@ void Moves::send(const std::shared_ptr<Move>& move, const std::shared_ptr<pod::P
   if (result) remember_speed(destination, *result);
   if (!result) log::warn("pod {} to {}: {}", pod->spec().name, destination, result.error().message());
   conclude(*move, pod, result ? *result : report);
+  return {};
 }
 
 /// The largest round tells what the link gave: small ones are all overhead.

@@ -81,7 +81,11 @@ class Moves {
  private:
   struct Incoming;
   void send(const std::shared_ptr<Move>&, const std::shared_ptr<pod::Pod>&, const std::vector<std::string>& candidates);
-  Result<std::string> agree(const Move&, pod::Pod&, const std::vector<std::string>& candidates);
+  using Refused = std::vector<std::pair<std::string, control::Refusal>>;  ///< by node
+  Result<std::string> agree(const Move&, pod::Pod&, const std::vector<std::string>& candidates, const Refused&);
+  void nobody_takes(const std::shared_ptr<Move>&, const Error& why);
+  std::optional<control::Refusal> send_to(const std::string& destination, const std::shared_ptr<Move>&,
+                                          const std::shared_ptr<pod::Pod>&, bool others);
   void conclude(Move&, std::shared_ptr<pod::Pod>, const migrate::Report&);
   void remember_speed(const std::string& destination, const migrate::Report&);
   void collect();

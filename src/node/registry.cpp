@@ -3,6 +3,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <fstream>
 
 #include "base/caught.hpp"
@@ -100,6 +101,22 @@ Result<std::map<std::string, Json>> registered_nodes(store::Store& store) {
     nodes[note.key] = std::move(*json);
   }
   return nodes;
+}
+
+void sort_by_load(std::vector<std::string>& nodes, const std::map<std::string, Json>& registered) {
+  // What other nodes have written may be anything.
+  const auto place = [&](const std::string& node) -> std::pair<int, double> {
+    const auto found = registered.find(node);
+    if (found == registered.end()) return {1, 0};
+    const Json& json = found->second;
+    const bool takes = text_field(json, "state").value_or("") == "ok" &&
+                       !flag_field(json, "draining").value_or(false) && flag_field(json, "guests", true).value_or(true);
+    const auto load = json.find("load");
+    const double known = load != json.end() && load->is_number() ? load->get<double>() : 0;
+    return {takes ? 0 : 2,
+            known / static_cast<double>(std::max<std::int64_t>(number_field(json, "cpus", 1).value_or(1), 1))};
+  };
+  std::ranges::stable_sort(nodes, {}, place);
 }
 
 Result<void> forget_node(store::Store& store, const std::string& name) {

@@ -47,6 +47,10 @@ class Registry {
 /// ended; "seen_ms" is when it was written, by that node's clock.
 Result<std::map<std::string, Json>> registered_nodes(store::Store&);
 
+/// Puts first whom the registry knows to be there and to take guests, the least load for each processor first. Nodes of
+/// which it says nothing come next, then those that it says are away, are being emptied or want no guests.
+void sort_by_load(std::vector<std::string>& nodes, const std::map<std::string, Json>& registered);
+
 /// Takes a node out of the registry. `not_found`; `refused` while it is there: it would write itself again.
 Result<void> forget_node(store::Store&, const std::string& name);
 

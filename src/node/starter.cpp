@@ -12,9 +12,12 @@
 #include <thread>
 
 #include "base/fault.hpp"
+#include "base/interruptible.hpp"
 #include "base/log.hpp"
 #include "kernel/netlink.hpp"
 #include "kernel/procfs.hpp"
+#include "migrate/machine.hpp"
+#include "node/registry.hpp"
 
 namespace godwit::node {
 namespace {
@@ -111,6 +114,7 @@ Starter::Starter(const Config& config, const Links& links, const Rules& rules, c
       pods_(pods),
       store_(store),
       draining_file_(config.state_dir + "/draining"),
+      machine_(migrate::read_machine()),
       admission_(config.node, {.labels = config.labels,
                                .draining = ::access(draining_file_.c_str(), F_OK) == 0,
                                .guests = config.guests,
@@ -150,6 +154,10 @@ control::Room Starter::room(const Sender& peer, const std::string& pod_id, const
                      .processors = static_cast<double>(::sysconf(_SC_NPROCESSORS_ONLN)),
                      .descriptors = descriptors_available(),
                      .objections = rules_.against(peer, needs)};
+  if (machine_)
+    room.machine = *machine_;
+  else
+    room.objections.push_back({Reason::machine, machine_.error().message()});
   for (const auto& local : pods_.list()) {
     const auto view = local->view();
     if (!view.here || view.state == PodState::exited) continue;
@@ -170,9 +178,15 @@ control::Room Starter::room(const Sender& peer, const std::string& pod_id, const
   return room;
 }
 
-Result<control::Answer> Starter::ask(const std::string& node, const control::Ask& ask) const {
-  const Deadline deadline = in(ask.elsewhere.empty() ? ask_time : group_time);
-  Stream connection = TRY(links_.connect(node, service::starter, answer_time));
+Result<control::Answer> Starter::ask(const std::string& node, const control::Ask& ask,
+                                     std::optional<Deadline> end) const {
+  const auto limited = [&](std::chrono::milliseconds limit) {
+    const auto left = end.value_or(never()) - std::chrono::steady_clock::now();
+    return std::max(std::min<Deadline::duration>(limit, left), Deadline::duration(0));
+  };
+  const Deadline deadline = std::chrono::steady_clock::now() + limited(ask.elsewhere.empty() ? ask_time : group_time);
+  Stream connection =
+      TRY(links_.connect(node, service::starter, std::chrono::ceil<std::chrono::milliseconds>(limited(answer_time))));
   TRY(write_frame(connection, image::pack(control::Request{ask, {}}), deadline));
   auto answer = TRY(control::read_answer(TRY(read_frame(connection, control::message_limit, deadline))));
   if (answer.move != ask.move) return fail(ErrorKind::invalid, "{} answers what it wasn't asked", node);
@@ -188,7 +202,8 @@ void Starter::withdraw(const std::string& node, const std::string& move) {
 }
 
 std::variant<Negotiation::MoveOut, Negotiation::GiveUp> Starter::carry_out(Negotiation& negotiation,
-                                                                           const std::atomic<bool>& cancelled) {
+                                                                           const std::atomic<bool>& cancelled,
+                                                                           std::optional<Deadline> deadline) {
   std::deque<Negotiation::Event> events{Negotiation::Begin{}};
   for (;;) {
     Negotiation::Event event = Negotiation::Cancel{};
@@ -201,7 +216,11 @@ std::variant<Negotiation::MoveOut, Negotiation::GiveUp> Starter::carry_out(Negot
           if (!send->ask.probe && send->ask.from == config_.node)
             admission_.asking(send->ask.move, send->ask.pod_id, send->to);
         }
-        auto answer = ask(send->to, send->ask);
+        Result<control::Answer> answer;
+        {
+          const Interruptible while_asking(cancelled);
+          answer = ask(send->to, send->ask, deadline);
+        }
         fault::reach("starter.asked");
         {
           const std::lock_guard lock(mutex_);
@@ -225,6 +244,16 @@ std::variant<Negotiation::MoveOut, Negotiation::GiveUp> Starter::carry_out(Negot
   }
 }
 
+std::vector<std::string> Starter::hints(const Wish& wish) const {
+  std::vector<std::string> nodes;
+  for (const Peer& peer : config_.peers)
+    if (std::ranges::count(wish.candidates, peer.name) == 0 && rules_.may_send(peer.name)) nodes.push_back(peer.name);
+  if (nodes.size() < 2) return nodes;
+  if (const auto registered = registered_nodes(store_)) sort_by_load(nodes, *registered);
+  nodes.resize(std::min(nodes.size(), most_hints));
+  return nodes;
+}
+
 Result<std::string> Starter::agree(const Wish& wish) {
   Negotiation::Plan plan{.ask = {.move = wish.move,
                                  .pod = wish.pod,
@@ -233,13 +262,17 @@ Result<std::string> Starter::agree(const Wish& wish) {
                                  .from = config_.node,
                                  .needs = wish.needs,
                                  .probe = wish.probe},
-                         .candidates = wish.candidates};
-  for (const Peer& peer : config_.peers)
-    if (plan.hints.size() < most_hints && std::ranges::count(wish.candidates, peer.name) == 0)
-      plan.hints.push_back(peer.name);
+                         .candidates = wish.candidates,
+                         .hints = hints(wish)};
+  if (!machine_) return std::unexpected(machine_.error());
+  plan.ask.needs.machine = *machine_;
+  for (const auto& [node, refusal] : wish.refused) {
+    std::erase(plan.candidates, node);
+    plan.refused.push_back(refusal);
+  }
   if (wish.deadline) plan.deadline = std::chrono::duration_cast<control::Time>(wish.deadline->time_since_epoch());
   Negotiation negotiation(std::move(plan));
-  const auto outcome = carry_out(negotiation, wish.cancelled);
+  const auto outcome = carry_out(negotiation, wish.cancelled, wish.deadline);
   if (const auto* out = std::get_if<Negotiation::MoveOut>(&outcome)) return out->to;
   const auto& up = std::get<Negotiation::GiveUp>(outcome);
   Error error{kind_of(up.reason), fmt::format("{} is not taken: {}", wish.pod, fmt::join(up.texts, "; ")), 0, {}};
@@ -283,11 +316,11 @@ control::Answer Starter::answer_to(const control::Ask& ask, const Sender& asking
   if (plan.candidates.empty()) return answer;
   Negotiation negotiation(std::move(plan));
   const std::atomic<bool> never_cancelled = false;
-  const auto outcome = carry_out(negotiation, never_cancelled);
+  const auto outcome = carry_out(negotiation, never_cancelled, {});
   if (const auto* out = std::get_if<Negotiation::MoveOut>(&outcome)) {
     answer = control::accept_for(std::move(answer), *out);
   } else {
-    for (const auto& text : std::get<Negotiation::GiveUp>(outcome).texts) answer.text += "; " + text;
+    for (const auto& text : std::get<Negotiation::GiveUp>(outcome).texts) control::add_text(answer.text, text);
   }
   return answer;
 }

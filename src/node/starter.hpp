@@ -30,12 +30,15 @@ class Starter {
     std::uint64_t epoch = 0;
     control::Needs needs;
     std::vector<std::string> candidates;
+    /// By those of them that have agreed earlier in this move, and then refused.
+    std::vector<std::pair<std::string, control::Refusal>> refused;
     bool probe = false;  ///< for a dry run: nothing is reserved
     std::optional<Deadline> deadline;
     const std::atomic<bool>& cancelled;
   };
   /// Messages 1 to 3: the node that has promised to take it. `refused` with each one's reason, and the name of a node
-  /// that would; `busy`, `unreachable`, `cancelled`, `timeout`.
+  /// that would; `busy`, `unreachable`, `cancelled`, `timeout`. Over by the deadline, and a second after it is
+  /// cancelled, whatever the others do.
   Result<std::string> agree(const Wish&);
   /// The move that `node` has promised to take doesn't begin after all.
   void withdraw(const std::string& node, const std::string& move);
@@ -61,10 +64,12 @@ class Starter {
   [[nodiscard]] control::Room room(const Sender& peer, const std::string& pod_id, const control::Needs&) const;
   control::Answer answer_to(const control::Ask&, const Sender&);
   control::Answer answer_alone(const control::Ask&, const Sender&);
-  Result<control::Answer> ask(const std::string& node, const control::Ask&) const;
+  Result<control::Answer> ask(const std::string& node, const control::Ask&, std::optional<Deadline>) const;
   /// Carries out what the negotiation wants until it is over.
   std::variant<control::Negotiation::MoveOut, control::Negotiation::GiveUp> carry_out(
-      control::Negotiation&, const std::atomic<bool>& cancelled);
+      control::Negotiation&, const std::atomic<bool>& cancelled, std::optional<Deadline>);
+  /// Peers that could be named as an alternative, those with the least load first.
+  [[nodiscard]] std::vector<std::string> hints(const Wish&) const;
 
   const Config& config_;
   const Links& links_;
@@ -72,6 +77,7 @@ class Starter {
   const Pods& pods_;
   store::Store& store_;
   const std::string draining_file_;
+  const Result<control::Machine> machine_;
   mutable std::mutex mutex_;
   control::Admission admission_;
 };

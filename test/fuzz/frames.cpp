@@ -130,9 +130,7 @@ std::vector<Bytes> seeds() {
   std::vector<Bytes> all{
       frame(wire::Type::hello, wire::Hello{.from = "a",
                                            .spec = spec,
-                                           .kernel = "6.18",
-                                           .vdso = "ab",
-                                           .cpu_flags = {"avx", "sse"},
+                                           .machine = {.kernel = "6.18", .vdso = "ab", .cpu_flags = {"avx", "sse"}},
                                            .files = {{.path = "/bin/web"}},
                                            .strategy = "auto"}),
       frame(wire::Type::welcome, BytesView{}),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import time
 
 from harness import Case, Failure, Suite, expect, wait_for
@@ -25,7 +27,8 @@ class Negotiation(Suite):
     name = "negotiation"
 
     def cases(self):
-        names = ("draining", "label", "group", "any", "quota", "owner", "two-movers", "crossing", "drain-empties", "deadline", "dry-run", "promise-is-given-back", "nodes")
+        names = ("draining", "label", "group", "any", "quota", "owner", "processor", "other-files", "two-movers", "crossing", "drain-empties", "deadline",
+                 "dry-run", "promise-is-given-back", "silent-node", "nodes")
         return [Case(name, getattr(self, "_" + name.replace("-", "_")), exclusive=True) for name in names]
 
     def setup(self):
@@ -180,6 +183,66 @@ class Negotiation(Suite):
         finally:
             cluster.remove("anywhere")
 
+    @contextlib.contextmanager
+    def _features(self, *nodes: str):
+        """Processors of these nodes that can what the others' can't, by what the kernel says there of them."""
+        cluster, known = self.cluster, "/proc/cpuinfo"
+        try:
+            for node in nodes:
+                cluster.exec(node, "sh", "-c", f"sed 's/^flags.*/& godwit-one godwit-two/' {known} > /tmp/cpuinfo && mount --bind /tmp/cpuinfo {known}")
+                cluster.daemon("stop", node)
+                cluster.daemon("start", node)
+            yield
+        finally:
+            for node in nodes:
+                cluster.exec(node, "umount", known, check=False)
+                cluster.daemon("stop", node)
+                cluster.daemon("start", node)
+
+    def _processor(self) -> None:
+        """A pod that may have seen what a processor can goes only where another one can the same."""
+        cluster = self.cluster
+        lacks = "b's processor lacks godwit-one, godwit-two"
+        with self._features("a", "c"):
+            self._start("demanding")
+            try:
+                self._refused("demanding", "b", lacks, "c would take it")
+                cluster.godwit("c", "drain", "--only-close")
+                self._refused("demanding", "rack", lacks, "c is being emptied")
+                done = cluster.godwit("a", "migrate", "demanding", "c", check=False)
+                if done.returncode == 0 or "would take it" in done.stdout + done.stderr:
+                    raise Failure(f"b is named, and can't: {done.stdout}{done.stderr}")
+                cluster.godwit("c", "drain", "--undo")
+                # The first of the group lacks it: the next one doesn't.
+                cluster.migrate("demanding", "rack")
+                self._on("demanding", "c")
+            finally:
+                cluster.godwit("c", "drain", "--undo")
+                cluster.remove("demanding")
+
+    def _other_files(self) -> None:
+        """That files differ shows only when the migration has begun to speak: the others that may have the pod are asked then."""
+        cluster, path = self.cluster, "/etc/godwit-other-files"
+        for node, text in (("a", "one"), ("b", "another"), ("c", "one")):
+            cluster.exec(node, "sh", "-c", f"echo {text} > {path}")
+        cluster.run("a", "picky", ["python3", "-c", f"import mmap, time; file = open('{path}'); kept = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ); print('ready', flush=True); time.sleep(1000)"])
+        cluster.wait_logs("picky", "ready\n")
+        try:
+            self._refused("picky", "b", path)
+            cluster.godwit("c", "drain", "--only-close")
+            self._refused("picky", "rack", path, "c is being emptied")
+            cluster.godwit("c", "drain", "--undo")
+            dry = cluster.godwit("a", "migrate", "--dry-run", "--json", "picky", "rack")
+            if json.loads(dry.stdout)["destination"] != "c":
+                raise Failure(f"a dry run stops at b: {dry.stdout}")
+            report = cluster.migrate("picky", "rack")
+            self._on("picky", "c")
+            if report["destination"] != "c" or report.get("refusals"):
+                raise Failure(f"the report isn't about c: {report}")
+        finally:
+            cluster.godwit("c", "drain", "--undo")
+            cluster.remove("picky")
+
     # ---- requests that cross
 
     def _two_movers(self) -> None:
@@ -299,3 +362,26 @@ class Negotiation(Suite):
                 expect("the labels in the table", shown, {"a": "-", "b": "zone=x", "c": "secure"})
         finally:
             cluster.remove("counted")
+
+    def _silent_node(self) -> None:
+        """A daemon that says nothing is asked for five seconds and more, but not beyond the move's end."""
+        cluster = self.cluster
+        self._start("waits")
+        daemon = next(host["daemon"]["pid"] for host in cluster.status()["hosts"] if host["name"] == "b")
+        os.kill(daemon, signal.SIGSTOP)
+        try:
+            begin = time.monotonic()
+            done = cluster.godwit("a", "migrate", "--deadline", "1", "waits", "b", check=False)
+            if done.returncode != 6 or time.monotonic() - begin > 3.5:
+                raise Failure(f"exit code {done.returncode} after {time.monotonic() - begin:.1f} s: {done.stderr}")
+            move = Migration(cluster, "waits", "b", "precopy")
+            time.sleep(0.5)
+            begin = time.monotonic()
+            cluster.godwit("a", "migrate", "--cancel", "waits")
+            last = move.finish()
+            if last.get("error", {}).get("kind") != "cancelled" or time.monotonic() - begin > 2.5:
+                raise Failure(f"over {time.monotonic() - begin:.1f} s after it was cancelled: {last}")
+            self._on("waits", "a")
+        finally:
+            os.kill(daemon, signal.SIGCONT)
+            cluster.remove("waits")

@@ -64,7 +64,7 @@ class Refusals(Suite):
                   Case("same-node", lambda: self._place("a", r"\ba\b")), Case("unknown-strategy", self._strategy),
                   Case("unknown-pod", self._unknown_pod), Case("unreachable", self._unreachable, exclusive=True),
                   Case("daemon-away", self._daemon_away, exclusive=True), Case("another-file", self._other_file),
-                  Case("short-of-memory", self._memory, exclusive=True), Case("another-vdso", self._vdso), Case("processor", self._processor)]
+                  Case("short-of-memory", self._memory, exclusive=True)]
         return found
 
     def setup(self):
@@ -230,9 +230,3 @@ class Refusals(Suite):
             self._unharmed(pod)
         finally:
             cluster.remove(pod)
-
-    def _vdso(self) -> None:
-        raise Skip("needs two kernels: all nodes of a playground have one")
-
-    def _processor(self) -> None:
-        raise Skip("needs two kinds of processors: all nodes of a playground have one")

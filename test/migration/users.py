@@ -267,13 +267,15 @@ print(json.dumps(found))
 
     # ---- what a node's owner allows its peers
 
-    def _pods_stay(self, pod: str, to: str, *words: str) -> None:
+    def _pods_stay(self, pod: str, to: str, *words: str, without: str | None = None) -> None:
         for strategy in ("auto", "freeze"):
             try:
                 self.cluster.migrate(pod, to, strategy)
             except CommandError as refusal:
                 if missing := [word for word in words if word not in refusal.text]:
                     raise Failure(f"{missing} missing in: {refusal.text}") from None
+                if without and without in refusal.text:
+                    raise Failure(f"{without!r} is in: {refusal.text}") from None
                 continue
             raise Failure(f"{pod} was not refused")
         if (state := self.cluster.pod(pod))["node"] != "a" or state["state"] != "running":
@@ -287,7 +289,12 @@ print(json.dumps(found))
             self.cluster.migrate("kept", "any")
             if self.cluster.pod("kept")["node"] != "c":
                 raise Failure("any was not c")
+            # Nor is b named as a place that would take it.
+            self.cluster.migrate("kept", "a")
+            self.cluster.godwit("c", "drain", "--only-close")
+            self._pods_stay("kept", "c", "c is being emptied", without="would take it")
         finally:
+            self.cluster.godwit("c", "drain", "--undo")
             self._configure("a")
             self.cluster.remove("kept")
 

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <future>
 
+#include "base/interruptible.hpp"
 #include "node/journal.hpp"
 #include "node/server.hpp"
 #include "node/store_link.hpp"
@@ -95,6 +96,33 @@ TEST_F(PeerServerTest, StoreOverTheLinkBehavesAsTheStore) {
   ASSERT_TRUE(remote->erase("node", "a"));
   EXPECT_TRUE(remote->notes("node")->empty());
   EXPECT_EQ(remote->put({"", "a", "", false}).error().kind, ErrorKind::invalid);
+}
+
+TEST_F(PeerServerTest, WhoeverIsSilentIsWaitedForOnlyUntilItIsCancelled) {
+  // The kernel takes the connection, and nobody is behind it.
+  const auto silent = listen_tcp("127.0.0.1", 0);
+  ASSERT_TRUE(silent);
+  sockaddr_in name{};
+  socklen_t size = sizeof name;
+  getsockname(silent->get(), reinterpret_cast<sockaddr*>(&name), &size);
+  config_.peers = {{"b", "127.0.0.1:" + std::to_string(ntohs(name.sin_port))}};
+  const Links links(config_);
+  std::atomic<bool> cancelled = false;
+  const auto begin = std::chrono::steady_clock::now();
+  auto waiting = std::async(std::launch::async, [&] {
+    const Interruptible until(cancelled);
+    return links.connect("b", service::starter, 10s);
+  });
+  EXPECT_EQ(waiting.wait_for(200ms), std::future_status::timeout);
+  cancelled = true;
+  const auto connected = waiting.get();
+  ASSERT_FALSE(connected);
+  EXPECT_EQ(connected.error().kind, ErrorKind::cancelled);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, 2s);
+  // It is over with its scope: what this thread waits for later isn't cancelled.
+  const auto later = links.connect("b", service::starter, 100ms);
+  ASSERT_FALSE(later);
+  EXPECT_EQ(later.error().kind, ErrorKind::unreachable);
 }
 
 TEST_F(PeerServerTest, APeerWritesNoNotesButItsOwn) {

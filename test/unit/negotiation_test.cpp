@@ -88,6 +88,88 @@ TEST(Admission, SaysWhy) {
   EXPECT_EQ(Admission("b", {}).consider(other, roomy(), Time(0)).reason, "protocol");
 }
 
+const Machine modern{.kernel = "6.18", .vdso = "f00d", .xfeatures = 0xe7, .cpu_flags = {"avx", "avx512f", "sse2"}};
+const Machine old{.kernel = "6.18", .vdso = "f00d", .xfeatures = 0x7, .cpu_flags = {"avx", "sse2"}};
+
+Room room_of(const Machine& machine) {
+  Room room = roomy();
+  room.machine = machine;
+  return room;
+}
+
+TEST(Machine, WhatIsLackingHasNames) {
+  using Texts = std::vector<std::string>;
+  EXPECT_EQ(lacking("b", modern, modern), Texts{});
+  EXPECT_EQ(lacking("b", modern, old), Texts{}) << "more than is needed";
+  EXPECT_EQ(lacking("b", old, modern), (Texts{"b's processor lacks the register state opmask, ZMM_Hi256, Hi16_ZMM",
+                                              "b's processor lacks avx512f"}));
+  Machine other = modern;
+  other.kernel = "6.1";
+  EXPECT_EQ(lacking("b", other, modern), Texts{}) << "programs don't see a kernel's name";
+  other.vdso = "beef";
+  EXPECT_EQ(
+      lacking("b", other, modern),
+      Texts{"b's kernel (6.1) has another vdso than the one under the pod (6.18): programs keep addresses in it"});
+  Machine strange = old;
+  strange.xfeatures |= 1ULL << 40;
+  // Somebody else's list needn't be in order.
+  strange.cpu_flags = {"z", "sse2", "avx", "a"};
+  EXPECT_EQ(lacking("b", old, strange),
+            (Texts{"b's processor lacks the register state number 40", "b's processor lacks z, a"}));
+}
+
+TEST(Machine, IsBounded) {
+  EXPECT_TRUE(plausible(modern));
+  Machine machine = modern;
+  machine.cpu_flags.assign(most_cpu_flags, "x");
+  EXPECT_TRUE(plausible(machine));
+  machine.cpu_flags.emplace_back("x");
+  EXPECT_FALSE(plausible(machine)) << "too many";
+  for (auto* text : {&(machine = modern).kernel, &machine.vdso, machine.cpu_flags.data()}) {
+    const std::string good = *text;
+    *text = std::string(machine_text_limit + 1, 'x');
+    EXPECT_FALSE(plausible(machine)) << "too long";
+    *text = "\x1b[2J";
+    EXPECT_FALSE(plausible(machine)) << "not printable";
+    Ask ask = ask_for("p", "a");
+    ask.needs.machine = machine;
+    EXPECT_FALSE(plausible(ask));
+    EXPECT_FALSE(read_request(image::pack(Request{ask, {}})));
+    *text = good;
+  }
+}
+
+TEST(Admission, AnotherMachineIsRefusedBeforeAnythingMoves) {
+  Admission admission("b", {});
+  const auto no = admission.consider(ask_for("p", "a", {.machine = modern}), room_of(old), Time(0));
+  EXPECT_FALSE(no.yes);
+  EXPECT_EQ(no.reason, "machine");
+  EXPECT_NE(no.text.find("b's processor lacks avx512f"), std::string::npos) << no.text;
+  const auto exact = admission.decide({"a", "m"}, "id", {.machine = modern}, room_of(old), Time(1));
+  ASSERT_EQ(exact.size(), 2U);
+  EXPECT_EQ(exact[0].reason, Reason::machine);
+  EXPECT_TRUE(admission.consider(ask_for("p", "a", {.machine = old}), room_of(modern), Time(2)).yes);
+  // What is the same for all isn't kept for each.
+  EXPECT_TRUE(admission.promises(Time(3)).begin()->second.needs.machine.cpu_flags.empty());
+}
+
+TEST(Admission, ANoIsNeverTooLongToBeHeard) {
+  Needs needs;
+  needs.machine.cpu_flags.assign(most_cpu_flags, std::string(machine_text_limit, 'x'));
+  const auto answer = [&] {
+    const Ask ask = ask_for("p", "a", needs);
+    EXPECT_TRUE(plausible(ask));
+    return Admission("b", {}).consider(ask, roomy(), Time(0));
+  };
+  const auto flags = answer();
+  EXPECT_TRUE(plausible(flags)) << flags.text.size();
+  EXPECT_NE(flags.text.find("and 1008 more"), std::string::npos) << flags.text;
+  needs.labels.assign(list_limit, std::string(text_limit, 'x'));
+  const auto labels = answer();
+  EXPECT_TRUE(plausible(labels)) << labels.text.size();
+  EXPECT_TRUE(labels.text.starts_with("b hasn't the label x")) << labels.text;
+}
+
 TEST(Admission, OneOfTwoRequestsThatCrossIsFirstOnBothSides) {
   Admission a("a", {}), b("b", {});
   const Ask from_a = ask_for("p", "a"), from_b = ask_for("q", "b");
@@ -226,6 +308,86 @@ TEST(Negotiation, NamesWhoWould) {
   EXPECT_EQ(find<Negotiation::GiveUp>(end)->reason, Reason::memory);
   EXPECT_EQ(find<Negotiation::GiveUp>(end)->alternative, "d");
   EXPECT_EQ(find<Negotiation::GiveUp>(end)->texts, (std::vector<std::string>{"b doesn't"}));
+}
+
+/// Asks the nodes with these machines until it is over.
+Negotiation::Action outcome_of(Negotiation negotiation, const std::map<std::string, Machine>& machines) {
+  auto actions = negotiation.step(Negotiation::Begin{}, Time(0));
+  for (int turn = 1; turn < 100 && !negotiation.over(); ++turn) {
+    const auto* send = find<Negotiation::Send>(actions);
+    if (send == nullptr) break;
+    auto answer = Admission(send->to, {}).consider(send->ask, room_of(machines.at(send->to)), Time(turn));
+    actions = negotiation.step(Negotiation::Answered{send->to, std::move(answer)}, Time(turn));
+  }
+  return actions.empty() ? Negotiation::Wait{} : actions.back();
+}
+
+TEST(Negotiation, AGroupGoesOnPastAMachineThatLacksSomething) {
+  auto plan = plan_for({"b", "c", "d"});
+  plan.ask.needs.machine = modern;
+  // Who answers for the group asks them one by one.
+  plan.delegate = false;
+  const auto end = outcome_of(Negotiation(plan), {{"b", old}, {"c", old}, {"d", modern}});
+  ASSERT_NE(find<Negotiation::MoveOut>({end}), nullptr);
+  EXPECT_EQ(find<Negotiation::MoveOut>({end})->to, "d");
+}
+
+TEST(Negotiation, NamesNobodyWhoseMachineLacksSomething) {
+  auto plan = plan_for({"b"}, {"c", "d"});
+  plan.ask.needs.machine = modern;
+  auto end = outcome_of(Negotiation(plan), {{"b", old}, {"c", old}, {"d", modern}});
+  ASSERT_NE(find<Negotiation::GiveUp>({end}), nullptr);
+  EXPECT_EQ(find<Negotiation::GiveUp>({end})->reason, Reason::machine);
+  EXPECT_EQ(find<Negotiation::GiveUp>({end})->alternative, "d");
+  end = outcome_of(Negotiation(plan), {{"b", old}, {"c", old}, {"d", old}});
+  ASSERT_NE(find<Negotiation::GiveUp>({end}), nullptr);
+  EXPECT_EQ(find<Negotiation::GiveUp>({end})->alternative, "");
+}
+
+TEST(Negotiation, NamesNobodyWithoutTheLabels) {
+  auto plan = plan_for({"b"}, {"c", "d"});
+  plan.ask.needs.labels = {"secure"};
+  Negotiation negotiation(plan);
+  negotiation.step(Negotiation::Begin{}, Time(0));
+  negotiation.step(no("b", Reason::memory), Time(1));
+  const auto next = negotiation.step(yes("c"), Time(2));
+  ASSERT_NE(find<Negotiation::Send>(next), nullptr) << "its yes isn't one";
+  EXPECT_EQ(find<Negotiation::Send>(next)->to, "d");
+  auto good = yes("d");
+  good.answer.labels = {{"secure", ""}};
+  const auto end = negotiation.step(good, Time(3));
+  ASSERT_NE(find<Negotiation::GiveUp>(end), nullptr);
+  EXPECT_EQ(find<Negotiation::GiveUp>(end)->alternative, "d");
+}
+
+TEST(Negotiation, AsksForNoAlternativeAfterItsDeadline) {
+  auto plan = plan_for({"b"}, {"c", "d"});
+  plan.deadline = Time(100);
+  Negotiation negotiation(plan);
+  negotiation.step(Negotiation::Begin{}, Time(0));
+  EXPECT_NE(find<Negotiation::Send>(negotiation.step(no("b", Reason::memory), Time(99))), nullptr);
+  const auto end = negotiation.step(Negotiation::NoAnswer{"c", "silent"}, Time(100));
+  ASSERT_NE(find<Negotiation::GiveUp>(end), nullptr);
+  EXPECT_EQ(find<Negotiation::GiveUp>(end)->reason, Reason::memory);
+}
+
+TEST(Negotiation, TellsOfThoseThatHaveRefusedBefore) {
+  auto plan = plan_for({"c"});
+  plan.refused = {{Reason::hello, "b has other files"}};
+  Negotiation negotiation(plan);
+  negotiation.step(Negotiation::Begin{}, Time(0));
+  const auto end = negotiation.step(no("c", Reason::memory), Time(1));
+  ASSERT_NE(find<Negotiation::GiveUp>(end), nullptr);
+  EXPECT_EQ(find<Negotiation::GiveUp>(end)->reason, Reason::hello);
+  EXPECT_EQ(find<Negotiation::GiveUp>(end)->texts, (std::vector<std::string>{"b has other files", "c doesn't"}));
+  // Nobody is left of those whom the user has named: somebody else would take it.
+  plan.candidates.clear();
+  plan.hints = {"d"};
+  Negotiation last(plan);
+  ASSERT_NE(find<Negotiation::Send>(last.step(Negotiation::Begin{}, Time(0))), nullptr);
+  const auto named = last.step(yes("d"), Time(1));
+  ASSERT_NE(find<Negotiation::GiveUp>(named), nullptr);
+  EXPECT_EQ(find<Negotiation::GiveUp>(named)->alternative, "d");
 }
 
 TEST(Negotiation, AsksTheBusyAgainForAWhile) {

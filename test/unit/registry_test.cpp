@@ -28,6 +28,19 @@ class RegistryTest : public testing::Test {
   FickleStore store_;
 };
 
+TEST(SortByLoad, TheLeastLoadForEachProcessorFirst) {
+  std::vector<std::string> nodes{"gone", "small", "full", "large", "unknown", "emptied", "closed", "nonsense"};
+  sort_by_load(nodes, {{"gone", {{"state", "away"}, {"load", 0}}},
+                       {"small", {{"state", "ok"}, {"load", 1.5}, {"cpus", 2}}},
+                       {"full", {{"state", "ok"}, {"load", 40.0}, {"cpus", 4}}},
+                       {"large", {{"state", "ok"}, {"load", 2.5}, {"cpus", 64}}},
+                       {"emptied", {{"state", "ok"}, {"draining", true}}},
+                       {"closed", {{"state", "ok"}, {"guests", false}}},
+                       {"nonsense", {{"state", 7}, {"load", "much"}, {"cpus", 0}}}});
+  EXPECT_EQ(nodes,
+            (std::vector<std::string>{"large", "small", "full", "unknown", "gone", "emptied", "closed", "nonsense"}));
+}
+
 Json ok() {
   return {{"state", "ok"}, {"cpus", 2}};
 }

@@ -1,4 +1,4 @@
-#include "migrate/node_facts.hpp"
+#include "migrate/machine.hpp"
 
 #include <openssl/sha.h>
 #include <sys/utsname.h>
@@ -52,18 +52,14 @@ std::vector<std::string> read_cpu_flags() {
 
 }  // namespace
 
-Result<NodeFacts> NodeFacts::read() {
-  NodeFacts facts;
+Result<control::Machine> read_machine() {
   utsname name{};
   if (::uname(&name) != 0) return fail_errno("uname");
-  facts.kernel = name.release;
-  facts.vdso = TRY(hash_vdso());
-  facts.xfeatures = xcr0();
-  facts.cpu_flags = read_cpu_flags();
-  return facts;
+  return control::Machine{
+      .kernel = name.release, .vdso = TRY(hash_vdso()), .xfeatures = xcr0(), .cpu_flags = read_cpu_flags()};
 }
 
-std::uint32_t NodeFacts::page_connections() const {
+std::uint32_t page_connections() {
   return std::clamp(std::thread::hardware_concurrency() / 2, 1U, 4U);
 }
 
