@@ -25,6 +25,7 @@ constexpr std::array all{
     Planted{Bug::moves_on_owed, "moves-on-owed", "a pod moves on before its last page has come", true, false},
     Planted{Bug::features_unsaid, "features-unsaid", "what a pod needs of its next processor isn't told", true, false},
     Planted{Bug::undecided, "undecided", "the exact needs aren't decided about", true, false},
+    Planted{Bug::word_unfenced, "word-unfenced", "an operator's word leaves a late commit its epoch", false, true},
     Planted{Bug::promise_forever, "promise-forever", "promises have no end", true, false},
     Planted{Bug::promise_leaks, "promise-leaks", "a failed arrival keeps what it was promised", true, false},
 };

@@ -28,6 +28,7 @@ enum class Bug : std::uint8_t {
   moves_on_owed,         ///< a pod moves on before its last page has come
   features_unsaid,       ///< what a pod needs of its next processor isn't told
   undecided,             ///< a destination doesn't ask its starter about the exact needs
+  word_unfenced,         ///< an operator's word is forgotten when the record is what it says, and a commit on its way
   promise_forever,       ///< promises have no end
   promise_leaks,         ///< an arrival that fails keeps what it was promised
 };

@@ -23,6 +23,7 @@ struct Copy {
   Byte serving = 0;   ///< only keeps the pages that are owed
   Byte claim = none;  ///< among those that were ever made
   Byte waits = 0;     ///< for the time to ask the store again
+  Byte word = 0;      ///< an operator's, in the pod's directory: 1 said here, until the record knows; 2 said there
 };
 
 struct Move {

@@ -381,6 +381,10 @@ void Model::restart(State& state, Byte node) {
       go_on(state, copy);
       continue;
     }
+    if (copy.word == 2) {
+      copy.serving = 1;
+      continue;
+    }
     copy.serving = 0;
     copy.claim = known(Suspect(facts(state, copy), bug_));
     claim(state, node, slot, Claim::Doubt{});
@@ -429,7 +433,7 @@ void Model::each_drain(const State& now, Byte node, Byte slot) {
     const Copy* origin = find(probe, source, copy.move, 0);
     if (now.up[source] != 0 && origin != nullptr && origin->serving != 0)
       happens(now, false, name_of(node) + " has got all that was owed", [&](State& next) {
-        next.copies[node][slot] = {.run = Run::running, .fresh = copy.fresh};
+        next.copies[node][slot] = {.run = Run::running, .fresh = copy.fresh, .word = copy.word};
         say(next, Say::drained, copy.move);
       });
     if (now.up[source] != 0 && origin == nullptr)
@@ -444,6 +448,54 @@ void Model::each_drain(const State& now, Byte node, Byte slot) {
   if (now.up[peer] != 0 && (there == nullptr || there->owed == 0))
     happens(now, false, name_of(node) + " asks, and is needed no more",
             [&](State& next) { destroy(next, next.copies[node][slot]); });
+}
+
+/// Frozen, listed by `godwit resolve`, and ready for a word: the store was asked, and gave no answer.
+bool Model::doubtful(const Copy& copy) const {
+  return copy.claim != none && copy.waits != 0 && claims_[copy.claim].doubtful();
+}
+
+void Model::resolve(State& state, Byte node, Byte slot, bool here) {
+  claim(state, node, slot, Claim::Resolved{here});
+  Copy& copy = state.copies[node][slot];
+  if (copy.run != Run::absent) copy.word = here ? 1 : 2;
+}
+
+/// An operator's word, which is true: they have looked at what runs. Where a copy runs, the doubtful one hears that.
+/// Where none does, and all that are left are in doubt or only keep pages, one that is what the pod was last is said to
+/// be it, and the others hear in the same step that they aren't: a word to one of two frozen sides alone is no truth,
+/// for the other one still goes by the record. Nor is one modelled that the source passes on with its go.
+///
+/// The word stands in the pod's directory until the record has been told, in one step: what comes between the look and
+/// the swap makes it only try again.
+void Model::each_word(const State& now, Byte node, Byte slot) {
+  const Copy& copy = now.copies[node][slot];
+  if (copy.run == Run::running && copy.word != 0)
+    happens(now, false, name_of(node) + " tells the store the operator's word", [&](State& next) {
+      next.copies[node][slot].word = 0;
+      // Who is owed pages has been committed to where the record says so, and its source goes by that epoch.
+      if (next.owner == node && (copy.owed != 0 || bug_ == Bug::word_unfenced)) return;
+      next.owner = node;
+      ++next.epoch;
+    });
+  if (!doubtful(copy)) return;
+  bool runs = false, others_wait = true;
+  for (const auto& slots : now.copies) {
+    for (const auto& other : slots) {
+      runs = runs || other.run == Run::running;
+      others_wait = others_wait && (other.run == Run::absent || other.serving != 0 || doubtful(other));
+    }
+  }
+  if (runs)
+    happens(now, false, fmt::format("an operator says at {} that it is elsewhere", name_of(node)),
+            [&](State& next) { resolve(next, node, slot, false); });
+  if (runs || !others_wait || copy.fresh == 0) return;
+  happens(now, false, fmt::format("an operator says everywhere that it is on {}", name_of(node)), [&](State& next) {
+    resolve(next, node, slot, true);
+    for (Byte other = 0; other < world_.nodes; ++other)
+      for (Byte place = 0; place < 2; ++place)
+        if (doubtful(next.copies[other][place])) resolve(next, other, place, false);
+  });
 }
 
 State Model::first() const {
@@ -462,6 +514,7 @@ const std::vector<Step>& Model::each(const State& now) {
       each_move(now, node, slot);
       each_claim(now, node, slot);
       each_drain(now, node, slot);
+      each_word(now, node, slot);
     }
   }
   each_message(now);

@@ -45,6 +45,7 @@ class Model {
   void each_store(const State&);
   void each_crash(const State&, Byte node);
   void each_drain(const State&, Byte node, Byte slot);
+  void each_word(const State&, Byte node, Byte slot);
   template <typename Change>
   void happens(const State&, bool fault, std::string what, Change change);
 
@@ -54,6 +55,8 @@ class Model {
 
   void claim(State&, Byte node, Byte slot, const Claim::Event&);
   void settle(State&, Byte node, Byte slot, Fate);
+  void resolve(State&, Byte node, Byte slot, bool here);
+  [[nodiscard]] bool doubtful(const Copy&) const;
   Claim::Facts facts(const State&, const Copy&) const;
   Byte known(const Suspect&);
 

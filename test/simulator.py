@@ -47,6 +47,7 @@ EXPLORED = {
     "second-copy": "gone on from elsewhere",
     "never-doubts": "frozen for ever",
     "early-end": "still owes pages",
+    "word-unfenced": "record doesn't say",
 }
 
 

@@ -244,13 +244,14 @@ void Pods::claim(LocalPod& pod) {
     pod.pod_.reset();
     return departed(pod);
   }
-  if (!ours) {
-    const auto moved = store_.move(**record, config_.node);
-    if (!moved || !*moved) return;
-    log::warn("pod {}: its record said {}; by an operator's word it is ours", name, (*record)->owner);
-  }
-  // From here on it goes by its record like any other.
   if (pod.unclaimed_) {
+    // Also where it says so already: a commit whose answer nobody waits for any more may be on its way, and fails at
+    // the next epoch. Not where pages are owed: then that commit has been carried out, and the source goes by its
+    // epoch.
+    const auto moved = ours && pod.view().settling ? Result<bool>(true) : store_.move(**record, config_.node);
+    if (!moved || !*moved) return;
+    if (!ours) log::warn("pod {}: its record said {}; by an operator's word it is ours", name, (*record)->owner);
+    // From here on it goes by its record like any other.
     const auto forgotten = pod::forget_word(pod.directory);
     if (!forgotten) log::error("pod {}: {}", name, forgotten.error().message());
     pod.unclaimed_ = !forgotten;

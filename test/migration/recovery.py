@@ -134,6 +134,8 @@ class Recovery(Field):
             wait_for("progress", lambda: self._ticks(pod) > before, 10)
             self.cluster.daemon("start", "a")
             self._runs(pod, ("b",))
+            # Where the record said so already it is told all the same: the commit may still have been on its way.
+            wait_for("the record's next epoch", lambda: self.cluster.pod(pod)["epoch"] == 2, 15)
             self._nothing_left(pod)
             self._finish(pod, "b")
         finally:
