@@ -31,12 +31,16 @@ std::vector<Refusal> Admission::refusals(const Incoming& migration, const std::s
   for (auto& text : lacking(node_, room.machine, needs.machine)) no.push_back({Reason::machine, std::move(text)});
 
   std::uint64_t memory = 0, descriptors = 0, others = 0;
+  double processors = 0;
   for (const auto& [other, promise] : promises_) {
     if (other == migration) continue;
     memory += promise.needs.memory - std::min(promise.used, promise.needs.memory);
     descriptors += promise.needs.descriptors;
     // What has arrived is here, and yet under way until its last page has come.
-    if (!room.pods.contains(promise.pod_id)) ++others;
+    if (!room.pods.contains(promise.pod_id)) {
+      ++others;
+      processors += promise.needs.processors;
+    }
     // Only its owner sends a pod: two movers for one pod are two ideas of who that is, and the record will tell.
     if (promise.pod_id == pod_id)
       no.push_back({Reason::busy, fmt::format("{} is being taken in from {} already", pod_id, other.from)});
@@ -53,9 +57,9 @@ std::vector<Refusal> Admission::refusals(const Incoming& migration, const std::s
                   fmt::format("{} MiB of memory are needed, {} has {} MiB to give{}",
                               (needs.memory + mebibyte - 1) / mebibyte, node_, left(room.memory, memory) / mebibyte,
                               memory == 0 ? "" : " beyond what is promised to others")});
-  if (needs.processors > room.processors)
-    no.push_back({Reason::processors,
-                  fmt::format("it may use {} processors, {} has {}", needs.processors, node_, room.processors)});
+  if (const double free = std::max(0.0, room.processors - processors); needs.processors > free)
+    no.push_back({Reason::processors, fmt::format("it may use {} processors, {} has {} that no other pod was given",
+                                                  needs.processors, node_, free)});
   if (needs.descriptors > left(room.descriptors, descriptors))
     no.push_back({Reason::descriptors, fmt::format("it has {} open descriptors, the daemon on {} can hold {} more",
                                                    needs.descriptors, node_, left(room.descriptors, descriptors))});

@@ -19,7 +19,7 @@ struct Policy {
 /// What a node has to give at this moment, by what the operating system says: promises are not subtracted.
 struct Room {
   std::uint64_t memory = 0;       ///< bytes
-  double processors = 0;          ///< of the machine: a pod's limit above it can't be given
+  double processors = 0;          ///< of the machine, less what the pods here were given as their limits
   std::uint64_t descriptors = 0;  ///< that the daemon may still open
   std::set<std::string> pods;     ///< ids of those that are here
   Machine machine;

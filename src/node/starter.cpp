@@ -163,6 +163,7 @@ control::Room Starter::room(const Sender& peer, const std::string& pod_id, const
     if (!view.here || view.state == PodState::exited) continue;
     room.pods.insert(local->spec.id);
     if (local->spec.id == pod_id) continue;
+    room.processors -= local->spec.cpu_limit;
     for (const auto& address : local->spec.network.addresses)
       if (std::ranges::count(needs.addresses, address) > 0)
         room.objections.push_back(

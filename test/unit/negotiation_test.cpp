@@ -33,6 +33,20 @@ TEST(Admission, PromisesRoomOnce) {
   EXPECT_TRUE(admission.consider(ask_for("q", "c", {.memory = 2 * gib}), room, Admission::promise_time + Time(2)).yes);
 }
 
+TEST(Admission, PromisesProcessorsAndDescriptorsOnce) {
+  Admission admission("b", {});
+  const Room room{.memory = gib, .processors = 4, .descriptors = 100};
+  ASSERT_TRUE(admission.consider(ask_for("p", "a", {.processors = 2.5, .descriptors = 60}), room, Time(0)).yes);
+  EXPECT_EQ(admission.consider(ask_for("q", "c", {.processors = 2}), room, Time(1)).reason, "processors");
+  EXPECT_EQ(admission.consider(ask_for("r", "c", {.descriptors = 50}), room, Time(1)).reason, "descriptors");
+  EXPECT_TRUE(admission.consider(ask_for("s", "c", {.processors = 1.5, .descriptors = 40}), room, Time(1)).yes);
+  // What has arrived is one of the pods that were given theirs.
+  ASSERT_TRUE(admission.decide({"a", "move-p"}, "id-p", {.processors = 2.5}, room, Time(2)).empty());
+  admission.end({"c", "move-s"});
+  const Room arrived{.memory = gib, .processors = 1.5, .descriptors = 100, .pods = {"id-p"}};
+  EXPECT_TRUE(admission.consider(ask_for("q", "c", {.processors = 1.5}), arrived, Time(3)).yes);
+}
+
 TEST(Admission, AMigrationHoldsItsRoomUntilItIsOver) {
   Admission admission("b", {});
   const Room room{.memory = 3 * gib, .processors = 4, .descriptors = 100};
@@ -75,6 +89,7 @@ TEST(Admission, SaysWhy) {
   EXPECT_EQ(reason({.labels = {{"zone", "x"}}}, {.labels = {"zone=y"}}, roomy()), "label");
   EXPECT_EQ(reason({.labels = {{"zone", "x"}}}, {.labels = {"zone=x", "zone"}}, roomy()), "");
   EXPECT_EQ(reason({}, {.processors = 8}, roomy()), "processors");
+  EXPECT_EQ(reason({}, {.processors = 3}, {.memory = gib, .processors = 2.5}), "processors");
   EXPECT_EQ(reason({}, {.descriptors = 20'000}, roomy()), "descriptors");
   EXPECT_EQ(reason({.pods = 1}, {}, {.memory = gib, .processors = 1, .pods = {"id-other"}}), "quota");
   Room taken = roomy();

@@ -125,7 +125,7 @@ TEST_F(ReusedNumber, NothingIsWrittenIntoAnothersMemory) {
   ASSERT_TRUE(target) << target.error().message();
   const DestinationObjects objects;
   const Layout layout{{.begin = begin, .end = begin + size, .protection = PROT_READ | PROT_WRITE}};
-  const auto applied = (*target)->apply(layout, objects, 0, hand);
+  const auto applied = (*target)->apply(layout, objects, 0, hand, [](const auto&) { return Result<void>(); });
   ASSERT_TRUE(applied) << applied.error().message();
   const std::string first(size, 'x'), again(size, 'y');
   ASSERT_TRUE((*target)->write(begin, first.data(), size));
