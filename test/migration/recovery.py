@@ -132,10 +132,12 @@ class Recovery(Field):
             wait_for(f"{pod} to run on b", lambda: self._state("b", pod) == "running", 15)
             before = self._ticks(pod)
             wait_for("progress", lambda: self._ticks(pod) > before, 10)
+            # Alone b tells the record, although that says so already: the commit may still be on its way.
+            self.cluster.daemon("kill", "c")
             self.cluster.daemon("start", "a")
+            wait_for("the record's next epoch", lambda: self.cluster.pods().get(pod, {}).get("epoch") == 2, 15)
+            self.cluster.daemon("start", "c")
             self._runs(pod, ("b",))
-            # Where the record said so already it is told all the same: the commit may still have been on its way.
-            wait_for("the record's next epoch", lambda: self.cluster.pod(pod)["epoch"] == 2, 15)
             self._nothing_left(pod)
             self._finish(pod, "b")
         finally:
