@@ -435,9 +435,11 @@ class Recovery(Field):
 
     def _history_of_the_interrupted(self) -> None:
         """The source's daemon dies under way: the next one writes down what became of the move, once."""
-        for number, (point, strategy, node) in enumerate((("source.prepared", "precopy", "b"), ("source.frozen", "precopy", "b"),
-                                                          ("claim.swapped", "precopy", "c"), ("source.owing", "postcopy", "c"))):
-            pod = f"broken-off-{number}"
+        for point, strategy, node in (("source.prepared", "precopy", "b"), ("source.frozen", "precopy", "b"), ("claim.swapped", "precopy", "c"),
+                                      ("source.owing", "postcopy", "c")):
+            # A name of its own: the history remembers.
+            self.count += 1
+            pod = f"broken-off-{self.count}"
             try:
                 self._start(pod)
                 self._arm("b", point, "kill")
@@ -453,7 +455,9 @@ class Recovery(Field):
 
     def _history_of_a_remainder(self) -> None:
         """What a source has left is another daemon's, and the next one's again: the move is in the history once. What the first has come to write stays."""
-        for pod, cut in (("left-by-a-killed", False), ("left-by-the-link", True)):
+        for cut in (False, True):
+            self.count += 1
+            pod = f"left-{self.count}"
             try:
                 self._draining(pod)
                 # It takes longer than all that follows.
