@@ -68,6 +68,7 @@ class Mutated(Suite):
         self.roots = {node: pathlib.Path(f"/proc/{self.cluster.host_pid(node)}/root") for node in self.cluster.nodes}
         self.daemons = self._daemons()
         self.lock = threading.Lock()
+        self.moving = threading.Lock()  # held by whoever moves what is beside, or counts what is there when nothing moves
         self.told: dict[str, int] = {}  # kinds of lies, and how many of each were told
         self.counts = {"moves": 0, "mutated": 0, "went through": 0, "failed": 0, "ended": 0}
 
@@ -222,13 +223,13 @@ class Mutated(Suite):
     # ---- all of them
 
     def _beside(self, stop: threading.Event) -> None:
-        """A server under load on the honest nodes, moved between them now and then."""
+        """A server under load on the honest nodes, moved to the other one and back now and then."""
         strategies = itertools.cycle(STRATEGIES)
-        for here, there in itertools.cycle((HONEST, HONEST[::-1])):
-            if stop.wait(4):
-                return
-            self.cluster.migrate("beside", there, next(strategies), node=here)
-            self.cluster.drained("beside", there)
+        while not stop.wait(4):
+            with self.moving:
+                for here, there in (HONEST, HONEST[::-1]):
+                    self.cluster.migrate("beside", there, next(strategies), node=here)
+                    self.cluster.drained("beside", there)
 
     def _round(self, lives: range) -> None:
         waiting = iter(lives)
@@ -252,6 +253,8 @@ class Mutated(Suite):
 
     def _moves(self) -> dict:
         cluster, stop = self.cluster, threading.Event()
+        # A second try is a whole one.
+        self.counts = dict.fromkeys(self.counts, 0)
         server = servers.redis(fill_mib=4)
         client = None
         with concurrent.futures.ThreadPoolExecutor(1) as aside:
@@ -262,18 +265,20 @@ class Mutated(Suite):
                     return self._life(self.life, self.liars[0])
                 life = WARM_UP * len(self.liars)
                 self._round(range(life))
-                before, begin = inventory.take(cluster, HONEST), time.monotonic()
+                with self.moving:
+                    before, begin = inventory.take(cluster, HONEST), time.monotonic()
                 while self.counts["mutated"] < self.moves:
                     self._round(range(life, life := life + ROUND))
-                    try:
-                        inventory.wait_same(cluster, before, 60, without=("memory",))
-                    finally:
-                        if beside.done():
-                            beside.result()
+                    with self.moving:
+                        inventory.wait_same(cluster, before, 60)
+                        memory = {node: counts["memory"] for node, counts in inventory.take(cluster, HONEST).items()}
+                    if beside.done():
+                        beside.result()
                     self._said()
                     if self._daemons() != self.daemons:
                         raise Failure("a daemon is another one")
-                    print(f"     mutated: seed {self.seed}, {life} lives, {self.counts}, {time.monotonic() - begin:.0f} s", flush=True)
+                    print(f"     mutated: seed {self.seed}, {life} lives, {self.counts}, {time.monotonic() - begin:.0f} s; the honest daemons' memory {memory} KiB",
+                          flush=True)
                 stop.set()
                 beside.result()
                 summary = client.finish()
