@@ -160,6 +160,7 @@ class Field(Faults):
     def __init__(self, options, name: str):
         super().__init__(options)
         self.cluster = Cluster(name, nodes=3, options=("--godwitd", BUILD / "godwitd-faults"))
+        self.count = 0  # pods, each with a name of its own
 
     def setup(self):
         self.cluster.up()
@@ -279,10 +280,6 @@ class Field(Faults):
 
 class Trial(Field):
     """Where one cell after the other is tried."""
-
-    def __init__(self, options, name: str):
-        super().__init__(options, name)
-        self.count = 0
 
     def setup(self):
         super().setup()
