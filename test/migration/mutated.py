@@ -30,6 +30,8 @@ PATIENCE = 5  # seconds that a destination waits for a source with pages
 PROGRAMS = ("anon_private", "anon_shared", "cow_shared", "credentials", "deleted_map", "directory", "epolls", "eventfds", "fifo", "file_deleted", "file_position",
             "file_shared", "itimers", "locks", "many_maps", "memfd", "pipes", "posix_timers", "robust", "shared_table", "signal_pending", "signalfds", "sleep_timed",
             "sparse", "tcp_inside", "tcp_queues", "threads", "timerfds", "tree", "udp", "unix_dgram", "unix_stream", "zombies")
+# What a program is told: a node that lies may draw a freeze out for as long as an honest one has patience with it (15 s).
+ARGUMENTS = {"sleep_timed": ("20000",)}
 # A shell that counts: no number may be missing, or come twice.
 COUNTER = "echo ready; trap 'echo ok; exit 0' TERM; i=0; while :; do i=$((i + 1)); echo $i; sleep 0.05; done"
 # What a daemon that has met nothing but lies never says.
@@ -173,7 +175,7 @@ class Mutated(Suite):
         pod, honest = f"life{life}", chance.choice(HONEST)
         counts = chance.random() < 0.1
         program = chance.choice(PROGRAMS)
-        words = ["/bin/sh", "-c", COUNTER] if counts else [BUILD / "tracees" / program]
+        words = ["/bin/sh", "-c", COUNTER] if counts else [BUILD / "tracees" / program, *ARGUMENTS.get(program, ())]
         story = [f"life {life} of seed {self.seed}, {'counter' if counts else program}, liar {liar}"]
         try:
             self.cluster.run(here := chance.choice((honest, liar)), pod, words)
