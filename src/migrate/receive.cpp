@@ -68,14 +68,16 @@ void Arrival::give_up(const Error& why) {
   pages_.reset();
   pager_.reset();
   descriptors_.reset();
-  // Traced threads die with the pod only when nobody waits for them to be looked at.
-  for (auto& [pid, process] : processes_)
-    for (auto& thread : process.threads) (void)thread.tracee.detach();
-  processes_.clear();
   if (pod_) {
-    auto gone = pod_->destroy();
+    // Killed as they stand: one that is let go of before runs with registers of ours, crashes, and takes its siblings
+    // along. Those of a process that is dead are in no list but this one, and wait for their tracer.
+    std::vector<HostPid> traced;
+    for (const auto& [pid, process] : processes_)
+      for (const auto& thread : process.threads) traced.push_back(thread.tracee.tid());
+    auto gone = pod_->destroy(false, std::move(traced));
     if (!gone) log::error("{}: cleaning up after {}: {}", hello_.spec.name, why.message(), gone.error().message());
   }
+  processes_.clear();
   pod_.reset();
 }
 

@@ -167,9 +167,9 @@ class Pod {
   [[nodiscard]] const Port& port() const;
 
   /// Kills what runs and leaves nothing: processes, mounts, devices, cgroups. With `keep_files`, the upper layer and
-  /// log stay. Processes of it that the calling thread traces are reaped; none may be traced by another. `timeout` when
-  /// the init doesn't end.
-  Result<void> destroy(bool keep_files = false);
+  /// log stay. Threads of it that the calling thread traces are reaped, and none may be traced by another: those of
+  /// living processes are found, `traced` are others that may have died already. `timeout` when the init doesn't end.
+  Result<void> destroy(bool keep_files = false, std::vector<HostPid> traced = {});
 
   ~Pod();  ///< lets go of the handles; a kept pod goes on, any other is destroyed
 

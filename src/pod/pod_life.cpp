@@ -74,21 +74,18 @@ Result<std::vector<Fd>> descriptors_for(const Directory& directory, const PodCgr
 
 /// Threads of the workload: those that the calling thread traces stay zombies until it waits for them, and their pod's
 /// pid namespace with them.
-std::vector<pid_t> threads_of(const Cgroup& workload) {
-  std::vector<pid_t> all;
+void add_threads(const Cgroup& workload, std::vector<HostPid>& all) {
   const auto processes = workload.processes();
-  if (!processes) return all;
+  if (!processes) return;
   for (const HostPid process : *processes)
-    if (const auto threads = kernel::list_threads(process))
-      for (const HostPid thread : *threads) all.push_back(thread.value);
-  return all;
+    if (const auto threads = kernel::list_threads(process)) all.insert(all.end(), threads->begin(), threads->end());
 }
 
-bool wait_for_end(int pidfd, int limit_ms, const std::vector<pid_t>& traced) {
+bool wait_for_end(int pidfd, int limit_ms, const std::vector<HostPid>& traced) {
   for (int waited = 0; waited < limit_ms; waited += 5) {
     // Backwards: a leader ends after its threads.
     for (auto thread = traced.rbegin(); thread != traced.rend(); ++thread)
-      waitpid(*thread, nullptr, __WALL | __WNOTHREAD | WNOHANG);
+      waitpid(thread->value, nullptr, __WALL | __WNOTHREAD | WNOHANG);
     pollfd end{pidfd, POLLIN, 0};
     if (poll(&end, 1, 5) == 1) return true;
   }
@@ -188,9 +185,9 @@ Result<std::vector<std::unique_ptr<Pod>>> Pod::adopt_all(const Site& site) {
   return pods;
 }
 
-Result<void> Pod::Parts::end_init() {
+Result<void> Pod::Parts::end_init(std::vector<HostPid> traced) {
   if (!pidfd) return {};
-  const auto traced = threads_of(workload);
+  add_threads(workload, traced);
   (void)workload.kill();
   // It writes the last output to the log and ends. If it can't, it is killed all the same.
   Request request;
@@ -203,7 +200,7 @@ Result<void> Pod::Parts::end_init() {
   return {};
 }
 
-Result<void> Pod::destroy(bool keep_files) {
+Result<void> Pod::destroy(bool keep_files, std::vector<HostPid> traced) {
   Parts& p = *parts_;
   Result<void> outcome;
   const auto note = [&](Result<void> step) {
@@ -211,7 +208,7 @@ Result<void> Pod::destroy(bool keep_files) {
   };
   if (!keep_files) note(p.directory.mark_forsaken());
   if (p.port) note(p.port->gate().set(Gate::State::shut));
-  const auto ended = p.end_init();
+  const auto ended = p.end_init(std::move(traced));
   note(ended);
   // Nothing of the pod runs, or it can't be helped. Its namespaces go with our descriptors of them.
   {

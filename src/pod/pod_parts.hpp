@@ -43,7 +43,7 @@ struct Pod::Parts {
   Result<Started> launch(Command, Request);
   Result<void> use_control(Fd);  ///< a connection to the init, with a limit on how long it may take to answer
   Result<void> subscribe();
-  Result<void> end_init();
+  Result<void> end_init(std::vector<HostPid> traced);
 };
 
 /// Pid of the process behind a pidfd in our pid namespace; 0 when it has ended.

@@ -22,7 +22,7 @@ from migration.cluster import STRATEGIES, Cluster, Migration
 
 HONEST = ("a", "b")
 STEPS = 6     # moves of one pod's life, at most
-ROUND = 60    # lives, after which everything on the honest nodes is counted
+ROUND = 10    # lives of each liar, after which everything on the honest nodes is counted
 SHORT = 240   # moves
 WARM_UP = 4   # lives of each liar, after which caches, pools and arenas have what they need
 PATIENCE = 5  # seconds that a destination waits for a source with pages
@@ -32,6 +32,8 @@ PROGRAMS = ("anon_private", "anon_shared", "cow_shared", "credentials", "deleted
             "sparse", "tcp_inside", "tcp_queues", "threads", "timerfds", "tree", "udp", "unix_dgram", "unix_stream", "zombies")
 # What a program is told: a node that lies may draw a freeze out for as long as an honest one has patience with it (15 s).
 ARGUMENTS = {"sleep_timed": ("20000",)}
+# Of a processor: some of them never rest, and it is the daemons that are to be busy here.
+SHARE = 0.1
 # A shell that counts: no number may be missing, or come twice.
 COUNTER = "echo ready; trap 'echo ok; exit 0' TERM; i=0; while :; do i=$((i + 1)); echo $i; sleep 0.05; done"
 # What a daemon that has met nothing but lies never says.
@@ -178,7 +180,7 @@ class Mutated(Suite):
         words = ["/bin/sh", "-c", COUNTER] if counts else [BUILD / "tracees" / program, *ARGUMENTS.get(program, ())]
         story = [f"life {life} of seed {self.seed}, {'counter' if counts else program}, liar {liar}"]
         try:
-            self.cluster.run(here := chance.choice((honest, liar)), pod, words)
+            self.cluster.run(here := chance.choice((honest, liar)), pod, words, "--cpus", SHARE)
             self.cluster.wait_logs(pod, "ready\n", here, seconds=60)
             intact = True  # nothing that was told about it was believed
             for step in range(STEPS):
@@ -270,7 +272,7 @@ class Mutated(Suite):
                 with self.moving:
                     before, begin = inventory.take(cluster, HONEST), time.monotonic()
                 while self.counts["mutated"] < self.moves:
-                    self._round(range(life, life := life + ROUND))
+                    self._round(range(life, life := life + ROUND * len(self.liars)))
                     with self.moving:
                         inventory.wait_same(cluster, before, 60)
                         memory = {node: counts["memory"] for node, counts in inventory.take(cluster, HONEST).items()}
