@@ -228,6 +228,18 @@ TEST_F(PodTest, IsTornDownByWhoTracesIt) {
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(1)) << "it was waited for in vain";
 }
 
+TEST_F(PodTest, IsTornDownByWhoTracesItsDead) {
+  auto pod = run(create(shell("exec sleep 1000")));
+  ASSERT_TRUE(pod);
+  const HostPid first = pod->workload().processes()->front();
+  ASSERT_EQ(ptrace(PTRACE_SEIZE, first.value, nullptr, nullptr), 0);
+  ASSERT_EQ(kill(first.value, SIGKILL), 0);
+  // A zombie that waits for its tracer is in no cgroup's list.
+  await([&] { return pod->workload().processes()->empty(); });
+  const auto destroyed = pod->destroy(false, {first});
+  EXPECT_TRUE(destroyed) << destroyed.error().message();
+}
+
 TEST_F(PodTest, ContinuesClocksThatArrive) {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);
