@@ -183,8 +183,15 @@ Result<void> set_limits(const PodCgroups& cgroups, const Spec& spec) {
   return {};
 }
 
+void lift_limits(const PodCgroups& cgroups) {
+  // Where there is none there is nothing to lift.
+  (void)write_text(cgroups.work() + "/cpu.max", "max");
+  for (const auto& directory : cgroups.limits) (void)write_text(directory + "/cpu.cfs_quota_us", "-1");
+}
+
 Result<void> remove_cgroups(const PodCgroups& cgroups) {
   Result<void> outcome;
+  lift_limits(cgroups);
   for (const auto& directory : {cgroups.work(), cgroups.init(), cgroups.pod}) {
     if (access(directory.c_str(), F_OK) != 0) continue;
     (void)write_text(directory + "/cgroup.kill", "1");

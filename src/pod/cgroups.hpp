@@ -24,7 +24,10 @@ Result<PodCgroups> make_cgroups(const std::string& site, const std::string& node
 /// Sets the limits that v2 has controllers for; once the init has left the pod's own directory, which may then have no
 /// processes.
 Result<void> set_limits(const PodCgroups&, const Spec&);
-/// Kills what is in them and removes them. Absent ones are no error.
+/// Gives them all the processors: who has used up its share dies only when it would run again (kernel 6.18 throttles a
+/// killed task too), and what it has spent in the kernel may be the share of minutes.
+void lift_limits(const PodCgroups&);
+/// Lifts the limits, kills what is in them and removes them. Absent ones are no error.
 Result<void> remove_cgroups(const PodCgroups&);
 
 }  // namespace godwit::pod

@@ -188,6 +188,7 @@ Result<std::vector<std::unique_ptr<Pod>>> Pod::adopt_all(const Site& site) {
 Result<void> Pod::Parts::end_init(std::vector<HostPid> traced) {
   if (!pidfd) return {};
   add_threads(workload, traced);
+  lift_limits(cgroups);
   (void)workload.kill();
   // It writes the last output to the log and ends. If it can't, it is killed all the same.
   Request request;
