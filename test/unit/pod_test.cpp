@@ -549,6 +549,25 @@ TEST_F(PodTest, LimitsMemory) {
   EXPECT_TRUE(pod->destroy());
 }
 
+TEST_F(PodTest, IsTornDownThoughItHasUsedUpItsShare) {
+  // What one call takes is paid afterwards, at a hundredth of a processor.
+  auto spec = shell("exec dd if=/dev/zero of=/dev/null bs=1G");
+  spec.cpu_limit = 0.01;
+  auto pod = run(create(spec));
+  ASSERT_TRUE(pod);
+  const HostPid first = pod->workload().processes()->front();
+  await([&] {
+    std::istringstream stat(*kernel::read_file(first, "stat"));
+    std::string field;
+    long ticks = 0;
+    for (int i = 1; i <= 15 && stat >> field; ++i)
+      if (i == 14 || i == 15) ticks += std::stol(field);
+    return ticks * 1000 / sysconf(_SC_CLK_TCK) > 250;
+  });
+  const auto destroyed = pod->destroy();
+  EXPECT_TRUE(destroyed) << destroyed.error().message();
+}
+
 TEST_F(PodTest, RefusesBadNames) {
   for (const char* name : {"", "..", "a/b", "-a", "a b"}) {
     auto spec = shell("true");
