@@ -385,7 +385,7 @@ Result<void> Arrival::follow_until_last() {
         TRY(check(round));
         TRY(apply_round(round));
         TRY(control_.send(wire::Type::ready, BytesView{}));
-        TRY(pages_->wait(round.number));
+        TRY(pages_->wait(round.number, [this] { return control_.hung_up(); }));
         TRY(control_.send(wire::Type::done, BytesView{}));
         break;
       }
@@ -458,7 +458,7 @@ Result<void> Arrival::apply_last(const wire::Last& last) {
                                               std::size_t size) { return write(space, address, data, size); }));
   if (last.more_pages) {
     TRY(control_.send(wire::Type::ready, BytesView{}));
-    TRY(pages_->wait(last.round.number));
+    TRY(pages_->wait(last.round.number, [this] { return control_.hung_up(); }));
   }
   raised_receivers_.clear();
   watch_.lap("last pages");

@@ -132,4 +132,9 @@ bool Channel::readable(std::chrono::milliseconds patience) {
   return stream_.ready() || ::poll(&wait, 1, static_cast<int>(patience.count())) > 0;
 }
 
+bool Channel::hung_up() const {
+  pollfd end{stream_.fd(), POLLRDHUP, 0};
+  return ::poll(&end, 1, 0) > 0;
+}
+
 }  // namespace godwit::migrate

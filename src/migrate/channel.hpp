@@ -38,6 +38,8 @@ class Channel {
   Result<Message> receive(std::chrono::milliseconds limit = std::chrono::seconds(30));
   /// True when something can be read without waiting (also the end of the connection); waits so long for it.
   [[nodiscard]] bool readable(std::chrono::milliseconds patience = {});
+  /// The peer sends nothing more, whatever of it is still to be read.
+  [[nodiscard]] bool hung_up() const;
   /// From here on the connection breaks when the peer has been out of reach for so long.
   void be_patient(std::chrono::seconds bound);
   /// Both sides find the end of the connection, whatever waits for it. Any thread.

@@ -319,16 +319,25 @@ std::vector<HostPid> PageReceiver::threads() const {
   return parts_->numbers;
 }
 
-Result<void> PageReceiver::wait(std::uint64_t round) {
+Result<void> PageReceiver::wait(std::uint64_t round, const std::function<bool()>& left) {
+  constexpr std::chrono::milliseconds between{250};
   std::unique_lock lock(parts_->mutex);
+  std::uint64_t before = parts_->records;
+  auto silent_since = std::chrono::steady_clock::now();
   for (;;) {
-    const std::uint64_t before = parts_->records;
-    const bool over = parts_->changed.wait_for(lock, longest_silence, [&] {
+    const bool over = parts_->changed.wait_for(lock, between, [&] {
       return !parts_->outcome ||
              std::ranges::all_of(parts_->ended, [&](std::uint64_t ended) { return ended >= round; });
     });
     if (over) return parts_->outcome;
-    if (parts_->records == before)
+    const auto now = std::chrono::steady_clock::now();
+    if (const std::uint64_t records = parts_->records; records != before) {
+      before = records;
+      silent_since = now;
+    }
+    // Its page connections end, too; but who places a page may not be reading them.
+    if (left && left()) return fail(ErrorKind::unreachable, "the source has gone while its pages were waited for");
+    if (now - silent_since > longest_silence)
       return fail(ErrorKind::unreachable, "no pages have come for {} s", longest_silence.count());
   }
 }

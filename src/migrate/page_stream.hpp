@@ -91,8 +91,8 @@ class PageReceiver {
   PageReceiver(const PageReceiver&) = delete;
   PageReceiver& operator=(const PageReceiver&) = delete;
   /// Waits until every connection has ended the round; the first error of any of them otherwise. `unreachable` when
-  /// nothing has come for a minute.
-  Result<void> wait(std::uint64_t round);
+  /// nothing has come for a minute, or when the source has `left` (asked now and then).
+  Result<void> wait(std::uint64_t round, const std::function<bool()>& left = {});
   /// The threads that receive.
   [[nodiscard]] std::vector<HostPid> threads() const;
   /// Puts records in place that came by other ways (PageSender::encode).

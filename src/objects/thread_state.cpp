@@ -255,8 +255,11 @@ Result<void> apply_settings(kernel::Batch& batch, kernel::Tracee& thread, PodPid
   constexpr std::uint64_t rseq_section = 8;  // rseq_cs in struct rseq
   // The memory is a copy taken while the program ran: a sequence that it names may not be the one that is described
   // where it points to, which would be fatal. The kernel clears this word itself as soon as the thread is preempted.
+  // /proc/PID/mem doesn't wait for a page that hasn't come: there is no such word yet then, and it may never come.
   const std::uint64_t none = 0;
-  if (settings.rseq != 0) (void)kernel::write_memory(thread.tid(), settings.rseq + rseq_section, &none, sizeof none);
+  if (settings.rseq != 0)
+    if (const auto memory = kernel::MemoryFile::open(thread.tid()))
+      (void)memory->write(settings.rseq + rseq_section, &none, sizeof none);
   tell_settings(batch, tid, settings);
   TRY(give_credentials(batch, thread.tid(), settings));
   return set_scheduling(thread.tid(), settings.scheduling);
