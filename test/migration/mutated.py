@@ -32,8 +32,6 @@ PROGRAMS = ("anon_private", "anon_shared", "cow_shared", "credentials", "deleted
             "sparse", "tcp_inside", "tcp_queues", "threads", "timerfds", "tree", "udp", "unix_dgram", "unix_stream", "zombies")
 # What a program is told: a node that lies may draw a freeze out for as long as an honest one has patience with it (15 s).
 ARGUMENTS = {"sleep_timed": ("20000",)}
-# Of a processor: some of them never rest, and it is the daemons that are to be busy here.
-SHARE = 0.1
 # A shell that counts: no number may be missing, or come twice.
 COUNTER = "echo ready; trap 'echo ok; exit 0' TERM; i=0; while :; do i=$((i + 1)); echo $i; sleep 0.05; done"
 # What a daemon that has met nothing but lies never says.
@@ -180,7 +178,7 @@ class Mutated(Suite):
         words = ["/bin/sh", "-c", COUNTER] if counts else [BUILD / "tracees" / program, *ARGUMENTS.get(program, ())]
         story = [f"life {life} of seed {self.seed}, {'counter' if counts else program}, liar {liar}"]
         try:
-            self.cluster.run(here := chance.choice((honest, liar)), pod, words, "--cpus", SHARE)
+            self.cluster.run(here := chance.choice((honest, liar)), pod, words)
             self.cluster.wait_logs(pod, "ready\n", here, seconds=60)
             intact = True  # nothing that was told about it was believed
             for step in range(STEPS):
