@@ -63,7 +63,7 @@ class Moved(Suite):
             cluster.run(source, pod, words)
             cluster.wait_logs(pod, "ready\n", source)
             for here, there in ((source, destination), (destination, source)):
-                before = self._look(pod)
+                before = self._look_at_rest(pod, varies)
                 try:
                     reports.append(cluster.migrate(pod, there, strategy, node=here))
                 except CommandError as refusal:
@@ -100,6 +100,16 @@ class Moved(Suite):
 
     def _look(self, pod: str) -> dict:
         return proc.snapshot(self.cluster.processes(pod))
+
+    def _look_at_rest(self, pod: str, varies: list[str]) -> dict:
+        """What a second look sees as well: the first may meet the program within a signal's handler."""
+        before = self._look(pod)
+        for _ in range(20):
+            now = self._look(pod)
+            if not proc.differences(before, now, varies):
+                break
+            before = now
+        return before
 
     def _compare(self, pod: str, before: dict, varies: list[str], way: str) -> None:
         # Something may just be under way in the program: it has to settle to what it was.
