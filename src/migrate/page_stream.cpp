@@ -335,7 +335,7 @@ Result<void> PageReceiver::wait(std::uint64_t round, const std::function<bool()>
       before = records;
       silent_since = now;
     }
-    // Its page connections end, too; but who places a page may not be reading them.
+    // Its page connections may not say so: they end apart from this, and only who reads them sees it.
     if (left && left()) return fail(ErrorKind::unreachable, "the source has gone while its pages were waited for");
     if (now - silent_since > longest_silence)
       return fail(ErrorKind::unreachable, "no pages have come for {} s", longest_silence.count());

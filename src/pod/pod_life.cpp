@@ -72,8 +72,8 @@ Result<std::vector<Fd>> descriptors_for(const Directory& directory, const PodCgr
   return all;
 }
 
-/// Threads of the workload: those that the calling thread traces stay zombies until it waits for them, and their pod's
-/// pid namespace with them.
+/// Adds the threads of the workload's living processes. Those that the calling thread traces stay zombies until it
+/// waits for them, and their pod's pid namespace with them.
 void add_threads(const Cgroup& workload, std::vector<HostPid>& all) {
   const auto processes = workload.processes();
   if (!processes) return;
