@@ -305,8 +305,11 @@ Result<Gadget::Loan> Gadget::start(Tracee& thread, const Batch& batch) {
   if (batch.overflowed_ || slot >= slots || batch.area_ != area(slot))
     return fail(ErrorKind::invalid, "a batch for process {} doesn't fit its gadget", thread.tid().value);
   Loan loan{.thread = &thread, .group_stopped = thread.group_stopped_};
-  TRY(thread.leave_restartable_sequence());
   loan.own = TRY(thread.registers());
+  if (loan.own.rip - begin() >= size()) {
+    TRY(thread.leave_restartable_sequence());
+    loan.own = TRY(thread.registers());
+  }
   TRY(require_64_bit(thread, loan.own));
   loan.mask = TRY(thread.signal_mask());
   loan.outcome = borrow(thread, batch, loan.own, loan.mask);

@@ -254,6 +254,8 @@ Result<void> Arrival::tell_ahead(const wire::ProcessAhead& ahead) {
   kernel::Relay relay(process->gadget);
   each([&](ArrivingThread& thread, const wire::ThreadAhead& said) -> Result<void> {
     if (thread.told) return {};
+    // The kernel writes there at once.
+    if (process->memory && process->memory->waits_for(said.settings.rseq)) return {};
     if (thread.timer_slack == 0) thread.timer_slack = TRY(kernel::timer_slack_of(thread.tracee.tid()));
     auto batch = TRY(relay.batch());
     TRY(objects::apply_settings(batch, thread.tracee, said.tid, said.settings));
@@ -465,6 +467,10 @@ Result<void> Arrival::apply_last(const wire::Last& last) {
   // From here on processes come and go, and what they hold is closed.
   const std::unique_lock lock(spaces_mutex_);
   complete_ = true;
+  for (auto& [pid, process] : processes_) {
+    const bool owed = std::ranges::find(last.owed, PodPid{pid}, &wire::Ranges::process) != last.owed.end();
+    if (process.memory && !owed) process.memory->close();
+  }
   return {};
 }
 
@@ -495,16 +501,16 @@ Result<void> Arrival::begin_references(const wire::Last& last) {
     rebuilding_ = true;
   }
   // Rebuilding touches memory too: faults are served from here on.
-  return pager_->begin([this](const Error& why) { starve(why); });
+  return pager_->begin([this](const Error& why) { return starve(why); });
 }
 
 /// A step in a process that waits for a page would wait for ever: the processes end, and the step with them. Once they
 /// are whole nothing of ours waits in them any more.
-void Arrival::starve(const Error& why) {
+bool Arrival::starve(const Error& why) {
   const std::scoped_lock lock(rebuilding_mutex_);
-  if (!std::exchange(rebuilding_, false)) return;
+  if (!std::exchange(rebuilding_, false)) return false;
   starved_ = why;
-  (void)pod_->workload().kill();
+  return pod_->workload().kill().has_value();
 }
 
 Result<void> Arrival::end_rebuilding() {

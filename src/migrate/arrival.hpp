@@ -90,7 +90,7 @@ class Arrival {
   Result<void> begin_references(const wire::Last&);
   Result<void> rebuild_all();
   Result<void> end_rebuilding();
-  void starve(const Error& why);
+  bool starve(const Error& why);
   Result<void> take_ahead(std::vector<objects::AheadImage>);
   Result<void> take_kept(std::vector<objects::Kept>);
   Result<void> install_ahead();

@@ -71,10 +71,11 @@ Result<void> Arrival::rebuild_all() {
     return fail(ErrorKind::invalid, "expected the state, got message {}", message.type);
   state_ = TRY(image::unpack<wire::State>(message.payload));
   TRY(check(state_));
+  // First: whatever runs in a process touches its memory, where the kernel has something registered.
+  TRY(begin_references(last_));
   TRY(match_said());
   TRY(check_complete());
   TRY(make_groups());
-  TRY(begin_references(last_));
   watch_.lap("threads");
 
   serve([] { return false; });

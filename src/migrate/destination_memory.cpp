@@ -398,6 +398,13 @@ Result<void> DestinationMemory::write(std::uint64_t address, const void* data, s
   return {};
 }
 
+bool DestinationMemory::waits_for(std::uint64_t address) {
+  const Area* area = area_at(address);
+  if (!filler_ || area == nullptr || area->backing != Backing::anonymous) return false;
+  const std::scoped_lock lock(mutex_);
+  return !present_.contains(address);
+}
+
 Result<void> DestinationMemory::lock(Hand hand) {
   auto batch = hand.gadget.batch();
   for (const auto& area : layout_) {

@@ -88,8 +88,11 @@ class DestinationMemory {
   Result<void> lock(Hand);
   /// Pages that the program has dropped.
   Result<void> drop(const std::vector<Range>&, Hand);
-  /// Ends the filling: pages that are missing from now on are zeros by the kernel's own hand.
+  /// Ends the filling: pages that are missing from now on are zeros by the kernel's own hand. Until then whoever
+  /// touches one waits, and for ever should the source have left it out.
   void close() { filler_.reset(); }
+  /// Whether a process that touches this waits for a page that hasn't come.
+  [[nodiscard]] bool waits_for(std::uint64_t address);
   /// For what is fetched on reference: gives the filler up and registers the areas with one that also reports forks,
   /// moves and drops.
   Result<kernel::Userfaultfd> begin_reference(kernel::Userfaultfd pager);

@@ -315,6 +315,7 @@ struct Pager::Parts {
   };
   std::deque<Pending> pending;  ///< asked for, in the order of the answers
   Pager::Starving starving;     ///< not called yet
+  bool forsaken = false;        ///< the processes are dead: nobody would ever see what is put in place
 
   Result<void> ask(const Pending& wanted) {
     const PageHeader question{wanted.source, PageHeader::data, wanted.origin, page_size};
@@ -328,19 +329,24 @@ struct Pager::Parts {
   }
 
   void starve(const Error& why) {
-    if (const auto tell = std::exchange(starving, {})) tell(why);
+    if (const auto tell = std::exchange(starving, {})) forsaken = tell(why);
+  }
+
+  static void give_zeros(Space& space, std::uint64_t address) {
+    const auto zeroed = space.fault.zero(address, page_size, true);
+    if (!zeroed || *zeroed == 0) (void)space.fault.wake(address, page_size);
   }
 
   /// Milliseconds that poll(2) may wait; -1: for ever.
   [[nodiscard]] int patience() const { return starving && !pending.empty() ? 1000 : -1; }
 
+  /// The mutex is held.
   void serve_faults() {
     for (const auto& [number, address] : std::exchange(faults, {})) {
       Space* const space = find(number);
       if (space == nullptr) continue;
-      if (!space->owed.contains(address)) {
-        auto zeroed = space->fault.zero(address, page_size, true);
-        if (!zeroed || *zeroed == 0) (void)space->fault.wake(address, page_size);
+      if (forsaken || !space->owed.contains(address)) {
+        give_zeros(*space, address);
         continue;
       }
       const auto origin = space->at_source(address);
@@ -352,6 +358,9 @@ struct Pager::Parts {
       if (!reference) continue;
       if (const auto asked = ask(pending.back()); !asked) broken(asked.error());
     }
+    if (!forsaken) return;
+    for (const auto& wanted : std::exchange(pending, {}))
+      if (Space* const space = find(wanted.space)) give_zeros(*space, wanted.address);
   }
 
   /// Takes the answer to the oldest question, which stays asked when this fails: nothing but the whole page is put in

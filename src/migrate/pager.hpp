@@ -43,8 +43,9 @@ class Pager {
 
   /// Before `begin`: one address space and what it is owed.
   Result<void> add(SpaceId space, kernel::Userfaultfd fault, PageSet owed);
-  /// Called once, when the source is lost or owes an answer for ten seconds: whoever needs a page waits, for now.
-  using Starving = std::function<void(const Error&)>;
+  /// Called once, when the source is lost or owes an answer for ten seconds: whoever needs a page waits, for now. True:
+  /// the processes have been killed. Whoever else waits, for their memory, is let go with zeros.
+  using Starving = std::function<bool(const Error&)>;
   /// Starts serving faults, on a thread of its own, which calls `starving`.
   Result<void> begin(Starving starving = {});
   /// Pages that were pushed. Any thread. Pages that are not owed (any more) are left alone.

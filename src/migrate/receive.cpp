@@ -82,8 +82,6 @@ void Arrival::give_up(const Error& why) {
 }
 
 Result<void> Arrival::settle() {
-  for (auto& [pid, process] : processes_)
-    if (process.memory) process.memory->close();
   for (auto& restored : restores_) {
     auto back = restored.restore.running(restored.tid);
     if (!back && back.error().kind != ErrorKind::gone)

@@ -144,6 +144,7 @@ void Departure::begin_answering() {
     // It ends with the connection: ours when all is there, or broken. Then the destination asks elsewhere.
     (void)caught([this] {
       return answer_pages(reference_, [this](SpaceId space, std::span<const Range> ranges, std::uint8_t* to) {
+        fault::reach("source.answering");
         return read(space, ranges, to);
       });
     });

@@ -127,13 +127,20 @@ class Mutated(Suite):
     def _gone(self, pod: str) -> None:
         """Nothing of it is left on the honest nodes."""
 
+        left = []
+
         def clean():
             self._all_live()
-            left = [node for node in self._homes(pod) if node in HONEST]
-            left += [node for node in HONEST if self._seen(node, pod)]
-            return not left and not self.cluster.processes(pod)
+            left[:] = [f"its directory on {node}" for node in self._homes(pod) if node in HONEST]
+            left.extend(f"known to {node}" for node in HONEST if self._seen(node, pod))
+            left.extend(f"process {pid}" for pid in self.cluster.processes(pod))
+            return not left
 
-        wait_for(f"nothing of {pod} to be left", clean, 60, step=0.1)
+        # A source that never says that this was all is given a minute.
+        try:
+            wait_for(f"nothing of {pod} to be left", clean, 100, step=0.1)
+        except Failure as failure:
+            raise Failure(f"{failure}: {', '.join(left)}") from None
 
     def _said(self) -> None:
         for node in HONEST:

@@ -14,6 +14,13 @@ from migration.cluster import CommandError, Migration
 from migration.matrix import Field, cluster_json
 
 CONFIG = "/etc/godwit/godwitd.toml"
+# Stands in rt_sigtimedwait(2), whose time limit is on the thread's stack.
+WAITS = """
+import signal, threading
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+threading.Thread(target=signal.sigtimedwait, args=([signal.SIGUSR1], 3600)).start()
+print("ready")
+"""
 
 
 class Recovery(Field):
@@ -25,7 +32,7 @@ class Recovery(Field):
     def cases(self):
         return [Case(name, getattr(self, "_" + name.replace("-", "_")), exclusive=True)
                 for name in ("store-away-at-the-commit", "doubt-outlives-the-daemons", "doubt-resolved-here", "doubt-of-both-resolved", "word-outlives-the-daemons", "word-goes-along",
-                             "remainder-by-an-operators-word", "rm-spares-what-runs", "link-lost-in-drain", "upgraded-in-drain", "pages-lost", "frozen-killed-in-drain",
+                             "remainder-by-an-operators-word", "rm-spares-what-runs", "link-lost-in-drain", "source-silent-in-the-rebuild", "upgraded-in-drain", "pages-lost", "frozen-killed-in-drain",
                              "frozen-killed-and-daemon-restarted", "forks-in-drain", "remainder-dropped",
                              "history-of-the-interrupted", "history-of-a-remainder")]
 
@@ -115,6 +122,30 @@ class Recovery(Field):
             self._nothing_left(pod)
             self._finish(pod, node)
             return {"node": node}
+        finally:
+            self._end(pod)
+
+    def _source_silent_in_the_rebuild(self) -> dict:
+        """The destination itself needs a page before the commit (a time limit that stands in the program's memory), and the source doesn't answer: the move has
+        failed, and nobody waits for the page any longer."""
+        pod = "unanswered"
+        try:
+            # Without rseq(2), whose memory the kernel would touch first.
+            self.cluster.run("b", pod, ["env", "GLIBC_TUNABLES=glibc.pthread.rseq=0", "python3", "-uc", WAITS])
+            self.cluster.wait_logs(pod, "ready\n")
+            before = self.cluster.processes(pod)
+            self._arm("b", "source.answering", "wait")
+            moving = Migration(self.cluster, pod, "c", "postcopy", node="b")
+            self._reached("b", "wait", moving)
+            wait_for("c to give up", lambda: "a page that was asked for doesn't come" in self.cluster.daemon_log("c", 20), 30)
+            self._go("b")
+            error = moving.finish().get("error", {}).get("message", "")
+            if "a page that was asked for doesn't come" not in error:
+                raise Failure(f"it ended with {error or moving.last}")
+            self._disarm()
+            wait_for(f"{pod} to be on b as before, and there only", lambda: self.cluster.processes(pod) == before, 10)
+            self._nothing_left(pod)
+            return {"error": error[:200]}
         finally:
             self._end(pod)
 
