@@ -1,5 +1,5 @@
 """An honest destination, and a source that asks for more than its certificate and the destination's owner give it: c's daemon says what a case wants it to
-say (test/faults/mutation.cpp), and all else as it is. Each lie is refused for what it is, with the pod running on where it was and nothing left of it elsewhere.
+say (test/faults/liar.cpp), and all else as it is. Each lie is refused for what it is, with the pod running on where it was and nothing left of it elsewhere.
 So is a node that claims a label which it wasn't given."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A node that lies: moves from it and to it, and in each of them something that it says is not what it should be (test/faults/mutation.cpp). Whatever
+"""A node that lies: moves from it and to it, and in each of them something that it says is not what it should be (test/faults/liar.cpp). Whatever
 that is, the other node's daemon lives on and keeps nothing of it, its own pods and those beside are unharmed, and the moved one is in one place."""
 
 from __future__ import annotations
@@ -279,10 +279,11 @@ class Mutated(Suite):
                 while self.counts["mutated"] < self.moves:
                     self._round(range(life, life := life + ROUND * len(self.liars)))
                     with self.moving:
+                        # When a move of it has failed, it isn't where it was counted.
+                        if beside.done():
+                            beside.result()
                         inventory.wait_same(cluster, before, 60)
                         memory = {node: counts["memory"] for node, counts in inventory.take(cluster, HONEST).items()}
-                    if beside.done():
-                        beside.result()
                     self._said()
                     if self._daemons() != self.daemons:
                         raise Failure("a daemon is another one")
